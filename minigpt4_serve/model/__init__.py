@@ -1,0 +1,35 @@
+"""MiniGPT-4 as a Hugging Face citizen. Importing this package registers it with transformers' Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+from minigpt4_serve.model.configuration_minigpt4 import MiniGPT4Config
+from minigpt4_serve.model.conversation import FORMATS, ConversationFormat, Turn
+from minigpt4_serve.model.image_processing_minigpt4 import MiniGPT4ImageProcessor
+from minigpt4_serve.model.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+from minigpt4_serve.model.processing_minigpt4 import EncodedChat, MiniGPT4Processor
+from minigpt4_serve.model.tokenization_minigpt4 import MiniGPT4Tokenizer
+
+__all__ = [
+    "FORMATS",
+    "ConversationFormat",
+    "EncodedChat",
+    "MiniGPT4Config",
+    "MiniGPT4ForConditionalGeneration",
+    "MiniGPT4ImageProcessor",
+    "MiniGPT4Processor",
+    "MiniGPT4Tokenizer",
+    "Turn",
+]
+
+# A second import under another name (a worker that unpickles by value, say) must not fail: exist_ok.
+AutoConfig.register("minigpt4", MiniGPT4Config, exist_ok=True)
+AutoModelForImageTextToText.register(MiniGPT4Config, MiniGPT4ForConditionalGeneration, exist_ok=True)
+AutoTokenizer.register(MiniGPT4Config, slow_tokenizer_class=MiniGPT4Tokenizer, exist_ok=True)
+AutoImageProcessor.register(MiniGPT4Config, slow_image_processor_class=MiniGPT4ImageProcessor, exist_ok=True)
+AutoProcessor.register(MiniGPT4Config, MiniGPT4Processor, exist_ok=True)

@@ -1,0 +1,70 @@
+"""The configuration of any member of the MiniGPT-4 family. Knows shapes and names, no tensors."""
+
+from typing import Any, ClassVar, Literal
+
+from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, PreTrainedConfig
+
+__all__ = ["MiniGPT4Config"]
+
+
+class MiniGPT4Config(PreTrainedConfig):
+    """Vision tower, optional Q-Former, one projection, one LLM.
+
+    Args:
+        vision_config: the EVA ViT as ``Blip2VisionConfig``. ``layer_norm_eps`` is that of its blocks.
+        qformer_config: ``Blip2QFormerConfig``, or None: then neighbouring patches are concatenated instead (Llama-2, v2).
+        text_config: any decoder-only LLM that ``AutoModelForCausalLM`` knows; Llama if not given.
+        num_query_tokens: learned queries of the Q-Former, so image tokens per picture with one.
+        patches_per_token: patches that are concatenated into one image token without a Q-Former.
+        post_layernorm_eps: epsilon of ``ln_vision``; it stands outside the tower and differs from the tower's.
+        conversation_format: ``vicuna``, ``llama2`` or ``v2`` (see ``conversation.FORMATS``).
+        image_token_id: id of an image slot in ``input_ids``; the first id that the LLM's embedding doesn't have, so no
+            text can ever produce it. Never look it up in the embedding.
+    """
+
+    model_type = "minigpt4"
+    sub_configs: ClassVar[dict[str, type]] = {
+        "vision_config": Blip2VisionConfig,
+        "qformer_config": Blip2QFormerConfig,
+        "text_config": AutoConfig,
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    qformer_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    num_query_tokens: int = 32
+    patches_per_token: int = 4
+    post_layernorm_eps: float = 1e-5
+    conversation_format: Literal["vicuna", "llama2", "v2"] = "vicuna"
+    image_token_id: int | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = Blip2VisionConfig(**{"initializer_range": 0.02, **(self.vision_config or {})})
+        if self.qformer_config is not None:
+            if not isinstance(self.qformer_config, PreTrainedConfig):
+                self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
+            self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
+        if not isinstance(self.text_config, PreTrainedConfig):
+            text = dict(self.text_config or {})
+            self.text_config = AutoConfig.for_model(text.pop("model_type", "llama"), **text)
+        if self.image_token_id is None:
+            self.image_token_id = self.text_config.vocab_size
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image slots that one picture takes in the prompt: 32, 64 or 256 in the published models."""
+        if self.qformer_config is not None:
+            return self.num_query_tokens
+        vision = self.vision_config
+        return (vision.image_size // vision.patch_size) ** 2 // self.patches_per_token
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        return self.text_config
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Context length in tokens, image slots included."""
+        return int(self.text_config.max_position_embeddings)

@@ -1,0 +1,116 @@
+"""How chats become prompt text for the three members of the family. Knows no tokens, tensors or HTTP.
+
+Source of every string: the original's ``conversation.py``. Each image is written ``<Img><ImageHere></Img>``; where the
+original joins, separates or leaves out a blank, so do we, because the published weights were tuned on exactly that.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+__all__ = ["FORMATS", "IMAGE_PLACEHOLDER", "ConversationFormat", "Turn", "drop_oldest_text", "neutralise", "render"]
+
+IMAGE_PLACEHOLDER = "<ImageHere>"
+_IMAGE = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
+_SYSTEM = (
+    "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
+    "Please answer my questions."
+)
+
+
+@dataclass(frozen=True)
+class ConversationFormat:
+    """The strings around the turns of a chat.
+
+    Attributes:
+        system: text in front of everything, without its separator.
+        user, assistant: role strings, blanks included.
+        separator: follows the system text and every finished message.
+        stop: strings that end an answer, beside the end-of-sequence token.
+    """
+
+    name: Literal["vicuna", "llama2", "v2"]
+    system: str
+    user: str
+    assistant: str
+    separator: str
+    stop: tuple[str, ...]
+
+
+FORMATS = {
+    "vicuna": ConversationFormat("vicuna", _SYSTEM, "Human: ", "Assistant: ", "###", ("###",)),
+    "llama2": ConversationFormat("llama2", _SYSTEM, "<s>[INST] ", " [/INST] ", "", ()),
+    # The two beginning-of-sequence tokens this gives together with the tokenizer's own are how v2 was prompted.
+    "v2": ConversationFormat("v2", "", "<s>[INST] ", " [/INST]", "", ()),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a chat: its pictures, then its words.
+
+    Attributes:
+        images: number of pictures that this message brings; they stand before the text, as in the original.
+        text: what was said, untrusted.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    text: str = ""
+    images: int = 0
+
+
+# Strings with a meaning in some format. They are broken with a blank, not removed: the words stay readable, and no
+# user can close a turn, open another role, end the sequence or claim a picture slot.
+_MARKERS = re.compile(r"(?<=<)(?=/?(?:Img|ImageHere|s|unk)>|<SYS>|</SYS>)|(?<=\[)(?=/?INST\])|(?<=#)(?=##)|(?<=##)(?=#)")
+
+
+def neutralise(text: str) -> str:
+    """Break every control string in untrusted text, so that it reaches the model as plain words.
+
+    A trailing ``#`` gets a blank, so that it can't melt into the separator that follows.
+    """
+    text = _MARKERS.sub(" ", text.replace("\r\n", "\n").strip())
+    return text + " " if text.endswith("#") else text
+
+
+def render(turns: Sequence[Turn], fmt: ConversationFormat) -> str:
+    """The prompt for the next answer, with one ``<ImageHere>`` for every picture, in order.
+
+    A leading system turn replaces the format's own system text; later ones are read as words of the user, since the
+    family knows no other place for them. Consecutive pictures become messages of their own; words that follow a picture
+    join its message with one blank.
+    """
+    system = fmt.system
+    if turns and turns[0].role == "system":
+        system, turns = neutralise(turns[0].text), turns[1:]
+    messages: list[list[str]] = []  # [role, text]
+    for turn in turns:
+        if turn.role == "assistant":
+            messages.append([fmt.assistant, neutralise(turn.text)])
+            continue
+        messages += [[fmt.user, _IMAGE] for _ in range(turn.images)]
+        if text := neutralise(turn.text):
+            if messages and messages[-1][0] == fmt.user and messages[-1][1].endswith("</Img>"):
+                messages[-1][1] += " " + text
+            else:
+                messages.append([fmt.user, text])
+    finished = "".join(role + text + fmt.separator for role, text in messages)
+    return system + (fmt.separator if system else "") + finished + fmt.assistant
+
+
+def drop_oldest_text(turns: Sequence[Turn]) -> tuple[list[Turn], int] | None:
+    """Forget the oldest exchange but keep its pictures: (shorter chat, messages whose text was dropped).
+
+    The last user message and a leading system turn always stay. None when nothing can be dropped any more.
+    """
+    start = 1 if turns and turns[0].role == "system" else 0
+    last_user = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=start)
+    first = next((i for i in range(start, last_user) if turns[i].text), None)
+    if first is None:
+        return None
+    end = first + 1
+    while end < last_user and turns[end].role == "assistant":
+        end += 1
+    pictures = [replace(turn, text="") for turn in turns[first:end] if turn.images]
+    return [*turns[:first], *pictures, *turns[end:]], end - first

@@ -1,0 +1,44 @@
+"""Pixels as the original made them: RGB, stretched to a square with PIL's bicubic filter, CLIP's mean and deviation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+__all__ = ["MiniGPT4ImageProcessor"]
+
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class MiniGPT4ImageProcessor(BaseImageProcessor):
+    """``image_size`` is the side of the square in pixels: 224, or 448 for v2.
+
+    The aspect ratio is ignored and nothing is cropped: the published weights saw pictures like this, and bit-equal input
+    needs PIL's resize (tensor resizes differ). Transparency is dropped, not composited, as there.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, image_size: int = 224, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.image_size = image_size
+
+    def to_tensor(self, image: Image.Image) -> torch.Tensor:
+        """One picture as float32 ``[3, image_size, image_size]``."""
+        side = self.image_size
+        square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float().div(255)  # [3, side, side]
+        mean, std = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_STD).view(3, 1, 1)
+        return (pixels - mean).div(std)
+
+    def preprocess(
+        self, images: Image.Image | Sequence[Image.Image], return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Pictures as ``pixel_values`` float32 ``[N, 3, image_size, image_size]``."""
+        batch = [images] if isinstance(images, Image.Image) else list(images)
+        pixels = torch.stack([self.to_tensor(image) for image in batch])
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)

@@ -1,0 +1,182 @@
+"""Chats and pictures → ids with image slots and pixels. Knows tokens and templates, no HTTP and no scheduling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from minigpt4_serve.errors import ContextLengthExceeded
+from minigpt4_serve.model.conversation import FORMATS, IMAGE_PLACEHOLDER, ConversationFormat, Turn, drop_oldest_text, render
+from minigpt4_serve.model.image_processing_minigpt4 import MiniGPT4ImageProcessor
+from minigpt4_serve.model.tokenization_minigpt4 import MiniGPT4Tokenizer
+
+__all__ = ["EncodedChat", "MiniGPT4Processor"]
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A chat as ids.
+
+    Attributes:
+        token_ids: the prompt; every picture is ``num_image_tokens`` times ``image_token_id``.
+        dropped_messages: messages whose text was forgotten to fit the context; their pictures are still there.
+    """
+
+    token_ids: list[int]
+    dropped_messages: int = 0
+
+
+class MiniGPT4Processor(ProcessorMixin):
+    """Image processor, tokenizer and conversation format of one model folder.
+
+    Args:
+        conversation_format: ``vicuna``, ``llama2`` or ``v2``.
+        num_image_tokens: slots per picture.
+        image_token_id: the id of a slot; outside the LLM's vocabulary.
+    """
+
+    valid_processor_kwargs = None
+
+    def __init__(
+        self,
+        image_processor: MiniGPT4ImageProcessor,
+        tokenizer: MiniGPT4Tokenizer,
+        conversation_format: str = "vicuna",
+        num_image_tokens: int = 32,
+        image_token_id: int = 32000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, **kwargs)
+        self.conversation_format = conversation_format
+        self.num_image_tokens = num_image_tokens
+        self.image_token_id = image_token_id
+
+    @property
+    def format(self) -> ConversationFormat:
+        return FORMATS[self.conversation_format]
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Ids of a rendered prompt: one BOS, each stretch between placeholders encoded for itself, slots between."""
+        ids = [self.tokenizer.bos_token_id]
+        for i, segment in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
+            if i:
+                ids += [self.image_token_id] * self.num_image_tokens
+            ids += self.tokenizer.encode_segment(segment)
+        return ids
+
+    def encode_chat(self, turns: Sequence[Turn], *, max_tokens: int | None = None) -> EncodedChat:
+        """A chat that awaits its next answer, as ids.
+
+        While it is longer than ``max_tokens``, the oldest exchange's text is dropped; pictures and the last question
+        stay.
+
+        Raises:
+            ContextLengthExceeded: too long even then.
+        """
+        kept, dropped = list(turns), 0
+        while True:
+            ids = self.encode_prompt(render(kept, self.format))
+            if max_tokens is None or len(ids) <= max_tokens:
+                return EncodedChat(ids, dropped)
+            shorter = drop_oldest_text(kept)
+            if shorter is None:
+                raise ContextLengthExceeded(
+                    f"The question with its pictures takes {len(ids)} tokens, but the model reads at most {max_tokens}. "
+                    "Ask with fewer words or fewer pictures.",
+                    param="messages",
+                )
+            kept, dropped = shorter[0], dropped + shorter[1]
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """The answer as the original shows it: special tokens dropped, cut at the format's stop string, stripped."""
+        text = self.tokenizer.decode_ids(list(ids))
+        for stop in self.format.stop:
+            text = text.split(stop, 1)[0]
+        return text.strip()
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Rendered prompts (with ``<ImageHere>``) and their pictures, in reading order, as model inputs.
+
+        Returns ``input_ids`` and ``attention_mask`` ``[B, T]``, padded on the left as generation needs it, and
+        ``pixel_values`` ``[N, 3, H, W]``.
+        """
+        prompts = [text] if isinstance(text, str) else list(text or [])
+        return self._batch([self.encode_prompt(prompt) for prompt in prompts], _as_list(images))
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        **kwargs: Any,
+    ) -> str | BatchFeature:
+        """The usual messages, one chat or several, as prompt text or (``tokenize=True``) as model inputs.
+
+        Content is a string or a list of ``{"type": "text", "text": …}`` and ``{"type": "image", "image": PIL.Image}`` parts
+        (``path`` works too). The template is the model family's own; another can't be given.
+        """
+        if chat_template is not None:
+            raise ValueError("MiniGPT-4 models know one template, that of their training; chat_template can't be set.")
+        batched = bool(conversation) and not isinstance(conversation[0], dict)
+        chats = [_read_messages(chat) for chat in (conversation if batched else [conversation])]
+        prompts = [render(turns, self.format) for turns, _ in chats]
+        if not tokenize:
+            return prompts if batched else prompts[0]  # type: ignore[return-value]
+        return self._batch([self.encode_prompt(p) for p in prompts], [image for _, images in chats for image in images])
+
+    def _batch(self, rows: list[list[int]], images: list[Image.Image]) -> BatchFeature:
+        longest = max((len(row) for row in rows), default=0)
+        pad = [longest - len(row) for row in rows]
+        data: dict[str, Any] = {
+            "input_ids": torch.tensor([[self.tokenizer.pad_token_id] * n + row for n, row in zip(pad, rows, strict=True)]),
+            "attention_mask": torch.tensor([[0] * n + [1] * len(row) for n, row in zip(pad, rows, strict=True)]),
+        }
+        if images:
+            data["pixel_values"] = self.image_processor.preprocess(images)["pixel_values"]
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def _as_list(images: Image.Image | Sequence[Image.Image] | None) -> list[Image.Image]:
+    if images is None:
+        return []
+    return [images] if isinstance(images, Image.Image) else list(images)
+
+
+def _read_messages(messages: Sequence[dict[str, Any]]) -> tuple[list[Turn], list[Image.Image]]:
+    """Messages in Hugging Face's shape as turns and the pictures they hold."""
+    turns: list[Turn] = []
+    images: list[Image.Image] = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        pictures = [part for part in parts if part["type"] == "image"]
+        words = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        images += [_open(part) for part in pictures]
+        turns.append(Turn(message["role"], words, len(pictures)))
+    return turns, images
+
+
+def _open(part: dict[str, Any]) -> Image.Image:
+    image = part.get("image", part.get("path", part.get("url")))
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str | Path):
+        # A phone's photo lying on its side is turned upright before the model sees it.
+        return ImageOps.exif_transpose(Image.open(image))
+    raise ValueError('An image part needs "image": a PIL image, or "path": a file.')

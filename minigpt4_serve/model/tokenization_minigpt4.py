@@ -1,0 +1,98 @@
+"""The LLaMA tokenizer as the original used it, on SentencePiece. Knows nothing of chats or pictures.
+
+transformers' own LLaMA tokenizers differ from the 2023 "slow" one on prompts of this family (``<s>[INST]`` loses its
+blank), so the rule is written out here: the text is cut at ``<unk>``, ``<s>`` and ``</s>``, and every piece between them
+is encoded for itself, each with SentencePiece's leading blank.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from transformers import PreTrainedTokenizer
+
+__all__ = ["MiniGPT4Tokenizer"]
+
+_SPECIAL = re.compile(r"(<unk>|<s>|</s>)")
+_VOCABULARY_FILE = "tokenizer.model"
+
+
+class MiniGPT4Tokenizer(PreTrainedTokenizer):
+    """SentencePiece vocabulary with ``<unk>``, ``<s>``, ``</s>`` = 0, 1, 2 and the ordinary piece ``$$`` as padding.
+
+    The special ids are the vocabulary's own, whatever a folder's ``tokenizer_config.json`` says: early conversions of
+    LLaMA left empty strings there.
+    """
+
+    vocab_files_names = {"vocab_file": _VOCABULARY_FILE}
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(self, vocab_file: str, **kwargs: Any) -> None:
+        self.sentencepiece = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
+        if [self.sentencepiece.unk_id(), self.sentencepiece.bos_id(), self.sentencepiece.eos_id()] != [0, 1, 2]:
+            raise ValueError(f"{vocab_file} is not a LLaMA vocabulary: <unk>, <s>, </s> must have the ids 0, 1, 2.")
+        self.vocab_file = str(vocab_file)
+        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "$$"}
+        for name in ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"):
+            kwargs.pop(name, None)
+        super().__init__(**{**kwargs, **special, "vocab_file": str(vocab_file)})
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.sentencepiece.get_piece_size())
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self.sentencepiece.id_to_piece(i): i for i in range(self.vocab_size)}
+
+    def encode_segment(self, text: str) -> list[int]:
+        """Ids of one stretch of prompt text, without a leading ``<s>`` of its own."""
+        ids: list[int] = []
+        for piece in _SPECIAL.split(text):
+            if _SPECIAL.fullmatch(piece):
+                ids.append(self.sentencepiece.piece_to_id(piece))
+            elif piece:
+                ids += self.sentencepiece.encode(piece)
+        return ids
+
+    def decode_ids(self, ids: list[int]) -> str:
+        """Text of generated ids without special tokens and padding, as the original decodes answers."""
+        skipped = {0, 1, 2, self.pad_token_id}
+        # Ids past the vocabulary exist as padding rows of some embeddings; they have no text.
+        return str(self.sentencepiece.decode([i for i in ids if i not in skipped and 0 <= i < self.vocab_size]))
+
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return [self.sentencepiece.id_to_piece(i) for i in self.encode_segment(text)]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return int(self.sentencepiece.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return str(self.sentencepiece.id_to_piece(index))
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return str(self.sentencepiece.decode([self._convert_token_to_id(token) for token in tokens]))
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        return [1, *token_ids_0, *(token_ids_1 or [])]
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        ids = token_ids_0 if already_has_special_tokens else self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
+        return [int(i in self.all_special_ids) for i in ids]
+
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        if skip_special_tokens:
+            return self.decode_ids(ids)
+        return self.convert_tokens_to_string([self._convert_id_to_token(i) for i in ids if 0 <= i < self.vocab_size])
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        target = Path(save_directory) / ((filename_prefix + "-" if filename_prefix else "") + _VOCABULARY_FILE)
+        if not target.exists() or not target.samefile(self.vocab_file):
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)
