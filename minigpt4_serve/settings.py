@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["EngineSettings", "ModelSettings", "ServeSettings", "TINY_MODEL"]
+__all__ = ["TINY_MODEL", "EngineSettings", "ModelSettings", "ServeSettings"]
 
 TINY_MODEL = Path(__file__).parent / "weights" / "tiny"
 """The embedded default model: trained by this project, a few megabytes, runs on any CPU."""

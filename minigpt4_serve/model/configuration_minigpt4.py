@@ -12,7 +12,7 @@ class MiniGPT4Config(PreTrainedConfig):
 
     Args:
         vision_config: the EVA ViT as ``Blip2VisionConfig``. ``layer_norm_eps`` is that of its blocks.
-        qformer_config: ``Blip2QFormerConfig``, or None: then neighbouring patches are concatenated instead (Llama-2, v2).
+        qformer_config: ``Blip2QFormerConfig``, or None: then neighbouring patches are concatenated (Llama-2, v2).
         text_config: any decoder-only LLM that ``AutoModelForCausalLM`` knows; Llama if not given.
         num_query_tokens: learned queries of the Q-Former, so image tokens per picture with one.
         patches_per_token: patches that are concatenated into one image token without a Q-Former.
@@ -29,14 +29,15 @@ class MiniGPT4Config(PreTrainedConfig):
         "text_config": AutoConfig,
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    qformer_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    # A dict or None when given, the sub-configuration (or None for no Q-Former) ever after.
+    vision_config: Any = None
+    qformer_config: Any = None
+    text_config: Any = None
     num_query_tokens: int = 32
     patches_per_token: int = 4
     post_layernorm_eps: float = 1e-5
     conversation_format: Literal["vicuna", "llama2", "v2"] = "vicuna"
-    image_token_id: int | None = None
+    image_token_id: int = -1  # replaced by the LLM's vocabulary size unless given
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -49,7 +50,7 @@ class MiniGPT4Config(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):
             text = dict(self.text_config or {})
             self.text_config = AutoConfig.for_model(text.pop("model_type", "llama"), **text)
-        if self.image_token_id is None:
+        if self.image_token_id < 0:
             self.image_token_id = self.text_config.vocab_size
         super().__post_init__(**kwargs)
 
@@ -59,7 +60,7 @@ class MiniGPT4Config(PreTrainedConfig):
         if self.qformer_config is not None:
             return self.num_query_tokens
         vision = self.vision_config
-        return (vision.image_size // vision.patch_size) ** 2 // self.patches_per_token
+        return int(vision.image_size // vision.patch_size) ** 2 // self.patches_per_token
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         return self.text_config

@@ -62,7 +62,9 @@ class Turn:
 
 # Strings with a meaning in some format. They are broken with a blank, not removed: the words stay readable, and no
 # user can close a turn, open another role, end the sequence or claim a picture slot.
-_MARKERS = re.compile(r"(?<=<)(?=/?(?:Img|ImageHere|s|unk)>|<SYS>|</SYS>)|(?<=\[)(?=/?INST\])|(?<=#)(?=##)|(?<=##)(?=#)")
+_MARKERS = re.compile(
+    r"(?<=<)(?=/?(?:Img|ImageHere|s|unk)>|<SYS>|</SYS>)|(?<=\[)(?=/?INST\])|(?<=#)(?=##)|(?<=##)(?=#)"
+)
 
 
 def neutralise(text: str) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy
 import torch
 from PIL import Image
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 
 __all__ = ["MiniGPT4ImageProcessor"]
 
@@ -17,8 +18,8 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 class MiniGPT4ImageProcessor(BaseImageProcessor):
     """``image_size`` is the side of the square in pixels: 224, or 448 for v2.
 
-    The aspect ratio is ignored and nothing is cropped: the published weights saw pictures like this, and bit-equal input
-    needs PIL's resize (tensor resizes differ). Transparency is dropped, not composited, as there.
+    The aspect ratio is ignored and nothing is cropped: the published weights saw pictures like this, and bit-equal
+    input needs PIL's resize (tensor resizes differ). Transparency is dropped, not composited, as there.
     """
 
     model_input_names = ["pixel_values"]

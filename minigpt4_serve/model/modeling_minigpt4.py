@@ -3,6 +3,7 @@
 This plain path is the reference: every faster path is compared with it, token by token.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config: MiniGPT4Config
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -42,12 +43,13 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_model = Blip2VisionModel._from_config(vision, dtype=dtype)
         # ln_vision of the original: outside the tower there, with torch's default epsilon instead of the tower's.
         self.vision_model.post_layernorm.eps = config.post_layernorm_eps
+        self.query_tokens: nn.Parameter | None = None
+        self.qformer: Blip2QFormerModel | None = None
         if qformer is not None:
             self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, qformer.hidden_size))
             self.qformer = Blip2QFormerModel._from_config(qformer, dtype=dtype)
             image_width = qformer.hidden_size
         else:
-            self.query_tokens, self.qformer = None, None
             image_width = vision.hidden_size * config.patches_per_token
         self.language_projection = nn.Linear(image_width, text.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(text, dtype=dtype)
@@ -75,7 +77,7 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures ``[N, 3, H, W]`` as rows for the LLM ``[N, num_image_tokens, text hidden size]``."""
         seen = self.vision_model(pixel_values.to(self.vision_model.dtype)).last_hidden_state  # [N, 1 + patches, width]
-        if self.qformer is not None:
+        if self.qformer is not None and self.query_tokens is not None:
             queries = self.query_tokens.expand(len(seen), -1, -1)
             seen = self.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state  # [N, queries, w]
         else:
@@ -94,7 +96,7 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the number of slots isn't what the pictures fill.
         """
-        slots = input_ids == self.config.image_token_id  # [B, T]
+        slots = torch.eq(input_ids, self.config.image_token_id)  # [B, T]
         embeds = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))
         pictures = 0 if pixel_values is None else len(pixel_values)
         if int(slots.sum()) != pictures * self.config.num_image_tokens:
@@ -118,6 +120,8 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits ``[B, T, vocabulary]``; with ``labels`` (-100 is ignored) also the token-mean cross-entropy."""
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("Give input_ids or inputs_embeds.")
             inputs_embeds = self.embed_prompt(input_ids, pixel_values)
         if attention_mask is not None and "position_ids" not in kwargs and "past_key_values" not in kwargs:
             # Positions follow the mask, so that a row padded on the left equals the row alone.
@@ -140,5 +144,8 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds = self.embed_prompt(input_ids, pixel_values)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        kwargs.setdefault("generation_config", self.generation_config)
-        return self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+        rules = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
+        not_rules = rules.update(**kwargs)
+        return self.language_model.generate(
+            inputs_embeds=embeds, attention_mask=attention_mask, generation_config=rules, **not_rules
+        )

@@ -7,11 +7,18 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps
-from transformers.image_processing_utils import BatchFeature
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from minigpt4_serve.errors import ContextLengthExceeded
-from minigpt4_serve.model.conversation import FORMATS, IMAGE_PLACEHOLDER, ConversationFormat, Turn, drop_oldest_text, render
+from minigpt4_serve.model.conversation import (
+    FORMATS,
+    IMAGE_PLACEHOLDER,
+    ConversationFormat,
+    Turn,
+    drop_oldest_text,
+    render,
+)
 from minigpt4_serve.model.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from minigpt4_serve.model.tokenization_minigpt4 import MiniGPT4Tokenizer
 
@@ -39,8 +46,6 @@ class MiniGPT4Processor(ProcessorMixin):
         num_image_tokens: slots per picture.
         image_token_id: the id of a slot; outside the LLM's vocabulary.
     """
-
-    valid_processor_kwargs = None
 
     def __init__(
         self,
@@ -124,8 +129,8 @@ class MiniGPT4Processor(ProcessorMixin):
     ) -> str | BatchFeature:
         """The usual messages, one chat or several, as prompt text or (``tokenize=True``) as model inputs.
 
-        Content is a string or a list of ``{"type": "text", "text": …}`` and ``{"type": "image", "image": PIL.Image}`` parts
-        (``path`` works too). The template is the model family's own; another can't be given.
+        Content is a string or a list of ``{"type": "text", "text": …}`` and ``{"type": "image", "image": PIL.Image}``
+        parts (``path`` works too). The template is the model family's own; another can't be given.
         """
         if chat_template is not None:
             raise ValueError("MiniGPT-4 models know one template, that of their training; chat_template can't be set.")
@@ -139,10 +144,9 @@ class MiniGPT4Processor(ProcessorMixin):
     def _batch(self, rows: list[list[int]], images: list[Image.Image]) -> BatchFeature:
         longest = max((len(row) for row in rows), default=0)
         pad = [longest - len(row) for row in rows]
-        data: dict[str, Any] = {
-            "input_ids": torch.tensor([[self.tokenizer.pad_token_id] * n + row for n, row in zip(pad, rows, strict=True)]),
-            "attention_mask": torch.tensor([[0] * n + [1] * len(row) for n, row in zip(pad, rows, strict=True)]),
-        }
+        ids = [[self.tokenizer.pad_token_id] * n + row for n, row in zip(pad, rows, strict=True)]
+        mask = [[0] * n + [1] * len(row) for n, row in zip(pad, rows, strict=True)]
+        data: dict[str, Any] = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
         if images:
             data["pixel_values"] = self.image_processor.preprocess(images)["pixel_values"]
         return BatchFeature(data)

@@ -1,8 +1,8 @@
 """The LLaMA tokenizer as the original used it, on SentencePiece. Knows nothing of chats or pictures.
 
 transformers' own LLaMA tokenizers differ from the 2023 "slow" one on prompts of this family (``<s>[INST]`` loses its
-blank), so the rule is written out here: the text is cut at ``<unk>``, ``<s>`` and ``</s>``, and every piece between them
-is encoded for itself, each with SentencePiece's leading blank.
+blank), so the rule is written out here: the text is cut at ``<unk>``, ``<s>`` and ``</s>``, and every piece between
+them is encoded for itself, each with SentencePiece's leading blank.
 """
 
 import re
@@ -62,7 +62,9 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
         # Ids past the vocabulary exist as padding rows of some embeddings; they have no text.
         return str(self.sentencepiece.decode([i for i in ids if i not in skipped and 0 <= i < self.vocab_size]))
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
         return [self.sentencepiece.id_to_piece(i) for i in self.encode_segment(text)]
 
     def _convert_token_to_id(self, token: str) -> int:
@@ -82,10 +84,20 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        ids = token_ids_0 if already_has_special_tokens else self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
+        ids = (
+            token_ids_0
+            if already_has_special_tokens
+            else self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
+        )
         return [int(i in self.all_special_ids) for i in ids]
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         if skip_special_tokens:
             return self.decode_ids(ids)
