@@ -4,12 +4,24 @@ Knows nothing of torch, Ray or HTTP, so reading a configuration file is cheap. U
 setting that silently does nothing is worse than an error.
 """
 
+import ipaddress
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-__all__ = ["TINY_MODEL", "EngineSettings", "ModelSettings", "ServeSettings"]
+from minigpt4_serve.errors import InvalidRequest
+
+__all__ = [
+    "API_KEY_VARIABLE",
+    "TINY_MODEL",
+    "EngineSettings",
+    "ModelSettings",
+    "ServeSettings",
+    "read_serve_settings",
+]
 
 TINY_MODEL = Path(__file__).parent / "weights" / "tiny"
 """The embedded default model: trained by this project, a few megabytes, runs on any CPU."""
@@ -49,3 +61,65 @@ class ServeSettings(_Settings):
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, decoded, in pixels (width × height)."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Largest request body, in bytes; base64 makes pictures a third larger."""
+    api_key: SecretStr | None = None
+    """The key that clients must send; without one the server only binds loopback addresses."""
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> "ServeSettings":
+        if self.api_key is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"without an API key the server listens on this machine only: set {API_KEY_VARIABLE} to open {self.host}"
+            )
+        return self
+
+
+API_KEY_VARIABLE = "MINIGPT4_API_KEY"
+
+
+def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSettings:
+    """The server's settings: what is ``given`` wins over the environment's key, that over the YAML ``file``.
+
+    Raises:
+        InvalidRequest: no such file, not YAML, an unknown key or an impossible value; names the key, never its value.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_yaml(file)
+    if key := os.environ.get(API_KEY_VARIABLE):
+        values["api_key"] = key
+    for name, value in given.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
+    try:
+        return ServeSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"])
+        why = (
+            "there is no such setting"
+            if first["type"] == "extra_forbidden"
+            else first["msg"].removeprefix("Value error, ")
+        )
+        source = f" in {file}" if file is not None else ""
+        raise InvalidRequest(f"Settings{source}: {where + ': ' if where else ''}{why}.", param=where or None) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise InvalidRequest(f"There is no settings file {file}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidRequest(f"The settings file {file} can't be read as YAML.") from error
+    if not isinstance(values, dict):
+        raise InvalidRequest(f"The settings file {file} must hold keys and values, such as 'port: 8000'.")
+    return values
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,222 @@
+"""Where the command line's answers come from: a model in this process, or a server. Loads torch only for the former.
+
+Both take the same OpenAI-shaped messages and give the same pieces, so that commands don't care which one they talk to.
+"""
+
+import asyncio
+import base64
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, ServerUnreachable
+from minigpt4_serve.pictures import ImageLimits, check_picture, decode_picture
+from minigpt4_serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from minigpt4_serve.engine import Delta
+
+__all__ = ["Answer", "AnswerSource", "LocalModel", "RemoteModel", "user_message"]
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """One answer while it grows; iterating yields its text piece by piece.
+
+    Attributes:
+        text: all of it so far.
+        ttft: seconds until the first piece.
+        seconds: seconds in all, once finished.
+        prompt_tokens, cached_tokens, completion_tokens: usage, once finished.
+        dropped_messages: messages whose text was forgotten because the chat is too long.
+    """
+
+    text: str = ""
+    ttft: float = 0.0
+    seconds: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    dropped_messages: int = 0
+    pieces: Iterator[str] = field(default=iter(()), repr=False)
+
+    def __iter__(self) -> Iterator[str]:
+        started = time.perf_counter()
+        for piece in self.pieces:
+            self.ttft = self.ttft or time.perf_counter() - started
+            self.text += piece
+            yield piece
+        self.seconds = time.perf_counter() - started
+
+
+class AnswerSource(Protocol):
+    """Answers chats. Leaving the iteration of an answer early, by Ctrl-C too, stops it at the source."""
+
+    def answer(self, messages: Sequence[Message], **options: Any) -> Answer:
+        """Begin an answer; ``options`` are fields of a chat completion request."""
+
+    def close(self) -> None:
+        """Let go of model or connection."""
+
+
+def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:
+    """A user's message with pictures from files, checked before anything expensive is started.
+
+    Raises:
+        InvalidRequest: no such file, or not readable.
+        InvalidImage, PayloadTooLarge: not a picture that the model can be shown.
+    """
+    parts: list[dict[str, Any]] = []
+    for path in pictures:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            reason = {FileNotFoundError: "there is no such file", IsADirectoryError: "it is a folder"}
+            why = reason.get(type(error), "it can't be read")
+            raise InvalidRequest(f"Can't open the picture {path}: {why}.") from error
+        try:
+            decode_picture(check_picture(data, ImageLimits()).data)
+        except InvalidImage as error:
+            raise InvalidImage(f"{path}: {error.message}") from error
+        url = f"data:image/*;base64,{base64.b64encode(data).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+class LocalModel:
+    """A model in this process, with the same engine that the server uses.
+
+    Raises:
+        WeightsError: the folder isn't a model.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        from minigpt4_serve.serving.replica import load_service
+
+        self._service = load_service(settings)
+        self._loop = asyncio.new_event_loop()
+
+    def answer(self, messages: Sequence[Message], **options: Any) -> Answer:
+        """See ``AnswerSource``."""
+        from minigpt4_serve.serving.api import ChatCompletionRequest
+
+        request = ChatCompletionRequest.model_validate({"messages": list(messages), **options})
+        chat = self._loop.run_until_complete(self._service.prepare(request))
+        answer = Answer(dropped_messages=chat.dropped_messages)
+        request_id = f"local-{uuid.uuid4().hex}"
+        answer.pieces = self._pieces(self._service.stream(chat, request_id=request_id), request_id, answer)
+        return answer
+
+    def _pieces(self, deltas: "AsyncIterator[Delta]", request_id: str, answer: Answer) -> Iterator[str]:
+        async def following() -> "Delta | None":
+            return await anext(deltas, None)
+
+        waiting: asyncio.Task[Delta | None] | None = None
+        begun = False
+        try:
+            while True:
+                waiting = self._loop.create_task(following())
+                delta = self._loop.run_until_complete(waiting)
+                if delta is None:
+                    return
+                text = delta.text if begun else delta.text.lstrip()
+                begun = begun or bool(text)
+                if delta.usage is not None:
+                    answer.prompt_tokens = delta.usage.prompt_tokens
+                    answer.cached_tokens = delta.usage.cached_tokens
+                    answer.completion_tokens = delta.usage.completion_tokens
+                if text:
+                    yield text
+        finally:
+            # Ctrl-C interrupts the loop, not the task: stop the answer and let the task see its end.
+            self._service.engine.abort(request_id)
+            if waiting is not None and not waiting.done():
+                self._loop.run_until_complete(waiting)
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._service.engine.shutdown()
+        self._loop.close()
+
+
+class RemoteModel:
+    """A server that speaks the OpenAI API.
+
+    Args:
+        base_url: with or without ``/v1`` at its end.
+        api_key: None if the server wants none.
+    """
+
+    def __init__(self, base_url: str, *, api_key: str | None = None) -> None:
+        import openai
+
+        base_url = base_url.rstrip("/")
+        self._url = base_url if base_url.endswith("/v1") else f"{base_url}/v1"
+        if not self._url.startswith(("http://", "https://")):
+            raise InvalidRequest(
+                f"'{base_url}' is not the address of a server; it should look like http://127.0.0.1:8000."
+            )
+        self._client = openai.OpenAI(base_url=self._url, api_key=api_key or "none", max_retries=2)
+        self._model: str | None = None
+
+    def answer(self, messages: Sequence[Message], **options: Any) -> Answer:
+        """See ``AnswerSource``."""
+        known = {"max_tokens", "temperature", "seed", "top_p", "stop"}
+        extra = {name: value for name, value in options.items() if name not in known}
+        plain = {name: value for name, value in options.items() if name in known}
+        answer = Answer()
+        answer.pieces = self._pieces(list(messages), plain, extra, answer)
+        return answer
+
+    def _pieces(
+        self, messages: list[Message], plain: dict[str, Any], extra: dict[str, Any], answer: Answer
+    ) -> Iterator[str]:
+        import openai
+
+        try:
+            self._model = self._model or self._client.models.list().data[0].id
+            with self._client.chat.completions.create(
+                model=self._model,
+                messages=messages,  # type: ignore[arg-type]
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body=extra or None,
+                **plain,
+            ) as stream:
+                for chunk in stream:
+                    if chunk.usage is not None:
+                        self._note_usage(answer, chunk)
+                    if chunk.choices and chunk.choices[0].delta.content:
+                        yield chunk.choices[0].delta.content
+        except openai.APIConnectionError as error:
+            raise ServerUnreachable(
+                f"Can't reach a server at {self._url}. Is it running? Start one: minigpt4 serve"
+            ) from error
+        except openai.APIError as error:
+            raise _as_ours(error, self._url) from error
+
+    @staticmethod
+    def _note_usage(answer: Answer, chunk: Any) -> None:
+        details = chunk.usage.prompt_tokens_details
+        answer.prompt_tokens = chunk.usage.prompt_tokens
+        answer.completion_tokens = chunk.usage.completion_tokens
+        answer.cached_tokens = (details and details.cached_tokens) or 0
+        answer.dropped_messages = getattr(chunk, "dropped_messages", None) or 0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _as_ours(error: Any, url: str) -> MiniGPT4Error:
+    """The server's own sentence, if it speaks OpenAI's shape."""
+    body = error.body if isinstance(error.body, dict) else {}
+    message = body.get("message")
+    wrapped = MiniGPT4Error(message if isinstance(message, str) else f"The server at {url} answered with an error.")
+    wrapped.code = body.get("code") or wrapped.code
+    return wrapped

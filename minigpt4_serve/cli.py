@@ -1,0 +1,311 @@
+"""The command line: ``minigpt4``. Reads arguments, prints answers; heavy imports happen inside the commands."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minigpt4_serve import __version__
+from minigpt4_serve.errors import MiniGPT4Error
+from minigpt4_serve.settings import TINY_MODEL
+
+if TYPE_CHECKING:
+    from minigpt4_serve.answering import Answer, AnswerSource
+    from minigpt4_serve.settings import ServeSettings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="minigpt4",
+    help="Run MiniGPT-4: ask about pictures, chat about them, serve the model to others.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_DEFAULT_QUESTION = "What is in this picture?"
+_DEMO_QUESTIONS = ("What is in this picture?", "How many objects are there?", "And which one is the biggest?")
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="URL", help="Ask this server instead of loading a model.", envvar="MINIGPT4_BASE_URL"
+    ),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", help="The server's key.", envvar="MINIGPT4_API_KEY", show_envvar=True, show_default=False
+    ),
+]
+ModelOption = Annotated[
+    Path, typer.Option("--model", metavar="DIR", help="A converted model's folder.", show_default="the embedded model")
+]
+MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", min=0, max=2, help="0 is the likeliest answer; higher varies more.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Same seed, same answer.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"minigpt4-serve {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def ask(
+    words: Annotated[list[str], typer.Argument(metavar="PICTURE... [QUESTION]", show_default=False)],
+    server: ServerOption = None,
+    api_key: KeyOption = None,
+    model: ModelOption = TINY_MODEL,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Ask one question about one or several pictures.
+
+    Example: minigpt4 ask photo.jpg "What is in this picture?"
+    """
+    from minigpt4_serve.answering import user_message
+
+    pictures, question = _split_words(words)
+    message = user_message(question, pictures)
+    source = _source(server, api_key, model)
+    try:
+        _print_answer(source.answer([message], **_options(max_tokens, temperature, seed)))
+    finally:
+        source.close()
+
+
+@app.command()
+def chat(
+    picture: Annotated[list[Path], typer.Argument(metavar="PICTURE...", show_default=False)],
+    server: ServerOption = None,
+    api_key: KeyOption = None,
+    model: ModelOption = TINY_MODEL,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Talk about a picture. Ctrl-C stops an answer; an empty line or Ctrl-D ends the chat."""
+    from minigpt4_serve.answering import user_message
+
+    opening = user_message("", picture)
+    source = _source(server, api_key, model)
+    messages: list[dict[str, Any]] = []
+    typer.echo("Ask about the picture. Ctrl-C stops an answer; an empty line ends the chat.", err=True)
+    try:
+        while question := _read_question():
+            content = opening["content"][:-1] if not messages else []
+            messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
+            answer = source.answer(messages, **_options(max_tokens, temperature, seed))
+            try:
+                _print_answer(answer)
+            except KeyboardInterrupt:
+                typer.echo(" … stopped")
+            except MiniGPT4Error as error:
+                # The chat goes on: the question is taken back, the person may ask again.
+                typer.echo(f"minigpt4: {error.message}", err=True)
+                messages.pop()
+                continue
+            messages.append({"role": "assistant", "content": answer.text})
+    finally:
+        source.close()
+
+
+@app.command()
+def serve(
+    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", show_default="the embedded model")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML; options on the line win.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Name that clients use.", show_default="the folder's")] = None,
+) -> None:
+    """Serve the model over an OpenAI-compatible HTTP API, on Ray Serve."""
+    from minigpt4_serve.settings import read_serve_settings
+
+    given = {"model": {"path": model} if model else None, "host": host, "port": port, "model_name": model_name}
+    settings = read_serve_settings(config, {name: value for name, value in given.items() if value is not None})
+    _start_server(settings)
+    from minigpt4_serve.serving.app import stop
+
+    typer.echo(f"Ready: {_base_url(settings)}   (Ctrl-C stops)")
+    try:
+        _wait_for_interrupt()
+    finally:
+        typer.echo("Stopping …")
+        stop()
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the server running until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Start the real server with the embedded model and ask it about a picture."""
+    from minigpt4_serve.answering import RemoteModel, user_message
+    from minigpt4_serve.settings import ServeSettings
+
+    picture = TINY_MODEL / "example.png"
+    settings = ServeSettings(port=port, model_name="minigpt4-tiny")
+    _start_server(settings)
+    from minigpt4_serve.serving.app import stop
+
+    source = RemoteModel(_base_url(settings))
+    try:
+        typer.echo(f"\nThe picture: {picture}\n")
+        messages: list[dict[str, Any]] = []
+        for question in _DEMO_QUESTIONS:
+            messages.append(user_message(question, [] if messages else [picture]))
+            typer.echo(f"> {question}")
+            answer = source.answer(messages)
+            _print_answer(answer)
+            typer.echo(f"  {_timing(answer)}\n")
+            messages.append({"role": "assistant", "content": answer.text})
+        typer.echo(_what_next(picture, _base_url(settings), keep))
+        if keep:
+            _wait_for_interrupt()
+    finally:
+        source.close()
+        stop()
+
+
+def _what_next(picture: Path, url: str, keep: bool) -> str:
+    where = f" --server {url}" if keep else ""
+    up = f"The server is up at {url}/v1 (Ctrl-C stops it).\n" if keep else ""
+    return (
+        f"{up}What to try next:\n"
+        f'  minigpt4 ask {_short(picture)} "What color is the star?"{where}\n'
+        f"  minigpt4 chat {_short(picture)}{where}\n"
+        "  minigpt4 serve            then point any OpenAI client at http://127.0.0.1:8000/v1\n"
+        "  minigpt4 --help\n"
+        "(Without an activated environment, put 'uv run' in front.)"
+    )
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _base_url(settings: "ServeSettings") -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def _split_words(words: Sequence[str]) -> tuple[list[Path], str]:
+    """Pictures first, the question last; a last word that is a file is a picture, too."""
+    if len(words) == 1 or Path(words[-1]).is_file():
+        return [Path(word) for word in words], _DEFAULT_QUESTION
+    return [Path(word) for word in words[:-1]], words[-1]
+
+
+def _options(max_tokens: int | None, temperature: float | None, seed: int | None) -> dict[str, Any]:
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _source(server: str | None, api_key: str | None, model: Path) -> "AnswerSource":
+    from minigpt4_serve.answering import LocalModel, RemoteModel
+    from minigpt4_serve.settings import ModelSettings, ServeSettings
+
+    if server:
+        return RemoteModel(server, api_key=api_key)
+    with _Step("loading the model"):
+        return LocalModel(ServeSettings(model=ModelSettings(path=model)))
+
+
+def _print_answer(answer: "Answer") -> None:
+    for piece in answer:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    if answer.dropped_messages:
+        typer.echo(
+            f"(The chat is long: the words of its oldest {answer.dropped_messages} messages were left out.)", err=True
+        )
+
+
+def _timing(answer: "Answer") -> str:
+    rate = answer.completion_tokens / answer.seconds if answer.seconds else 0
+    return (
+        f"first words after {answer.ttft * 1000:.0f} ms, {answer.completion_tokens} tokens in "
+        f"{answer.seconds * 1000:.0f} ms ({rate:.0f} tokens/s); {answer.cached_tokens} of {answer.prompt_tokens} "
+        "prompt tokens were cached"
+    )
+
+
+def _read_question() -> str:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        typer.echo()
+        return ""
+
+
+def _start_server(settings: "ServeSettings") -> None:
+    steps: list[_Step] = []
+
+    def begin(line: str) -> None:
+        end()
+        steps.append(_Step(line))
+        steps[-1].__enter__()
+
+    def end() -> None:
+        if steps:
+            steps.pop().__exit__(None, None, None)
+
+    begin("importing torch and Ray")
+    from minigpt4_serve.serving.app import start
+
+    start(settings, on_progress=begin)
+    end()
+
+
+class _Step:
+    """A long step that says what is going on, and how long it took."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+        typer.echo(f"• {self._what} …", err=True, nl=False)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        typer.echo(" failed" if kind else f" {time.perf_counter() - self._started:.1f} s", err=True)
+
+
+def _wait_for_interrupt() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        typer.echo()
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and exit code 1, Ctrl-C becomes 130; nothing shows a traceback."""
+    try:
+        app()
+    except MiniGPT4Error as error:
+        typer.echo(f"minigpt4: {error}", err=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read our output left; a second attempt to flush at exit would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -1,0 +1,70 @@
+"""The application for Ray Serve and how a local cluster is started. Knows Ray; loads no model itself."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+import ray
+from ray import serve
+
+from minigpt4_serve.errors import InvalidRequest, ServerUnreachable
+from minigpt4_serve.serving.replica import Replica
+from minigpt4_serve.settings import ServeSettings
+
+__all__ = ["build", "start", "stop"]
+
+
+def build(args: ServeSettings) -> serve.Application:
+    """The Serve application: ``import_path: minigpt4_serve.serving.app:build`` in a Serve config file, with ``args:``."""
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    uses_gpu = has_gpu if args.model.device == "auto" else args.model.device.startswith("cuda")
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="minigpt4",
+        # The engine admits and refuses; Ray's own limits only stand behind it.
+        max_ongoing_requests=args.engine.max_running + args.engine.max_waiting + 64,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=30,
+        ray_actor_options={"num_gpus": 1} if uses_gpu else {"num_cpus": 1},
+    )
+    return deployment.bind(args)
+
+
+def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambda line: None) -> None:
+    """Start a local cluster with one application and return when it answers.
+
+    Raises:
+        InvalidRequest: the port is taken.
+        ServerUnreachable: the application didn't come up; Ray's log says why.
+    """
+    _refuse_taken_port(settings.host, settings.port)
+    # A local cluster must neither report usage nor start its workers through `uv run` again.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    on_progress("starting Ray")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    on_progress("loading the model")
+    try:
+        serve.run(build(settings), name="minigpt4", route_prefix="/")
+    except RuntimeError as error:
+        stop()
+        raise ServerUnreachable("The server could not start; the lines above say why.") from error
+
+
+def stop() -> None:
+    """Stop the application and the local cluster."""
+    serve.shutdown()
+    ray.shutdown()
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            raise InvalidRequest(
+                f"Port {port} on {host} is in use. Stop what runs there or give another --port."
+            ) from None

@@ -1,0 +1,140 @@
+"""From an OpenAI chat request to a prompt for the engine. Knows wire types, model and engine; no HTTP and no Ray."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from transformers import GenerationConfig
+
+from minigpt4_serve.engine import Delta, Engine, ImageInput, Prompt, SamplingParams
+from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor, Turn
+from minigpt4_serve.pictures import ImageLimits, Picture, read_data_url
+from minigpt4_serve.serving.api import ChatCompletionRequest, ImagePart
+from minigpt4_serve.settings import ServeSettings
+
+__all__ = ["ChatService", "PreparedChat"]
+
+_DEFAULT_MAX_TOKENS = 300  # the original demo's answer length
+
+
+@dataclass(frozen=True)
+class PreparedChat:
+    """A request that the engine can take.
+
+    Attributes:
+        dropped_messages: messages whose text was forgotten because the chat is longer than the model's context.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams
+    dropped_messages: int
+
+
+class ChatService:
+    """One loaded model as a chat: what HTTP routes and the command line share.
+
+    Args:
+        model, processor: as ``weights.load_model`` gives them.
+        engine: running, on the same model.
+    """
+
+    def __init__(
+        self,
+        model: MiniGPT4ForConditionalGeneration,
+        processor: MiniGPT4Processor,
+        engine: Engine,
+        settings: ServeSettings,
+    ) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.name = settings.model_name or settings.model.path.resolve().name
+        self.context_length = model.config.max_position_embeddings
+        self.image_tokens = model.config.num_image_tokens
+        self._processor = processor
+        self._rules: GenerationConfig = model.generation_config
+        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+
+    async def prepare(self, request: ChatCompletionRequest) -> PreparedChat:
+        """Check pictures, apply the model's template, fit the context.
+
+        Raises:
+            InvalidRequest, InvalidImage, PayloadTooLarge, ContextLengthExceeded: what is wrong, with ``param``.
+        """
+        turns, references = self._read_messages(request)
+        # Base64 and hashing of megabytes would hold up every other stream on the event loop.
+        pictures = await asyncio.to_thread(
+            lambda: [read_data_url(url, self._limits, param=param) for url, param in references]
+        )
+        return self.prepare_turns(turns, pictures, self.sampling(request))
+
+    def prepare_turns(
+        self, turns: Sequence[Turn], pictures: Sequence[Picture], sampling: SamplingParams
+    ) -> PreparedChat:
+        """Turns and their checked pictures, in reading order, as a prompt that leaves room for the answer.
+
+        Of the context at most a quarter is kept free for the answer; the rest belongs to the chat.
+        """
+        room = min(sampling.max_tokens, self.context_length // 4)
+        encoded = self._processor.encode_chat(turns, max_tokens=self.context_length - room)
+        images = tuple(ImageInput(picture.digest, picture.data) for picture in pictures)
+        return PreparedChat(Prompt(tuple(encoded.token_ids), images), sampling, encoded.dropped_messages)
+
+    def sampling(self, request: ChatCompletionRequest) -> SamplingParams:
+        """The request's wishes over the model's own generation rules; greedy if neither says how to sample."""
+        rules = self._rules
+        own_temperature = (1.0 if rules.temperature is None else rules.temperature) if rules.do_sample else 0.0
+        stops = (*request.stop, *self._processor.format.stop)
+        return SamplingParams(
+            max_tokens=request.max_completion_tokens
+            or request.max_tokens
+            or rules.max_new_tokens
+            or _DEFAULT_MAX_TOKENS,
+            min_tokens=request.min_tokens or 0,
+            temperature=own_temperature if request.temperature is None else request.temperature,
+            top_p=(rules.top_p or 1.0) if request.top_p is None else request.top_p,
+            top_k=(rules.top_k or 0) if request.top_k is None else request.top_k,
+            min_p=request.min_p or 0.0,
+            repetition_penalty=request.repetition_penalty or rules.repetition_penalty or 1.0,
+            seed=request.seed,
+            stop=stops,
+            logprobs=request.logprobs,
+            top_logprobs=request.top_logprobs or 0,
+            n=request.n,
+        )
+
+    def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:
+        """The answer piece by piece; closing the iterator aborts it in the engine."""
+        return self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+
+    async def warm_up(self) -> None:
+        """One short answer, so that the first user doesn't pay for what is lazily made."""
+        sampling = SamplingParams(max_tokens=2, temperature=0.0)
+        async for _ in self.stream(self.prepare_turns([Turn("user", "Hello")], [], sampling), request_id="warm-up"):
+            pass
+
+    def _read_messages(self, request: ChatCompletionRequest) -> tuple[list[Turn], list[tuple[str, str]]]:
+        turns: list[Turn] = []
+        references: list[tuple[str, str]] = []  # (URL, name of the field)
+        for i, message in enumerate(request.messages):
+            role = "system" if message.role == "developer" else message.role
+            words: list[str] = []
+            pictures = 0
+            for j, part in enumerate(message.content):
+                if isinstance(part, ImagePart):
+                    pictures += 1
+                    references.append((part.image_url.url, f"messages[{i}].content[{j}].image_url"))
+                else:
+                    words.append(part.text)
+            if pictures and role != "user":
+                raise InvalidRequest("Only user messages can hold pictures.", param=f"messages[{i}].content")
+            turns.append(Turn(role, "\n".join(words), pictures))
+        if turns[-1].role != "user" or not (turns[-1].text.strip() or turns[-1].images):
+            raise InvalidRequest("The last message must be a user's question.", param="messages")
+        if len(references) > self.settings.max_images_per_request:
+            raise InvalidRequest(
+                f"The chat holds {len(references)} pictures; at most {self.settings.max_images_per_request} are "
+                "allowed.",
+                param="messages",
+            )
+        return turns, references
