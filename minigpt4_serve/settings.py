@@ -69,7 +69,7 @@ class ServeSettings(_Settings):
     def _no_open_door(self) -> "ServeSettings":
         if self.api_key is None and not _is_loopback(self.host):
             raise ValueError(
-                f"without an API key the server listens on this machine only: set {API_KEY_VARIABLE} to open {self.host}"
+                f"without an API key the server listens on this machine only; set {API_KEY_VARIABLE} to use {self.host}"
             )
         return self
 

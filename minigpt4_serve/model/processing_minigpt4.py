@@ -91,7 +91,7 @@ class MiniGPT4Processor(ProcessorMixin):
             shorter = drop_oldest_text(kept)
             if shorter is None:
                 raise ContextLengthExceeded(
-                    f"The question with its pictures takes {len(ids)} tokens, but the model reads at most {max_tokens}. "
+                    f"The question with its pictures takes {len(ids)} tokens; the model reads at most {max_tokens}. "
                     "Ask with fewer words or fewer pictures.",
                     param="messages",
                 )

@@ -1,1 +1,8 @@
 """The HTTP server: the only package that knows Ray and FastAPI."""
+
+import os
+
+# Ray reads these while it is imported: a local cluster must neither report usage nor, when we run under `uv run`, ship
+# the working directory and start every worker through uv again. Whoever sets them otherwise is obeyed.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -1,7 +1,6 @@
 """The application for Ray Serve and how a local cluster is started. Knows Ray; loads no model itself."""
 
 import logging
-import os
 import socket
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ __all__ = ["build", "start", "stop"]
 
 
 def build(args: ServeSettings) -> serve.Application:
-    """The Serve application: ``import_path: minigpt4_serve.serving.app:build`` in a Serve config file, with ``args:``."""
+    """The Serve application; in a Serve config file ``import_path: minigpt4_serve.serving.app:build`` and ``args:``."""
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
     uses_gpu = has_gpu if args.model.device == "auto" else args.model.device.startswith("cuda")
     deployment = serve.deployment(
@@ -39,9 +38,6 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         ServerUnreachable: the application didn't come up; Ray's log says why.
     """
     _refuse_taken_port(settings.host, settings.port)
-    # A local cluster must neither report usage nor start its workers through `uv run` again.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     on_progress("starting Ray")
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     serve.start(http_options={"host": settings.host, "port": settings.port})

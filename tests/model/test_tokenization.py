@@ -1,0 +1,43 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from minigpt4_serve.model import MiniGPT4Tokenizer
+
+
+@pytest.fixture(params=["vicuna-tiny", "llama2-tiny"])
+def tokenizer(request: pytest.FixtureRequest, golden: Path) -> MiniGPT4Tokenizer:
+    return MiniGPT4Tokenizer(str(golden / "llm" / request.param / "tokenizer.model"))
+
+
+def test_the_originals_table(tokenizer: MiniGPT4Tokenizer, golden: Path) -> None:
+    expected = json.loads((golden / "v1_vicuna" / "expected.json").read_text())
+    assert len(expected["tokenizer_table"]) == 30
+    for row in expected["tokenizer_table"]:
+        assert tokenizer.encode_segment(row["text"]) == row["ids"], row["text"]
+        assert tokenizer(row["text"])["input_ids"] == row["ids_with_special"], row["text"]
+    for row in expected["decode_table"]:
+        assert tokenizer.decode(row["ids"], skip_special_tokens=True) == row["skip_special"]
+
+
+def test_special_ids_are_the_vocabularys_own(tokenizer: MiniGPT4Tokenizer) -> None:
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.pad_token_id) == "$$"
+
+
+def test_ids_past_the_vocabulary_have_no_text(tokenizer: MiniGPT4Tokenizer) -> None:
+    assert tokenizer.decode_ids([tokenizer.vocab_size, 2]) == ""
+
+
+def test_folder_round_trip(tokenizer: MiniGPT4Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    again = MiniGPT4Tokenizer.from_pretrained(tmp_path)
+    text = "<s>[INST] grün 🙂 </s>"
+    assert again.encode_segment(text) == tokenizer.encode_segment(text)
+    assert again.pad_token_id == tokenizer.pad_token_id
+
+
+def test_another_vocabulary_is_refused(tmp_path: Path, golden: Path) -> None:
+    with pytest.raises(Exception, match=r"\S"):
+        MiniGPT4Tokenizer(str(golden / "MANIFEST.json"))
