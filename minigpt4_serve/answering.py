@@ -173,16 +173,14 @@ class RemoteModel:
         answer.pieces = self._pieces(list(messages), plain, extra, answer)
         return answer
 
-    def _pieces(
-        self, messages: list[Message], plain: dict[str, Any], extra: dict[str, Any], answer: Answer
-    ) -> Iterator[str]:
+    def _pieces(self, messages: Any, plain: dict[str, Any], extra: dict[str, Any], answer: Answer) -> Iterator[str]:
         import openai
 
         try:
             self._model = self._model or self._client.models.list().data[0].id
             with self._client.chat.completions.create(
                 model=self._model,
-                messages=messages,  # type: ignore[arg-type]
+                messages=messages,
                 stream=True,
                 stream_options={"include_usage": True},
                 extra_body=extra or None,

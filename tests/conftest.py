@@ -1,6 +1,5 @@
 """What all tests share: a small random model with the recorded tokenizer, and drawn pictures."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_model() -> Iterator[object]:
+def small_model() -> object:
     """(model, processor): random weights, the Vicuna layout, 8 slots per picture, dimensions of a toy."""
     import torch
     from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
@@ -70,4 +69,4 @@ def small_model() -> Iterator[object]:
         num_image_tokens=8,
         image_token_id=config.image_token_id,
     )
-    yield model, processor
+    return model, processor

@@ -16,7 +16,7 @@ __all__ = ["build", "start", "stop"]
 
 def build(args: ServeSettings) -> serve.Application:
     """The Serve application; in a Serve config file ``import_path: minigpt4_serve.serving.app:build`` and ``args:``."""
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
     uses_gpu = has_gpu if args.model.device == "auto" else args.model.device.startswith("cuda")
     deployment = serve.deployment(
         serve.ingress()(Replica),
@@ -52,7 +52,7 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
 def stop() -> None:
     """Stop the application and the local cluster."""
     serve.shutdown()
-    ray.shutdown()
+    ray.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

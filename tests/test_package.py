@@ -1,0 +1,62 @@
+"""What users rely on before they run anything: names, light imports, layers that hold."""
+
+import subprocess
+import sys
+
+import pytest
+
+import minigpt4_serve
+
+
+def _modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import minigpt4_serve",
+        "import minigpt4_serve.cli",
+        "import minigpt4_serve.settings, minigpt4_serve.answering, minigpt4_serve.pictures",
+        "import langchain_minigpt4",
+        "import mcp_minigpt4",
+        "import minigpt4_bots",
+    ],
+)
+def test_light_imports_load_neither_torch_nor_ray(statement: str) -> None:
+    assert not _modules_after(statement) & {"torch", "ray", "transformers", "fastapi"}
+
+
+def test_deploying_loads_no_torch_in_the_driver() -> None:
+    assert "torch" not in _modules_after("import minigpt4_serve.serving.app")
+
+
+def test_public_names() -> None:
+    assert set(minigpt4_serve.__all__) == {"MiniGPT4Error", "__version__"}
+    import minigpt4_serve.model as model
+
+    assert set(model.__all__) == {
+        "FORMATS",
+        "ConversationFormat",
+        "EncodedChat",
+        "MiniGPT4Config",
+        "MiniGPT4ForConditionalGeneration",
+        "MiniGPT4ImageProcessor",
+        "MiniGPT4Processor",
+        "MiniGPT4Tokenizer",
+        "Turn",
+    }
+
+
+def test_the_error_tree_is_the_one_its_docstring_draws() -> None:
+    from minigpt4_serve import errors
+
+    drawn = errors.__doc__ or ""
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        assert issubclass(kind, errors.MiniGPT4Error)
+        line = next(line for line in drawn.splitlines() if f"{name} " in line)
+        assert str(kind.status) in line
+        assert kind.code in line

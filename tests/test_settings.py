@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.settings import API_KEY_VARIABLE, read_serve_settings
+
+
+def test_defaults_listen_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+    settings = read_serve_settings(None, {})
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("port: 9000\nmodel:\n  path: here\n  device: cpu\r\n")
+    settings = read_serve_settings(file, {"port": 9001, "model": {"path": Path("there")}})
+    assert settings.port == 9001
+    assert settings.model.path == Path("there")
+    assert settings.model.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 9000", "prot: there is no such setting"),
+        ("model:\n  dtyp: float32", "model.dtyp: there is no such setting"),
+        ("port: 99999", "port"),
+        ("port: [", "can't be read as YAML"),
+        ("- a", "must hold keys"),
+        ("model: 5", "model"),
+        ("host: 0.0.0.0", "API key"),
+        ("host: '::'", "API key"),
+        ("host: 192.168.1.5", "API key"),
+        ("host: example.org", "API key"),
+    ],
+)
+def test_a_bad_file_gives_one_sentence_that_names_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest) as caught:
+        read_serve_settings(file, {})
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no settings file"):
+        read_serve_settings(tmp_path / "none.yaml", {})
+
+
+def test_a_key_opens_the_door_and_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(API_KEY_VARIABLE, "very-secret")
+    settings = read_serve_settings(None, {"host": "0.0.0.0"})
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "very-secret"
+    assert "very-secret" not in repr(settings)
+    with pytest.raises(InvalidRequest) as caught:
+        read_serve_settings(None, {"port": 0})
+    assert "very-secret" not in str(caught.value)
