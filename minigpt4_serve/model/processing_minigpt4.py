@@ -54,12 +54,25 @@ class MiniGPT4Processor(ProcessorMixin):
         conversation_format: str = "vicuna",
         num_image_tokens: int = 32,
         image_token_id: int = 32000,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer)
         self.conversation_format = conversation_format
         self.num_image_tokens = num_image_tokens
         self.image_token_id = image_token_id
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "MiniGPT4Processor":
+        """The processor of a model folder.
+
+        Reads the image processor itself: transformers' Auto class for it wants torchvision in some versions.
+        """
+        settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        image = MiniGPT4ImageProcessor(**settings.pop("image_processor", {}))
+        tokenizer = MiniGPT4Tokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        own = ("conversation_format", "num_image_tokens", "image_token_id")
+        return cls(image, tokenizer, **{name: settings[name] for name in own if name in settings})
 
     @property
     def format(self) -> ConversationFormat:
