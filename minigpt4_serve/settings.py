@@ -40,6 +40,8 @@ class ModelSettings(_Settings):
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` …"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 on GPUs, float32 on CPUs."""
+    quantization: Literal["int8", "int4"] | None = None
+    """Weight-only, of the LLM's linear layers; needs the extra ``quantize`` (torchao)."""
 
 
 class EngineSettings(_Settings):

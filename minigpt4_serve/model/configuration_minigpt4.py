@@ -20,6 +20,8 @@ class MiniGPT4Config(PreTrainedConfig):
         conversation_format: ``vicuna``, ``llama2`` or ``v2`` (see ``conversation.FORMATS``).
         image_token_id: id of an image slot in ``input_ids``; the first id that the LLM's embedding doesn't have, so no
             text can ever produce it. Never look it up in the embedding.
+        lora_config: ``{"r", "lora_alpha", "target_modules"}`` of low-rank additions that are kept beside the LLM's
+            weights (v2 with ``--keep-lora``); None when there are none or they have been merged.
     """
 
     model_type = "minigpt4"

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionMod
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from minigpt4_serve.model.configuration_minigpt4 import MiniGPT4Config
+from minigpt4_serve.model.lora import add_lora
 
 __all__ = ["MiniGPT4ForConditionalGeneration"]
 
@@ -53,6 +54,8 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_width = vision.hidden_size * config.patches_per_token
         self.language_projection = nn.Linear(image_width, text.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(text, dtype=dtype)
+        if config.lora_config is not None:
+            add_lora(self.language_model, config.lora_config)
         if self.language_model._tied_weights_keys:
             self._tied_weights_keys = {
                 f"language_model.{k}": f"language_model.{v}" for k, v in self.language_model._tied_weights_keys.items()

@@ -7,7 +7,7 @@ its table matches is a stray, and a stray stops a conversion.
 import re
 from collections.abc import Sequence
 
-__all__ = ["CHECKPOINT", "QFORMER", "VISION", "Table", "rename"]
+__all__ = ["CHECKPOINT", "LLM", "QFORMER", "VISION", "Table", "rename"]
 
 Table = Sequence[tuple[str, str | None]]
 
@@ -30,37 +30,45 @@ QFORMER: Table = (
     (r"ln_vision\.(weight|bias)", r"vision_model.post_layernorm.\1"),
     (r"Qformer\.bert\.embeddings\.LayerNorm\.(weight|bias)", r"qformer.layernorm.\1"),
     (
-        r"Qformer\.bert\.encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)",
-        r"qformer.encoder.layer.\1.attention.attention.\2.\3",
-    ),
-    (
-        r"Qformer\.bert\.encoder\.layer\.(\d+)\.crossattention\.self\.(query|key|value)\.(weight|bias)",
-        r"qformer.encoder.layer.\1.crossattention.attention.\2.\3",
+        r"Qformer\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.(query|key|value)\.(weight|bias)",
+        r"qformer.encoder.layer.\1.\2.attention.\3.\4",
     ),
     (
         r"Qformer\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.output\.(dense|LayerNorm)\.(weight|bias)",
         r"qformer.encoder.layer.\1.\2.output.\3.\4",
     ),
     (
-        r"Qformer\.bert\.encoder\.layer\.(\d+)\.intermediate_query\.dense\.(weight|bias)",
-        r"qformer.encoder.layer.\1.intermediate_query.dense.\2",
+        r"Qformer\.bert\.encoder\.layer\.(\d+)\.(intermediate_query\.dense|output_query\.(?:dense|LayerNorm))"
+        r"\.(weight|bias)",
+        r"qformer.encoder.layer.\1.\2.\3",
     ),
-    (
-        r"Qformer\.bert\.encoder\.layer\.(\d+)\.output_query\.(dense|LayerNorm)\.(weight|bias)",
-        r"qformer.encoder.layer.\1.output_query.\2.\3",
-    ),
-    (r"Qformer\.bert\.embeddings\.position_ids", None),
-    (r"t5_proj\.(weight|bias)", None),
+    # The text half of BLIP-2's Q-Former: MiniGPT-4 throws it away.
+    (r"Qformer\.bert\.embeddings\.(position_ids|(word|position)_embeddings\.weight)", None),
+    (r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*", None),
+    (r"Qformer\.cls\..*", None),
+    # What BLIP-2 puts behind or beside the queries.
+    (r"(t5_proj|opt_proj|vision_proj|text_proj|itm_head)\.(weight|bias)|temp", None),
 )
 """``blip2_pretrained_flant5xxl.pth``."""
 
+LLM: Table = (
+    (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq", None),
+    (r"(model\..*|lm_head\.weight)", r"language_model.\1"),
+)
+"""A LLaMA in Hugging Face layout."""
+
 CHECKPOINT: Table = (
     (r"llama_proj\.(weight|bias)", r"language_projection.\1"),
-    (r"ln_vision\.(weight|bias)", r"vision_model.post_layernorm.\1"),
-    (r"Qformer\.bert\.embeddings\.position_ids", None),
-    (r"llama_model\.(base_model\.model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", None),
+    (
+        # ``base_model.model`` is peft's; from 0.3 on it also writes the adapter's name behind lora_A and lora_B.
+        r"llama_model\.(?:base_model\.model\.)?(model\.layers\.\d+\.\w+\.\w+)\.lora_([AB])(?:\.\w+)?\.weight",
+        r"language_model.\1.lora_\2.weight",
+    ),
+    # Buffers: the original's trainer saves every one.
+    (r"llama_model\.(base_model\.model\.)?model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", None),
+    *QFORMER,
 )
-"""MiniGPT-4's own checkpoints, without LoRA."""
+"""MiniGPT-4's own checkpoints: what was trained. What of the Q-Former or ln_vision was trained too lies over theirs."""
 
 
 def rename(name: str, table: Table) -> tuple[bool, str | None]:

@@ -1,0 +1,148 @@
+"""Tensors in files of others: read lazily, never run. Knows formats, not models."""
+
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from minigpt4_serve.errors import InvalidRequest, WeightsError
+
+__all__ = ["Stored", "llm_files", "open_tensors", "sha256"]
+
+_CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that lies in a file and hasn't been read yet.
+
+    Attributes:
+        shape: its shape.
+        read: gives the tensor; each call reads anew.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], torch.Tensor]
+
+
+def open_tensors(path: Path) -> dict[str, Stored]:
+    """Name → tensor of a ``.pth``, ``.bin`` or ``.safetensors`` file; of its entry ``model`` if it has one.
+
+    Files stay on the disk (memory-mapped) until a tensor is read. Pickles are read without their code: a file that
+    needs any is refused before anything of it has run.
+
+    Raises:
+        InvalidRequest: there is no such file.
+        WeightsError: cut short, with code in it, or no checkpoint at all.
+    """
+    if not path.is_file():
+        raise InvalidRequest(f"There is no file {path}.")
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    content = _load_pickle(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors: it is not a checkpoint.")
+    return {str(name): Stored(tuple(t.shape), lambda t=t: t) for name, t in tensors.items()}  # type: ignore[misc]
+
+
+def _open_safetensors(path: Path) -> dict[str, Stored]:
+    try:
+        file = safe_open(path, framework="pt")
+        return {
+            name: Stored(tuple(file.get_slice(name).get_shape()), lambda name=name: file.get_tensor(name))  # type: ignore[misc]
+            for name in file.keys()  # noqa: SIM118  (no mapping)
+        }
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is cut short or damaged; download or copy it again.") from error
+
+
+def _load_pickle(path: Path) -> object:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    is_zip = magic == b"PK\x03\x04"
+    if is_zip and not zipfile.is_zipfile(path):
+        raise WeightsError(f"{path} is cut short ({path.stat().st_size:,} bytes); download or copy it again.")
+    if not is_zip and magic[:1] != b"\x80":
+        raise WeightsError(f"{path} is not a PyTorch checkpoint.")
+    try:
+        # Files from before torch 1.6 are no zip archives and can't be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):
+            raise WeightsError(
+                f"{path} holds Python code, not only tensors. It was refused and nothing of it ran; "
+                "get the file from the model's authors."
+            ) from error
+        raise WeightsError(f"{path} is not a PyTorch checkpoint.") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} is cut short or damaged; download or copy it again.") from error
+
+
+def llm_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face LLM folder: safetensors if there are any, else ``.bin`` shards.
+
+    Raises:
+        InvalidRequest: no such folder.
+        WeightsError: no weights in it, another layout, or a shard is missing.
+    """
+    if not folder.is_dir():
+        raise InvalidRequest(f"There is no folder {folder}; --llm wants the LLM in Hugging Face layout.")
+    if not (folder / "config.json").is_file():
+        if (folder / "params.json").is_file():
+            raise WeightsError(
+                f"{folder} holds LLaMA as Meta delivers it. Make a Hugging Face folder of it first, with transformers' "
+                "convert_llama_weights_to_hf.py."
+            )
+        raise WeightsError(f"{folder} is not a Hugging Face folder: it has no config.json.")
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            names = _indexed(index)
+        elif (folder / stem).is_file():
+            names = [stem]
+        else:
+            names = _numbered(folder, Path(stem))
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            raise WeightsError(f"{folder} is incomplete: {', '.join(absent)} is not there; download it again.")
+        if names:
+            return [folder / name for name in names]
+    raise WeightsError(f"{folder} holds no weights: neither model*.safetensors nor pytorch_model*.bin.")
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} is damaged; download it again.") from error
+
+
+def _numbered(folder: Path, stem: Path) -> list[str]:
+    """Names ``stem-00001-of-00002.ext`` of a complete set, told by any one of its files; empty if there is none."""
+    for path in folder.glob(f"{stem.stem}-*-of-*{stem.suffix}"):
+        match = re.fullmatch(r".*-of-(\d+)", path.stem)
+        if match:
+            count = int(match[1])
+            return [f"{stem.stem}-{i:05}-of-{count:05}{stem.suffix}" for i in range(1, count + 1)]
+    return []
+
+
+def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Hexadecimal SHA-256 of a file; ``on_bytes`` hears of every chunk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+    return digest.hexdigest()

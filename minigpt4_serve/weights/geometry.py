@@ -1,0 +1,162 @@
+"""The shape of a model, read from its files. Knows tensors' shapes and the family's rules, never their values."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig, LlamaConfig
+
+from minigpt4_serve.errors import InvalidRequest, WeightsError
+from minigpt4_serve.model import MiniGPT4Config
+from minigpt4_serve.weights.files import Stored
+
+__all__ = ["Untold", "Variant", "build_config", "read_llm_config"]
+
+Variant = Literal["vicuna", "llama2", "v2"]
+
+_PATCHES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untold:
+    """What no tensor tells. None stands for the published value, which counts if the part has the published width.
+
+    Attributes:
+        vit_heads: attention heads of the vision tower.
+        vit_depth: blocks that are used; the published file has one more, whose output nothing reads.
+        image_size: side of the square picture in pixels.
+        qformer_heads: attention heads of the Q-Former.
+        lora_alpha: LoRA's alpha.
+    """
+
+    vit_heads: int | None = None
+    vit_depth: int | None = None
+    image_size: int | None = None
+    qformer_heads: int | None = None
+    lora_alpha: float | None = None
+
+    def completed(self, vit: Path, variant: Variant) -> "Untold":
+        """With the gaps filled from a ``MANIFEST.json`` beside the ViT file or in the folder above, if there is one.
+
+        That is where sets of files in the original layout but of other sizes say theirs, under ``config``.
+        """
+        for folder in (vit.resolve().parent, vit.resolve().parent.parent):
+            try:
+                told = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))["config"]
+                known = {
+                    "vit_heads": told.get("vit_heads"),
+                    "vit_depth": told.get("vit_depth"),
+                    "image_size": told.get("v2_image_size" if variant == "v2" else "v1_image_size"),
+                    "qformer_heads": told.get("qf_heads"),
+                    "lora_alpha": told.get("lora_alpha"),
+                }
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+            return Untold(**{**known, **{name: value for name, value in asdict(self).items() if value is not None}})
+        return self
+
+
+_PUBLISHED = {1408: {"vit_heads": 16, "vit_depth": 39}, 768: {"qformer_heads": 12}}
+"""Width → what the published tower and Q-Former of that width have."""
+
+
+def _number(untold: Untold, name: str, width: int, part: str) -> int:
+    value = getattr(untold, name) or _PUBLISHED.get(width, {}).get(name)
+    if value is None:
+        option = "--" + name.replace("_", "-")
+        raise InvalidRequest(
+            f"The {part} is {width} wide, unlike the published one, and no tensor tells its number of "
+            f"{name.rpartition('_')[2]}: give {option}.",
+            param=name,
+        )
+    return int(value)
+
+
+def read_llm_config(folder: Path) -> LlamaConfig:
+    """The LLM's configuration, with the special ids that the family needs whatever early conversions wrote.
+
+    Raises:
+        WeightsError: no LLaMA.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{folder / 'config.json'} is damaged; download it again.") from error
+    if not isinstance(config, LlamaConfig):
+        raise WeightsError(
+            f"{folder} holds an LLM of type {kind!r}; MiniGPT-4 needs a LLaMA: Vicuna v0 or Llama-2 chat."
+        )
+    config.name_or_path = ""
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, None
+    return config
+
+
+def build_config(
+    *,
+    variant: Variant,
+    text: LlamaConfig,
+    vision: Mapping[str, Stored],
+    qformer: Mapping[str, Stored] | None,
+    lora: Mapping[str, Any] | None,
+    untold: Untold,
+) -> MiniGPT4Config:
+    """The configuration that fits tensors under the original's names.
+
+    Raises:
+        WeightsError: a tensor that tells a dimension is missing.
+        InvalidRequest: something that no tensor tells must be given.
+    """
+    width = _shape(vision, "cls_token", "the ViT file")[-1]
+    patch = _shape(vision, "patch_embed.proj.weight", "the ViT file")[-1]
+    side = math.isqrt(_shape(vision, "pos_embed", "the ViT file")[1] - 1)
+    return MiniGPT4Config(
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": _shape(vision, "blocks.0.mlp.fc1.weight", "the ViT file")[0],
+            "num_hidden_layers": _number(untold, "vit_depth", width, "vision tower"),
+            "num_attention_heads": _number(untold, "vit_heads", width, "vision tower"),
+            # v2 looks at twice the resolution that the tower was trained at.
+            "image_size": untold.image_size or side * patch * (2 if variant == "v2" else 1),
+            "patch_size": patch,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+            "attention_dropout": 0.0,
+            "qkv_bias": True,
+        },
+        qformer_config=None if qformer is None else _qformer_config(qformer, untold),
+        num_query_tokens=32 if qformer is None else _shape(qformer, "query_tokens", "the Q-Former file")[1],
+        text_config=text,
+        patches_per_token=_PATCHES_PER_TOKEN,
+        conversation_format=variant,
+        image_token_id=text.vocab_size,
+        lora_config=lora,
+    )
+
+
+def _qformer_config(tensors: Mapping[str, Stored], untold: Untold) -> dict[str, Any]:
+    layer = "Qformer.bert.encoder.layer."
+    hidden = _shape(tensors, "query_tokens", "the Q-Former file")[-1]
+    layers = {int(name.removeprefix(layer).partition(".")[0]) for name in tensors if name.startswith(layer)}
+    crossing = sorted(i for i in layers if f"{layer}{i}.crossattention.self.key.weight" in tensors)
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": max(layers, default=-1) + 1,
+        "num_attention_heads": _number(untold, "qformer_heads", hidden, "Q-Former"),
+        "intermediate_size": _shape(tensors, f"{layer}0.intermediate_query.dense.weight", "the Q-Former file")[0],
+        "cross_attention_frequency": crossing[1] - crossing[0] if len(crossing) > 1 else max(len(layers), 1),
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "use_qformer_text_input": False,
+    }
+
+
+def _shape(tensors: Mapping[str, Stored], name: str, where: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise WeightsError(f"{where[0].upper()}{where[1:]} has no tensor {name}: is it the right file?", missing=[name])
+    return tensors[name].shape
