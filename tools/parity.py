@@ -111,6 +111,13 @@ def trimmed(ids: Sequence[int]) -> list[int]:
     return body[: body.index(EOS)] if EOS in body else body
 
 
+def read_image(path: Path) -> Image.Image:
+    """A picture with its file closed again."""
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 def load_subject(golden: Path, variant: str, attention: str, folder: Path) -> Subject:
     """Convert a variant's files into ``folder`` (unless they are there already) and load it in float32 on the CPU."""
     manifest = json.loads((golden / "MANIFEST.json").read_text(encoding="utf-8"))
@@ -135,7 +142,7 @@ def load_subject(golden: Path, variant: str, attention: str, folder: Path) -> Su
         )
     settings = ModelSettings(path=folder, device="cpu", dtype="float32")
     model, processor = load_model(settings, attention=attention)
-    images = [Image.open(golden / "inputs" / name) for name in manifest["images"]]
+    images = [read_image(golden / "inputs" / name) for name in manifest["images"]]
     stages = {kind: load_file(golden / variant / f"{kind}.safetensors") for kind in ("vision", "language")}
     return Subject(model, processor, images, expected, stages["vision"], stages["language"])
 
