@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,6 +149,45 @@ def serve(
 
 
 @app.command()
+def convert(
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", show_default=False, help="The folder to make.")],
+    variant: Annotated[str, typer.Option(help="vicuna, llama2 or v2.", show_default=False)],
+    llm: Annotated[
+        Path, typer.Option(metavar="DIR", help="The LLM's folder in Hugging Face layout.", show_default=False)
+    ],
+    vit: Annotated[Path, typer.Option(metavar="FILE", help="eva_vit_g.pth", show_default=False)],
+    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="MiniGPT-4's own .pth", show_default=False)],
+    qformer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="blip2_pretrained_flant5xxl.pth (vicuna only)")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float16",
+    keep_lora: Annotated[bool, typer.Option("--keep-lora", help="v2: keep LoRA beside the weights.")] = False,
+) -> None:
+    """Turn the original's files into one folder that `serve` and transformers load."""
+    from minigpt4_serve.weights.convert import Progress
+    from minigpt4_serve.weights.convert import convert as convert_files
+
+    def show(progress: Progress) -> None:
+        share = progress.done / max(progress.total, 1)
+        typer.echo(f"\r• {progress.step} {share:4.0%}  {progress.item[-60:]:<60}", err=True, nl=share >= 1)
+
+    conversion = convert_files(
+        variant=variant,  # type: ignore[arg-type]
+        llm=llm,
+        vit=vit,
+        qformer=qformer,
+        checkpoint=checkpoint,
+        out=out,
+        dtype=dtype,
+        keep_lora=keep_lora,
+        on_progress=show,
+    )
+    for note in conversion.notes:
+        typer.echo(f"Note: {note}", err=True)
+    typer.echo(f"{out} is ready. Serve it: minigpt4 serve --model {out}")
+
+
+@app.command()
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server running until Ctrl-C.")] = False,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -256,22 +296,16 @@ def _read_question() -> str:
 
 
 def _start_server(settings: "ServeSettings") -> None:
-    steps: list[_Step] = []
+    with ExitStack() as step:
 
-    def begin(line: str) -> None:
-        end()
-        steps.append(_Step(line))
-        steps[-1].__enter__()
+        def begin(what: str) -> None:
+            step.pop_all().close()
+            step.enter_context(_Step(what))
 
-    def end() -> None:
-        if steps:
-            steps.pop().__exit__(None, None, None)
+        begin("importing Ray")
+        from minigpt4_serve.serving.app import start
 
-    begin("importing torch and Ray")
-    from minigpt4_serve.serving.app import start
-
-    start(settings, on_progress=begin)
-    end()
+        start(settings, on_progress=begin)
 
 
 class _Step:

@@ -1,8 +1,10 @@
 """What all tests share: a small random model with the recorded tokenizer, and drawn pictures."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import running_server
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -70,3 +72,16 @@ def small_model() -> object:
         image_token_id=config.image_token_id,
     )
     return model, processor
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of a real ``minigpt4 serve`` with the embedded model: one Ray cluster for all tests."""
+    with running_server("--model-name", "minigpt4-tiny") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server_url(server: str) -> str:
+    """The same as OpenAI's clients take it, ending in ``/v1``."""
+    return f"{server}/v1"

@@ -1,13 +1,14 @@
 """The application for Ray Serve and how a local cluster is started. Knows Ray; loads no model itself."""
 
 import logging
+import re
 import socket
 from collections.abc import Callable
 
 import ray
 from ray import serve
 
-from minigpt4_serve.errors import InvalidRequest, ServerUnreachable
+from minigpt4_serve.errors import EngineFailed, InvalidRequest, WeightsError
 from minigpt4_serve.serving.replica import Replica
 from minigpt4_serve.settings import ServeSettings
 
@@ -35,8 +36,12 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
 
     Raises:
         InvalidRequest: the port is taken.
-        ServerUnreachable: the application didn't come up; Ray's log says why.
+        WeightsError: no model there.
+        EngineFailed: the application didn't come up.
     """
+    if not (settings.model.path / "config.json").is_file():
+        # Said before a cluster is started for nothing; the replica looks at everything else.
+        raise WeightsError(f"{settings.model.path} is not a model folder: it has no config.json.")
     _refuse_taken_port(settings.host, settings.port)
     on_progress("starting Ray")
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
@@ -46,7 +51,11 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         serve.run(build(settings), name="minigpt4", route_prefix="/")
     except RuntimeError as error:
         stop()
-        raise ServerUnreachable("The server could not start; the lines above say why.") from error
+        # Ray hands on what the replica raised as text; the sentence of ours in it is what helps.
+        ours = re.search(r"minigpt4_serve\.errors\.\w+: (.+)", str(error))
+        raise EngineFailed(
+            ours[1] if ours else "The server could not start; Ray's logs in /tmp/ray say why."
+        ) from error
 
 
 def stop() -> None:

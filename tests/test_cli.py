@@ -1,0 +1,98 @@
+"""The command line without a server: help, bad input, one line per error, no tracebacks."""
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from drawing import draw, encode
+from processes import free_port, run
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    path.write_bytes(encode(draw("red")))
+    return path
+
+
+def test_help_names_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("ask", "chat", "serve", "demo", "convert"):
+        assert f"  {command} " in done.stdout
+
+
+def test_help_and_import_are_quick() -> None:
+    """Half a second is the promise; the best of three counts, since other work may run beside this test."""
+    best = min(_seconds("--help") for _ in range(3))
+    assert best < 0.5
+
+
+def _seconds(*words: str) -> float:
+    started = time.perf_counter()
+    assert run(*words).returncode == 0
+    return time.perf_counter() - started
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("minigpt4-serve 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask", "none.png", "Q"], "no such file"),
+        (["ask", "."], "folder"),
+        (["ask", "{text}", "Q"], "not a picture"),
+        (["ask", "{half}", "Q"], "damaged"),
+        (["ask", "{picture}", "Q", "--model", "nowhere"], "not a model folder"),
+        (["ask", "{picture}", "Q", "--server", "http://127.0.0.1:{port}"], "Can't reach a server"),
+        (["ask", "{picture}", "Q", "--server", "ftp://x"], "not the address of a server"),
+        (["chat", "none.png"], "no such file"),
+        (["serve", "--config", "none.yaml"], "no settings file"),
+        (["serve", "--host", "0.0.0.0"], "API key"),
+        (["serve", "--model", "nowhere"], "not a model folder"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(words: list[str], message: str, picture: Path, tmp_path: Path) -> None:
+    text, half = tmp_path / "text.png", tmp_path / "half.png"
+    text.write_text("this is no picture")
+    half.write_bytes(picture.read_bytes()[:60])
+    places = {"picture": picture, "text": text, "half": half, "port": free_port()}
+    done = run(*[word.format(**places) for word in words], MINIGPT4_API_KEY="")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("•")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("minigpt4: ")
+    assert message in lines[0]
+    assert done.stdout == ""
+
+
+def test_a_port_in_use(picture: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken:
+        done = run("serve", "--port", str(taken.server_port))
+    assert done.returncode == 1
+    assert "is in use" in done.stderr
+
+
+def test_a_server_that_is_none_of_ours(picture: Path) -> None:
+    class NotFound(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), NotFound) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        done = run("ask", str(picture), "Q", "--server", f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+        thread.join()
+    assert done.returncode == 1
+    assert "answered with an error" in done.stderr
+    assert "Traceback" not in done.stderr
