@@ -41,7 +41,7 @@ class ModelSettings(_Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 on GPUs, float32 on CPUs."""
     quantization: Literal["int8", "int4"] | None = None
-    """Weight-only, of the LLM's linear layers; needs the extra ``quantize`` (torchao)."""
+    """Weight-only, of the LLM's linear layers; needs the extra ``quantize`` (bitsandbytes)."""
 
 
 class EngineSettings(_Settings):

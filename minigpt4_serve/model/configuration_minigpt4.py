@@ -40,7 +40,7 @@ class MiniGPT4Config(PreTrainedConfig):
     post_layernorm_eps: float = 1e-5
     conversation_format: Literal["vicuna", "llama2", "v2"] = "vicuna"
     image_token_id: int = -1  # replaced by the LLM's vocabulary size unless given
-    lora_config: Any = None
+    lora_config: dict[str, Any] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -23,8 +23,8 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Linear(rank, like.out_features, bias=False, **kind)
         self.weight, self.bias = like.weight, like.bias
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input) + self.scaling * self.lora_B(self.lora_A(input))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.scaling * self.lora_B(self.lora_A(x))
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -4,6 +4,7 @@ This plain path is the reference: every faster path is compared with it, token b
 """
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -134,21 +135,28 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """New ids only, ``[B, ≤ max_new_tokens]``.
 
-        The prompt goes to the LLM as embeddings, so a repetition penalty sees the generated ids alone and never the
-        prompt, as in the original.
+        The prompt goes to the LLM as embeddings (``inputs_embeds`` ``[B, T, hidden]`` if they are made already), so a
+        repetition penalty sees the generated ids alone and never the prompt, as in the original.
         """
-        embeds = self.embed_prompt(input_ids, pixel_values)
+        embeds = inputs_embeds
+        if embeds is None:
+            assert input_ids is not None
+            embeds = self.embed_prompt(input_ids, pixel_values)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         rules = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
         not_rules = rules.update(**kwargs)
-        return self.language_model.generate(
-            inputs_embeds=embeds, attention_mask=attention_mask, generation_config=rules, **not_rules
-        )
+        with warnings.catch_warnings():
+            # transformers tells that the penalty won't see the prompt: that is what's wanted here.
+            warnings.filterwarnings("ignore", message="Passing `repetition_penalty`")
+            return self.language_model.generate(
+                inputs_embeds=embeds, attention_mask=attention_mask, generation_config=rules, **not_rules
+            )

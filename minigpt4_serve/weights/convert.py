@@ -1,13 +1,13 @@
 """The original's files → one Hugging Face folder. Every tensor is mapped or dropped by table, or the run stops.
 
-Three steps: *plan* (open the files, read names and shapes only, decide where each tensor goes; nearly every mistake ends
-here, within seconds), *write* (tensor by tensor, one shard in memory at a time), *publish* (rename the finished folder).
+Three steps: *plan* (open the files, read names and shapes only, decide where each tensor goes; nearly every mistake
+ends here, within seconds), *write* (one shard in memory at a time), *publish* (rename the finished folder).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig, LlamaConfig
@@ -114,7 +114,17 @@ def convert(
         raise WeightsError(
             f"{llm} has no tokenizer.model, the SentencePiece vocabulary; download it from the LLM's page."
         )
-    config = _plan_model(plan, variant, llm, weight_files, vit, qformer, checkpoint, keep_lora, untold)
+    config = _plan_model(
+        plan,
+        variant=variant,
+        llm=llm,
+        weight_files=weight_files,
+        vit=vit,
+        qformer=qformer,
+        checkpoint=checkpoint,
+        keep_lora=keep_lora,
+        untold=untold,
+    )
 
     inputs = {"checkpoint": [checkpoint], "vit": [vit], "qformer": [qformer] if qformer else []}
     inputs["llm"] = [llm / "config.json", llm / "tokenizer.model", *weight_files]
@@ -178,6 +188,7 @@ def _digest(
 
 def _plan_model(
     plan: _Plan,
+    *,
     variant: Variant,
     llm: Path,
     weight_files: list[Path],
@@ -283,15 +294,15 @@ def _check_variant(variant: Variant, lora: dict[str, Any] | None, checkpoint: Pa
 def _check_projection(tensors: Mapping[str, Stored], config: MiniGPT4Config, checkpoint: Path) -> None:
     """A projection tells which pair of vision and LLM it was trained for."""
     rows, columns = tensors["language_projection.weight"].shape
-    vision = cast(Any, config.vision_config).hidden_size
-    hidden = cast(Any, config.text_config).hidden_size
+    vision = config.vision_config.hidden_size
+    hidden = config.text_config.hidden_size
     merged = vision * config.patches_per_token
-    expected = merged if config.qformer_config is None else cast(Any, config.qformer_config).hidden_size
+    expected = merged if config.qformer_config is None else config.qformer_config.hidden_size
     if columns != expected:
         other = "--variant llama2" if columns == merged else "--variant vicuna"
         raise WeightsError(
-            f"{checkpoint} projects {columns} numbers per image token, this variant makes {expected}: it belongs to another "
-            f"variant, probably {other}."
+            f"{checkpoint} projects {columns} numbers per image token, this variant makes {expected}: it belongs to "
+            f"another variant, probably {other}."
         )
     if rows != hidden:
         sizes = {4096: " (7B)", 5120: " (13B)"}
@@ -303,13 +314,13 @@ def _check_projection(tensors: Mapping[str, Stored], config: MiniGPT4Config, che
 
 def _used_blocks(vision: Mapping[str, Stored], config: MiniGPT4Config) -> dict[str, Stored]:
     """Without the blocks past the tower's depth: the original builds one block less than its file has."""
-    depth = cast(Any, config.vision_config).num_hidden_layers
+    depth = config.vision_config.num_hidden_layers
     return {n: t for n, t in vision.items() if not n.startswith("blocks.") or int(n.split(".")[1]) < depth}
 
 
 def _join_attention_bias(tensors: dict[str, Stored], config: MiniGPT4Config) -> None:
     """One bias for query, key and value; the key's is zero."""
-    for layer in range(cast(Any, config.vision_config).num_hidden_layers):
+    for layer in range(config.vision_config.num_hidden_layers):
         name = f"vision_model.encoder.layers.{layer}.self_attn.qkv.bias"
         query, value = tensors.pop(f"{name}.q", None), tensors.pop(f"{name}.v", None)
         if query is not None and value is not None:
@@ -324,7 +335,7 @@ def _join_attention_bias(tensors: dict[str, Stored], config: MiniGPT4Config) -> 
 def _fit_positions(tensors: dict[str, Stored], config: MiniGPT4Config) -> None:
     """Stretch the learned positions to the grid that the variant looks at, as the original does when it loads them."""
     name = "vision_model.embeddings.position_embedding"
-    vision = cast(Any, config.vision_config)
+    vision = config.vision_config
     old, side = tensors[name], vision.image_size // vision.patch_size
     before = round((old.shape[1] - 1) ** 0.5)
     if before == side:
@@ -341,7 +352,7 @@ def _fit_positions(tensors: dict[str, Stored], config: MiniGPT4Config) -> None:
 
 def _neutral_layernorm(tensors: dict[str, Stored], config: MiniGPT4Config) -> None:
     """Without a Q-Former the original never loads ln_vision: weight 1, bias 0, unless the checkpoint has trained it."""
-    width = cast(Any, config.vision_config).hidden_size
+    width = config.vision_config.hidden_size
     name = "vision_model.post_layernorm"
     tensors.setdefault(f"{name}.weight", Stored((width,), lambda: torch.ones(width)))
     tensors.setdefault(f"{name}.bias", Stored((width,), lambda: torch.zeros(width)))
@@ -381,11 +392,11 @@ def _processor(config: MiniGPT4Config, llm: Path) -> MiniGPT4Processor:
         tokenizer = MiniGPT4Tokenizer(str(llm / "tokenizer.model"))
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{llm / 'tokenizer.model'} is damaged, or not LLaMA's vocabulary.") from error
-    side = cast(Any, config.vision_config).image_size
+    side = config.vision_config.image_size
     return MiniGPT4Processor(
         MiniGPT4ImageProcessor(side),
         tokenizer,
         config.conversation_format,
         config.num_image_tokens,
-        cast(int, config.image_token_id),
+        config.image_token_id,
     )

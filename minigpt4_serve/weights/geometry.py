@@ -101,7 +101,7 @@ def build_config(
     text: LlamaConfig,
     vision: Mapping[str, Stored],
     qformer: Mapping[str, Stored] | None,
-    lora: Mapping[str, Any] | None,
+    lora: dict[str, Any] | None,
     untold: Untold,
 ) -> MiniGPT4Config:
     """The configuration that fits tensors under the original's names.

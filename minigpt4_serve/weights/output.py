@@ -57,8 +57,8 @@ def atomic_folder(out: Path, *, needs: int) -> Iterator[Path]:
         free = shutil.disk_usage(partial).free
         if free < needs:
             raise WeightsError(
-                f"The model takes {needs / 2**30:.1f} GiB, but {out.parent} has only {free / 2**30:.1f} GiB free: make room "
-                "or choose another disk."
+                f"The model takes {needs / 2**30:.1f} GiB, but {out.parent} has only {free / 2**30:.1f} GiB free: "
+                "make room or choose another disk."
             )
         with _terminated_like_interrupted():
             yield partial

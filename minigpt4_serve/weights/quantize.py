@@ -1,7 +1,8 @@
-"""Weight-only quantization of the LLM through torchao. Knows nothing of files."""
+"""The LLM's linear layers with 8 or 4 bits a weight, through bitsandbytes. Knows nothing of files."""
 
-import math
+import logging
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,46 +12,48 @@ from minigpt4_serve.model import MiniGPT4ForConditionalGeneration
 
 __all__ = ["quantize"]
 
+# LLM.int8(): columns of activations beyond this are multiplied in full precision. The original's value.
+_OUTLIERS = 6.0
+
 
 def quantize(model: MiniGPT4ForConditionalGeneration, kind: str, device: torch.device) -> None:
-    """Store the LLM's linear layers with 8 or 4 bits a weight, in place; layer by layer on the target device.
+    """Replace the LLM's inner linear layers in place, one after the other, on the device they shall run on.
 
-    Vision, projection, embeddings and the output head keep their dtype: together they are small, and the picture
-    suffers first. int4 uses groups of up to 128 weights; on CPUs its numbers lie one to a byte, so it saves no more
-    than int8 there.
+    ``int8`` is LLM.int8(), what the original calls ``low_resource``; ``int4`` is NF4, weight-only. Vision, projection,
+    embeddings and the output head keep their dtype: together they are small, and the picture suffers first.
 
     Raises:
-        InvalidRequest: torchao isn't installed, or the kind needs bfloat16 here.
+        InvalidRequest: bitsandbytes isn't installed.
     """
+    library = _bitsandbytes(kind)
+    llm, dtype = model.language_model, model.dtype
+    for name, layer in list(llm.named_modules()):
+        if not isinstance(layer, nn.Linear) or name.endswith("lm_head"):
+            continue
+        if layer.in_features % 64 or layer.out_features % 32:
+            continue  # NF4's kernels need whole blocks; every published LLM has them
+        shape = {"input_features": layer.in_features, "output_features": layer.out_features, "bias": False}
+        if kind == "int8":
+            small = library.Linear8bitLt(**shape, has_fp16_weights=False, threshold=_OUTLIERS, device="meta")
+            small.weight = library.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        else:
+            small = library.Linear4bit(**shape, compute_dtype=dtype, quant_type="nf4", device="meta")
+            small.weight = library.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=small)
+        small.bias = layer.bias
+        llm.set_submodule(name, small.to(device).eval())  # moving is what quantizes
+
+
+def _bitsandbytes(kind: str) -> Any:
+    """The library's layers. Asked for here only, since hardly anybody needs it and it takes seconds to import."""
+    # It recommends further libraries at import, and reports its own rounding at every product.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the library's own, at import
-            from torchao.quantization import (  # noqa: PLC0415  (optional)
-                Int4WeightOnlyConfig,
-                Int8WeightOnlyConfig,
-                IntxWeightOnlyConfig,
-                PerGroup,
-                quantize_,
-            )
+            warnings.simplefilter("ignore")
+            import bitsandbytes
     except ImportError as error:
         raise InvalidRequest(
-            f"quantization={kind} needs the library torchao; install minigpt4-serve[quantize].", param="quantization"
+            f"quantization={kind} needs the library bitsandbytes: install minigpt4-serve[quantize].",
+            param="quantization",
         ) from error
-
-    def inner_linear(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and not name.endswith("lm_head")
-
-    llm = model.language_model
-    group = math.gcd(128, *(m.in_features for n, m in llm.named_modules() if inner_linear(m, n)))
-    if kind == "int8":
-        recipe = Int8WeightOnlyConfig(version=2)
-    elif device.type == "cpu":
-        recipe = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group))  # type: ignore[attr-defined]
-    elif model.dtype == torch.bfloat16 and group >= 32:
-        # The packing whose kernel is part of PyTorch itself; the other formats need one more library.
-        recipe = Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d")
-    else:
-        raise InvalidRequest("quantization=int4 on a GPU needs --dtype bfloat16.", param="quantization")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize_(llm, recipe, filter_fn=inner_linear, device=device)
+    return bitsandbytes.nn

@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minigpt4_serve.boxes import Box, Grounding, draw_boxes, parse_groundings, plain_text
+
+
+def test_answers_parse_as_in_the_originals_demo(golden: Path) -> None:
+    recorded = json.loads((golden / "boxes.json").read_text(encoding="utf-8"))
+    width, height = 500, 314  # what the demo drew on
+    for case in recorded["cases"]:
+        groundings = parse_groundings(case["text"])
+        ours = [box.pixels(width, height) for grounding in groundings for box in grounding.boxes]
+        theirs = []
+        for (x1, y1), (x2, y2), _, _ in case["rectangles"]:
+            # It drew boxes past the edge and with swapped corners; ours are clamped and in order.
+            xs, ys = sorted((x1, x2)), sorted((y1, y2))
+            theirs.append((max(xs[0], 0), max(ys[0], 0), min(xs[1], width), min(ys[1], height)))
+        if "four numbers" in case["text"]:
+            theirs = []  # any four integers became a box there
+        assert ours == theirs, case["text"]
+        labels = [label.strip() for label, _ in case["labels"]]
+        assert [g.phrase for g in groundings for _ in g.boxes if g.phrase] == labels
+
+
+def test_phrases_keep_their_boxes() -> None:
+    text = "<p>stripes</p> {<0><0><9><99>}<delim>{<20><0><29><99>} near {<1><2><3><4>} and <p>x</p> {<5><6"
+    assert parse_groundings(text) == [
+        Grounding("stripes", (Box(0, 0, 9, 99), Box(20, 0, 29, 99))),
+        Grounding(None, (Box(1, 2, 3, 4),)),
+    ]
+    assert plain_text("<p>a dog</p> {<1><2><3><4>}<delim>{<5><6><7><8>} on <p>grass</p> {<0><50><100><100>}.") == (
+        "a dog on grass."
+    )
+
+
+@pytest.mark.parametrize("text", ["", "1 2 3 4", "{<1><2><3>}", "<p>x</p>", "{" * 9999 + "<1>" * 9999, "{<1><2><3><4>"])
+def test_other_numbers_are_no_boxes(text: str) -> None:
+    assert parse_groundings(text) == []
+
+
+def test_boxes_read_back_as_written() -> None:
+    assert parse_groundings(str(Box(4, 50, 30, 65))) == [Grounding(None, (Box(4, 50, 30, 65),))]
+    assert Box.of(30, 0, 9, 99999) == Box(9, 0, 30, 100)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 25), (640, 480), (90, 1200), (3000, 200)])
+def test_drawing_keeps_the_proportions_and_the_original(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, "white")
+    phrases = [Grounding("a rather long phrase about something", (Box(0, 0, 100, 100), Box(50, 50, 50, 50)))] * 3
+    drawn = draw_boxes(image, phrases)
+    assert max(drawn.size) >= 500
+    assert abs(drawn.width * size[1] - drawn.height * size[0]) <= max(drawn.size) * max(size)
+    assert image.getextrema() == ((255, 255), (255, 255), (255, 255))
+    assert drawn.getcolors(maxcolors=1) is None
+
+
+def test_labels_do_not_overlap() -> None:
+    image = Image.new("RGB", (600, 400), "white")
+    groundings = [Grounding(f"thing number {i}", (Box(30, 30, 60, 60),)) for i in range(10)]
+    drawn = draw_boxes(image, groundings)
+    colours = {colour: count for count, colour in drawn.getcolors(maxcolors=2**16) or []}
+    plates = [colours.get(rgb, 0) for rgb in ((230, 25, 75), (60, 180, 75), (67, 99, 216), (0, 0, 117))]
+    # Every plate keeps its area of colour: about a hundred by twenty pixels, less the letters.
+    assert min(plates) > 1200
