@@ -1,6 +1,7 @@
 """The command line: ``minigpt4``. Reads arguments, prints answers; heavy imports happen inside the commands."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -323,6 +324,8 @@ class _Step:
 
 
 def _wait_for_interrupt() -> None:
+    # A service manager's SIGTERM ends the server as orderly as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
             time.sleep(3600)

@@ -11,7 +11,7 @@ import triton.language as tl
 __all__ = ["paged_decode", "paged_decode_kernel"]
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def paged_decode_kernel(  # type: ignore[no-untyped-def]
     out,
     query,

@@ -1,8 +1,8 @@
 """Who computes what in the next step. Pure Python: knows sequences and blocks, no tensors, no model, no clock.
 
 First come, first served. Every step carries one position of each answering sequence and, beside them, a bounded
-chunk of prompts, so that long prompts don't hold up running answers. When the cache is full, the youngest sequence gives
-up its blocks and is computed again later; its answer stays the same.
+chunk of prompts, so that long prompts don't hold up running answers. When the cache is full, the youngest sequence
+gives up its blocks and is computed again later; its answer stays the same.
 """
 
 from collections import deque

@@ -6,3 +6,5 @@ import os
 # the working directory and start every worker through uv again. Whoever sets them otherwise is obeyed.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# The replica is what the machine is for: not to be served after everybody else.
+os.environ.setdefault("RAY_worker_niceness", "0")

@@ -28,7 +28,7 @@ def build(args: ServeSettings) -> serve.Application:
         graceful_shutdown_timeout_s=30,
         ray_actor_options={"num_gpus": 1} if uses_gpu else {"num_cpus": 1},
     )
-    return deployment.bind(args)
+    return deployment.bind(args)  # type: ignore[attr-defined, no-any-return]
 
 
 def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambda line: None) -> None:
@@ -43,6 +43,8 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         # Said before a cluster is started for nothing; the replica looks at everything else.
         raise WeightsError(f"{settings.model.path} is not a model folder: it has no config.json.")
     _refuse_taken_port(settings.host, settings.port)
+    # What Ray and Serve tell their own developers; ours comes through on_progress and as errors.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_progress("starting Ray")
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     serve.start(http_options={"host": settings.host, "port": settings.port})
@@ -60,8 +62,8 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
 
 def stop() -> None:
     """Stop the application and the local cluster."""
-    serve.shutdown()
-    ray.shutdown()  # type: ignore[no-untyped-call]
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

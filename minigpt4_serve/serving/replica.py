@@ -34,7 +34,7 @@ def load_service(settings: ServeSettings) -> "ChatService":
 class Replica:
     """What Ray Serve runs. It counts as ready after it has answered a warm-up request."""
 
-    async def __init__(self, settings: ServeSettings) -> None:
+    async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]
         self._service = load_service(settings)
         await self._service.warm_up()
 

@@ -5,6 +5,7 @@ Errors before the first piece of an answer keep their real status; later ones ar
 
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, MutableMapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -88,18 +90,20 @@ def create_app(service: ChatService) -> FastAPI:
         wanted = parse_chat_request(await _read_body(request, service.settings.max_body_bytes))
         _check_model(wanted.model, service)
         chat = await service.prepare(wanted)
-        completion = _Completion(service.name, wanted, chat, request.state.request_id)
-        deltas = service.stream(chat, request_id=request.state.request_id)
+        # Not the request's own name: a client may give two requests the same.
+        engine_id = uuid.uuid4().hex
+        completion = _Completion(service.name, wanted, chat, engine_id)
+        deltas = service.stream(chat, request_id=engine_id)
         headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
         if not wanted.stream:
             return JSONResponse(await completion.whole(deltas), headers=headers)
         # The first piece is awaited before the status line is sent: a refusal keeps its own status.
         first = await anext(deltas)
-        return StreamingResponse(
-            completion.events(first, deltas),
-            media_type="text/event-stream",
-            headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
+        if first.queue_position is not None:
+            headers["x-minigpt4-queue-position"] = str(first.queue_position)
+            headers["x-minigpt4-expected-wait"] = f"{first.expected_wait_s or 0:.1f}"
+        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(completion.events(first, deltas), media_type="text/event-stream", headers=headers)
 
     return app
 
@@ -132,8 +136,9 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 
 class _RequestName:
-    """Gives every request an id, ``x-request-id`` on its answer, and what breaks unexpectedly OpenAI's shape.
+    """Every request has a name, ``x-request-id``, and what breaks unexpectedly gets OpenAI's shape.
 
+    Who named the request, a proxy such as Ray's in front of us, also puts the name on the answer; otherwise we do both.
     Plain ASGI: Starlette's ``BaseHTTPMiddleware`` would stand between a leaving client and its stream.
     """
 
@@ -144,15 +149,17 @@ class _RequestName:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req-{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        given = Headers(scope=scope).get("x-request-id", "")
+        named = re.fullmatch(r"[\w.:-]{1,128}", given) is not None
+        request_id = given if named else f"req-{uuid.uuid4().hex}"
         begun = False
 
         async def send_named(message: MutableMapping[str, Any]) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+                if not given:
+                    message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
             await send(message)
 
         try:
@@ -184,11 +191,11 @@ def _error_response(error: MiniGPT4Error) -> JSONResponse:
 class _Completion:
     """One answer in OpenAI's words, whole or in chunks."""
 
-    def __init__(self, model: str, wanted: ChatCompletionRequest, chat: PreparedChat, request_id: str) -> None:
+    def __init__(self, model: str, wanted: ChatCompletionRequest, chat: PreparedChat, engine_id: str) -> None:
         self._wanted = wanted
         self._dropped = chat.dropped_messages
         self._head = {
-            "id": f"chatcmpl-{request_id.removeprefix('req-')}",
+            "id": f"chatcmpl-{engine_id}",
             "created": int(time.time()),
             "model": model,
         }
@@ -215,7 +222,8 @@ class _Completion:
             }
             for i, text in enumerate(texts)
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, **self._summary(last)}
+        answer = {**self._head, "object": "chat.completion", "choices": choices}
+        return {**answer, "usage": self._usage(last), **self._extras(last)}
 
     async def events(self, first: Delta, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
         """Server-sent events; leaving this generator, however, closes the engine's."""
@@ -225,15 +233,17 @@ class _Completion:
             delta: Delta | None = first
             while delta is not None:
                 last = delta
+                if delta.queue_position is not None:
+                    # A comment: clients skip it, proxies see that the connection lives.
+                    yield f": waiting, {delta.queue_position} ahead\n\n"
+                    delta = await anext(deltas, None)
+                    continue
                 for chunk in self._chunks(delta, begun):
                     yield _event(chunk)
                 delta = await anext(deltas, None)
-            options = self._wanted.stream_options
-            summary = self._summary(last)
-            if options is None or not options.include_usage:
-                summary.pop("usage")
-            if summary:
-                yield _event({**self._head, "object": "chat.completion.chunk", "choices": [], **summary})
+            if self._reports_usage:
+                chunk = {**self._head, "object": "chat.completion.chunk", "choices": []}
+                yield _event({**chunk, "usage": self._usage(last), **self._extras(last)})
         except MiniGPT4Error as error:
             yield _event(error.body())
         except Exception:
@@ -258,7 +268,9 @@ class _Completion:
         if delta.finish_reason:
             parts.append(({}, delta.finish_reason))
         content = _logprobs(delta)
-        return [
+        # Tokens are reported once: with their text, or with the end if they have none.
+        carrier = next((i for i, (piece, _) in enumerate(parts) if piece.get("content")), len(parts) - 1)
+        chunks: list[dict[str, Any]] = [
             {
                 **self._head,
                 "object": "chat.completion.chunk",
@@ -266,29 +278,38 @@ class _Completion:
                     {
                         "index": delta.index,
                         "delta": piece,
-                        "logprobs": {"content": content, "refusal": None} if content and "content" in piece else None,
+                        "logprobs": {"content": content, "refusal": None} if content and i == carrier else None,
                         "finish_reason": reason,
                     }
                 ],
             }
-            for piece, reason in parts
+            for i, (piece, reason) in enumerate(parts)
         ]
+        if delta.usage is not None and not self._reports_usage:
+            # A chunk without choices is only for those who asked for it: others index the first choice blindly.
+            chunks[-1].update(self._extras(delta))
+        return chunks
 
-    def _summary(self, last: Delta) -> dict[str, Any]:
-        """Usage, and this server's extras: where the time went, what was forgotten to fit the context."""
+    @property
+    def _reports_usage(self) -> bool:
+        options = self._wanted.stream_options
+        return options is not None and options.include_usage
+
+    @staticmethod
+    def _usage(last: Delta) -> dict[str, Any]:
         usage = last.usage
         assert usage is not None, "the engine's last delta carries the usage"
-        extras = {"dropped_messages": self._dropped} if self._dropped else {}
         return {
-            "usage": {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-                "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-            },
-            **({"timings": last.timings.as_dict()} if last.timings else {}),
-            **extras,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         }
+
+    def _extras(self, last: Delta) -> dict[str, Any]:
+        """What OpenAI's answers don't have: where the time went, and what was forgotten to fit the context."""
+        timings = {"timings": last.timings.as_dict()} if last.timings else {}
+        return {**timings, **({"dropped_messages": self._dropped} if self._dropped else {})}
 
 
 def _logprobs(delta: Delta) -> list[dict[str, Any]]:
