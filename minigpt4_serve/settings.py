@@ -47,6 +47,30 @@ class ModelSettings(_Settings):
 class EngineSettings(_Settings):
     """Sizes of the engine's queues, caches and steps."""
 
+    max_running: int = Field(default=32, ge=1, le=512)
+    """Answers computed at the same time."""
+    max_waiting: int = Field(default=128, ge=0)
+    """Requests that may wait for a slot; one more is refused."""
+    max_prefill_tokens: int = Field(default=1024, ge=16)
+    """Prompt positions that one step computes beside the running answers: more is faster, less is smoother."""
+    block_size: int = Field(default=16, ge=1)
+    """Positions a block of the KV cache holds."""
+    num_blocks: int | None = Field(default=None, ge=1)
+    """Blocks of the KV cache; as many as memory allows if not given."""
+    kv_cache_bytes: int | None = Field(default=None, ge=1)
+    """Memory for the KV cache; on CPUs 1 GiB if not given, on GPUs what ``gpu_memory_share`` leaves."""
+    gpu_memory_share: float = Field(default=0.9, gt=0, le=1)
+    """Share of the GPU's memory that weights and KV cache may fill."""
+    cuda_graphs: bool = True
+    """Capture decode steps as CUDA graphs, at the batch sizes below."""
+    decode_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+    image_cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Encoded pictures that are kept."""
+    decode_threads: int = Field(default=2, ge=1)
+    """Pictures decoded and resized at the same time."""
+    cpu_threads: int | None = Field(default=None, ge=1)
+    """Threads that PyTorch computes with on CPUs; its own choice if not given."""
+
 
 class ServeSettings(_Settings):
     """What ``minigpt4 serve`` needs to know; the same keys as in a configuration file."""

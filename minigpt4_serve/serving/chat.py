@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import GenerationConfig
 
-from minigpt4_serve.engine import Delta, Engine, ImageInput, Prompt, SamplingParams
+from minigpt4_serve.engine import Delta, Engine, Prompt, SamplingParams
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor, Turn
 from minigpt4_serve.pictures import ImageLimits, Picture, read_data_url
@@ -77,8 +77,8 @@ class ChatService:
         """
         room = min(sampling.max_tokens, self.context_length // 4)
         encoded = self._processor.encode_chat(turns, max_tokens=self.context_length - room)
-        images = tuple(ImageInput(picture.digest, picture.data) for picture in pictures)
-        return PreparedChat(Prompt(tuple(encoded.token_ids), images), sampling, encoded.dropped_messages)
+        prompt = Prompt(tuple(encoded.token_ids), tuple(pictures))
+        return PreparedChat(prompt, sampling, encoded.dropped_messages)
 
     def sampling(self, request: ChatCompletionRequest) -> SamplingParams:
         """The request's wishes over the model's own generation rules; greedy if neither says how to sample."""

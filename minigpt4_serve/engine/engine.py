@@ -1,0 +1,467 @@
+"""Many conversations at once on one device: requests in, deltas out. Owns the thread that owns the device.
+
+A step reads like this: take what came in, schedule, encode pictures, run the model, choose tokens, tell the callers.
+One call into each event loop per step, not per token. When the thread dies, every caller hears of it at once.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import queue
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from minigpt4_serve.engine.block_manager import BlockManager
+from minigpt4_serve.engine.detokenizer import Detokenizer
+from minigpt4_serve.engine.image_cache import ImageCache
+from minigpt4_serve.engine.model_runner import ModelRunner
+from minigpt4_serve.engine.sampling import Choice, SamplingParams, sample
+from minigpt4_serve.engine.scheduler import Scheduler, Span
+from minigpt4_serve.engine.sequence import (
+    Delta,
+    FinishReason,
+    Prompt,
+    Sequence,
+    Timings,
+    TokenLogprob,
+    Usage,
+    content_ids,
+)
+from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, MiniGPT4Error, Overloaded
+from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+from minigpt4_serve.settings import EngineSettings
+
+__all__ = ["Engine", "EngineStats"]
+
+_log = logging.getLogger(__name__)
+_Outcome = Delta | MiniGPT4Error
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start, and what is held right now."""
+
+    running: int
+    waiting: int
+    blocks_held: int
+    blocks_total: int
+    requests: int
+    steps: int
+    decode_steps: int
+    prefill_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    image_decodes: int
+    image_encodes: int
+    image_hits: int
+    preemptions: int
+    aborted: int
+
+
+@dataclass(eq=False)
+class _Answer:
+    """One of a request's answers: its sequence, its text, and tokens whose text isn't certain yet."""
+
+    sequence: Sequence
+    text: Detokenizer
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Request:
+    """One caller's request: its answers, its pictures and the way back to the caller."""
+
+    id: str
+    prompt: Prompt
+    answers: list[_Answer]
+    loop: asyncio.AbstractEventLoop
+    outbox: "asyncio.Queue[_Outcome]"
+    submitted: float
+    images_s: float
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+    pixels: dict[str, torch.Tensor] = field(default_factory=dict)
+    admitted: float | None = None
+    first_token: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return all(answer.sequence.finish_reason for answer in self.answers)
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Args:
+        model, processor: as ``weights.load_model`` gives them, the model in eval mode on its device.
+        settings: sizes of queues, caches and steps.
+
+    Raises:
+        InvalidRequest: the model's LLM isn't one that the engine can run, or memory is short.
+    """
+
+    def __init__(
+        self, model: MiniGPT4ForConditionalGeneration, processor: MiniGPT4Processor, settings: EngineSettings
+    ) -> None:
+        self._settings = settings
+        self._tokenizer = processor.tokenizer
+        self._image_token_id, self._slots = model.config.image_token_id, model.config.num_image_tokens
+        eos = model.generation_config.eos_token_id
+        eos = self._tokenizer.eos_token_id if eos is None else eos
+        self._eos_ids = list(eos) if isinstance(eos, list | tuple) else [eos]
+        with torch.inference_mode():
+            self._runner = ModelRunner(model, settings)
+        self._scheduler = Scheduler(
+            BlockManager(self._runner.num_blocks, settings.block_size),
+            max_running=settings.max_running,
+            max_prefill_tokens=settings.max_prefill_tokens,
+        )
+        self.context_length = min(self._runner.context_length, self._runner.num_blocks * settings.block_size)
+        self._images = ImageCache(
+            processor.image_processor.to_tensor,
+            max_bytes=settings.image_cache_bytes,
+            decode_threads=settings.decode_threads,
+        )
+        self._inbox: queue.SimpleQueue[_Request | str | None] = queue.SimpleQueue()
+        self._requests: dict[str, _Request] = {}  # the engine thread's
+        self._load = 0  # sequences accepted and not finished, guarded by the lock
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="minigpt4-engine", daemon=True)
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._counts: dict[str, int] = defaultdict(int)
+        self._seconds_per_request = 1.0  # a running mean, for expected waits
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def shutdown(self) -> None:
+        """Stop the thread; requests in progress end with ``EngineFailed``. Safe to call twice."""
+        self._stopping = True
+        self._inbox.put(None)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout=30)
+        self._images.close()
+
+    def check_health(self) -> None:
+        """Raise ``EngineFailed`` if the thread isn't there to answer."""
+        if self._failure is not None or self._stopping or not self._thread.is_alive():
+            raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.")
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges; may be a step old."""
+        blocks = self._scheduler.blocks
+        counts = self._counts
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            blocks_held=blocks.num_blocks - blocks.num_free,
+            blocks_total=blocks.num_blocks,
+            image_decodes=self._images.decodes,
+            image_hits=self._images.hits,
+            preemptions=self._scheduler.preemptions,
+            **{name: counts[name] for name in _COUNTERS},
+        )
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
+        """The answer, piece by piece; each of ``n`` answers ends with a ``finish_reason``, the last with the usage.
+
+        If no slot is free, a first, empty piece says how many are ahead. Closing the iterator aborts the request.
+
+        Raises:
+            ContextLengthExceeded: the prompt alone doesn't fit. An answer that would grow too long is ended instead.
+            InvalidImage: a picture is damaged.
+            Overloaded: as many wait already as may.
+            EngineFailed: the engine died.
+        """
+        self.check_health()
+        if len(prompt.token_ids) >= self.context_length:
+            raise ContextLengthExceeded(
+                f"The chat has {len(prompt.token_ids)} tokens; this server reads at most {self.context_length - 1}.",
+                param="messages",
+            )
+        position = self._enter(sampling.n)
+        request: _Request | None = None
+        try:
+            started = time.monotonic()
+            features, pixels = await self._images.resolve(prompt.pictures)
+            request = self._make_request(prompt, sampling, request_id, started)
+            request.features, request.pixels = features, pixels
+            self._inbox.put(request)
+            self.check_health()  # it may have died since the check above: then nobody reads the inbox any more
+            if position > 0:
+                yield Delta(queue_position=position, expected_wait_s=self._expected_wait(position))
+            finished = 0
+            while finished < len(request.answers):
+                outcome = await request.outbox.get()
+                if isinstance(outcome, MiniGPT4Error):
+                    raise outcome
+                finished += outcome.finish_reason is not None
+                yield outcome
+        finally:
+            if request is None:
+                self._leave(sampling.n)
+            else:
+                self._inbox.put(request_id)  # no-op if it is done
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request: slot and blocks are free within one step, the caller's last piece says ``abort``."""
+        self._inbox.put(request_id)
+
+    # The caller's side.
+
+    def _enter(self, sequences: int) -> int:
+        """Count a request in; its place in the line, 0 if a slot is free."""
+        with self._lock:
+            waiting = self._load + sequences - self._settings.max_running
+            if waiting > self._settings.max_waiting and self._load:
+                wait = self._expected_wait(self._load - self._settings.max_running + 1)
+                raise Overloaded(f"The server is busy; try again in {max(1, round(wait))} s.", retry_after=wait)
+            self._load += sequences
+            return max(0, waiting)
+
+    def _leave(self, sequences: int) -> None:
+        with self._lock:
+            self._load -= sequences
+
+    def _expected_wait(self, position: int) -> float:
+        return position * self._seconds_per_request / self._settings.max_running
+
+    def _make_request(self, prompt: Prompt, sampling: SamplingParams, request_id: str, started: float) -> _Request:
+        names = content_ids(prompt.token_ids, prompt.pictures, image_token_id=self._image_token_id, slots=self._slots)
+        room = self.context_length - len(prompt.token_ids)
+        rules = replace(sampling, max_tokens=min(sampling.max_tokens, room), min_tokens=min(sampling.min_tokens, room))
+        seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
+        answers: list[_Answer] = []
+        for index in range(sampling.n):
+            leader = answers[0].sequence if answers else None
+            # Seeds of several answers are far apart, and the first is that of a request for one.
+            own = seed + index * 0x5851F42D4C957F2D
+            sequence = Sequence(request_id, index, list(prompt.token_ids), list(names), rules, own, leader)
+            answers.append(_Answer(sequence, Detokenizer(self._tokenizer.decode_ids, rules.stop)))
+        return _Request(
+            id=request_id,
+            prompt=prompt,
+            answers=answers,
+            loop=asyncio.get_running_loop(),
+            outbox=asyncio.Queue(),
+            submitted=time.monotonic(),
+            images_s=time.monotonic() - started,
+        )
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        if self._settings.cpu_threads is not None:
+            torch.set_num_threads(self._settings.cpu_threads)
+        try:
+            with torch.inference_mode():
+                while not self._stopping:
+                    self._take_in()
+                    if self._scheduler.has_work and not self._stopping:
+                        self._step()
+        except BaseException as error:
+            self._failure = error
+            _log.exception("the engine died")
+        finally:
+            self._fail_all()
+
+    def _take_in(self) -> None:
+        """New requests and aborts; sleeps when there is nothing to do."""
+        while True:
+            try:
+                message = self._inbox.get(block=not self._scheduler.has_work)
+            except queue.Empty:
+                return
+            if message is None:
+                return
+            if isinstance(message, str):
+                self._end_all(message)
+                continue
+            self._requests[message.id] = message
+            self._counts["requests"] += 1
+            for answer in message.answers:
+                self._scheduler.add(answer.sequence)
+
+    def _step(self) -> None:
+        spans = self._scheduler.schedule()
+        assert spans, "there is work, but nothing can be computed"
+        self._encode_pictures(spans)
+        logits = self._runner.step(spans, self._features_of)
+        sampling = [span.sequence for span in spans if span.samples]
+        self._count(spans, len(sampling))
+        self._scheduler.advance(spans)
+        choices = sample(logits, sampling, self._eos_ids) if sampling else []
+        deltas: list[tuple[_Request, Delta]] = []
+        for sequence, choice in zip(sampling, choices, strict=True):
+            request = self._requests[sequence.request_id]
+            delta = self._grow(request, sequence, choice)
+            if delta is not None:
+                deltas.append((request, delta))
+        _tell(deltas)
+
+    def _count(self, spans: list[Span], sampled: int) -> None:
+        self._counts["steps"] += 1
+        self._counts["decode_steps"] += sampled > 0
+        self._counts["generated_tokens"] += sampled
+        now = time.monotonic()
+        for span in spans:
+            sequence = span.sequence
+            if span.start < sequence.num_prompt:
+                self._counts["prefill_tokens"] += min(span.end, sequence.num_prompt) - span.start
+            request = self._requests[sequence.request_id]
+            if request.admitted is None:
+                request.admitted = now
+            if sequence.num_computed == sequence.cached_tokens and sequence.num_output == 0:
+                self._counts["cached_tokens"] += sequence.num_computed
+
+    def _encode_pictures(self, spans: list[Span]) -> None:
+        """Features for every picture that this step reads, in one batch; equal pictures once."""
+        missing: dict[str, torch.Tensor] = {}
+        readers: list[_Request] = []
+        for span in spans:
+            request = self._requests[span.sequence.request_id]
+            if self._reads_pictures(span):
+                readers.append(request)
+                for picture in request.prompt.pictures:
+                    if self._features(request, picture.digest) is None:
+                        missing[picture.digest] = request.pixels[picture.digest]
+        if missing:
+            self._counts["image_encodes"] += len(missing)
+            for digest, features in zip(missing, self._runner.encode(list(missing.values())), strict=True):
+                self._images.put(digest, features)
+                for request in readers:
+                    request.features[digest] = features
+
+    def _reads_pictures(self, span: Span) -> bool:
+        return self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]
+
+    def _features(self, request: _Request, digest: str) -> torch.Tensor | None:
+        """From the request, which keeps them until its end, or from the cache."""
+        if digest not in request.features:
+            found = self._images.get(digest)
+            if found is None:
+                return None
+            request.features[digest] = found
+        return request.features[digest]
+
+    def _features_of(self, span: Span) -> list[torch.Tensor]:
+        request = self._requests[span.sequence.request_id]
+        return [request.features[picture.digest] for picture in request.prompt.pictures]
+
+    def _grow(self, request: _Request, sequence: Sequence, choice: Choice) -> Delta | None:
+        """A token joins an answer: what the caller hears of it, if anything is certain yet."""
+        if request.first_token is None:
+            request.first_token = time.monotonic()
+        sequence.append(choice.token)
+        rules, answer = sequence.sampling, request.answers[sequence.index]
+        answer.ids.append(choice.token)
+        if choice.logprob is not None:
+            answer.logprobs.append(self._describe(choice))
+        ended = choice.token in self._eos_ids and not rules.ignore_eos
+        full = sequence.num_output >= rules.max_tokens
+        piece = answer.text.push([choice.token], last=ended or full)
+        reason: FinishReason | None = "stop" if ended or answer.text.stopped else "length" if full else None
+        if reason is not None:
+            self._finish(request, sequence, reason)
+        return self._delta(request, answer, piece) if piece or reason else None
+
+    def _describe(self, choice: Choice) -> TokenLogprob:
+        def name(token: int) -> str:
+            return str(self._tokenizer.convert_ids_to_tokens(token)).replace("▁", " ")
+
+        assert choice.logprob is not None
+        return TokenLogprob(name(choice.token), choice.logprob, tuple((name(t), value) for t, value in choice.top))
+
+    @staticmethod
+    def _delta(request: _Request, answer: _Answer, text: str) -> Delta:
+        """A piece with the tokens that it took; a request's last one with the balance."""
+        sequence = answer.sequence
+        delta = Delta(sequence.index, text, tuple(answer.ids), tuple(answer.logprobs), sequence.finish_reason)
+        answer.ids, answer.logprobs = [], []
+        if not request.done:
+            return delta
+        now = time.monotonic()
+        first = request.answers[0].sequence
+        written = sum(other.sequence.num_output for other in request.answers)
+        usage = Usage(first.num_prompt, first.cached_tokens or 0, written)
+        timings = Timings(
+            images_s=request.images_s,
+            queue_s=(request.admitted or now) - request.submitted,
+            ttft_s=request.images_s + (request.first_token or now) - request.submitted,
+            total_s=request.images_s + now - request.submitted,
+        )
+        return replace(delta, usage=usage, timings=timings)
+
+    def _finish(self, request: _Request, sequence: Sequence, reason: FinishReason) -> None:
+        self._scheduler.finish(sequence, reason)
+        self._leave(1)
+        if request.done:
+            del self._requests[request.id]
+            if request.admitted is not None:
+                took = time.monotonic() - request.admitted
+                self._seconds_per_request += 0.1 * (took - self._seconds_per_request)
+
+    def _end_all(self, request_id: str) -> None:
+        """Abort what is left of a request."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        self._counts["aborted"] += 1
+        deltas: list[tuple[_Request, Delta]] = []
+        for answer in request.answers:
+            if answer.sequence.finish_reason is None:
+                self._finish(request, answer.sequence, "abort")
+                deltas.append((request, self._delta(request, answer, "")))
+        _tell(deltas)
+
+    def _fail_all(self) -> None:
+        """Nobody waits for ever: whoever is here, or comes in meanwhile, hears that the engine is gone."""
+        message = "The engine stopped before the answer was complete; ask again in a moment."
+        with contextlib.suppress(queue.Empty):
+            while True:
+                late = self._inbox.get_nowait()
+                if isinstance(late, _Request):
+                    self._requests[late.id] = late
+        for request in self._requests.values():
+            _send(request.loop, [(request, EngineFailed(message))])
+        self._requests.clear()
+
+
+_COUNTERS = (
+    "requests",
+    "steps",
+    "decode_steps",
+    "prefill_tokens",
+    "cached_tokens",
+    "generated_tokens",
+    "image_encodes",
+    "aborted",
+)
+
+
+def _tell(deltas: list[tuple[_Request, Delta]]) -> None:
+    """One call into each event loop, however many of its requests have news."""
+    by_loop: Callable[[tuple[_Request, Delta]], int] = lambda item: id(item[0].loop)  # noqa: E731
+    for _, news in itertools.groupby(sorted(deltas, key=by_loop), key=by_loop):
+        items = list(news)
+        _send(items[0][0].loop, items)
+
+
+def _send(
+    loop: asyncio.AbstractEventLoop, news: "list[tuple[_Request, Delta]] | list[tuple[_Request, EngineFailed]]"
+) -> None:
+    def deliver() -> None:
+        for request, outcome in news:
+            request.outbox.put_nowait(outcome)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: its callers are gone
+        loop.call_soon_threadsafe(deliver)

@@ -1,0 +1,157 @@
+"""How the next token is chosen: one request's wishes, and the choice for a whole batch on the device."""
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from minigpt4_serve.errors import InvalidRequest
+
+__all__ = ["Choice", "SamplingParams", "sample"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """One request's generation rules. The defaults are greedy and plain.
+
+    Attributes:
+        max_tokens, min_tokens: bounds of the answer's length; no end-of-sequence token before ``min_tokens``.
+        temperature: 0 takes the likeliest token.
+        top_p, top_k, min_p: filters, applied in the order k, p, min-p; 1, 0 and 0 switch them off.
+        repetition_penalty: divides positive and multiplies negative scores of tokens that the answer already holds;
+            never of the prompt's, as in the original.
+        seed: same seed, same answer, whatever else is in the batch; None draws one.
+        stop: strings that end the answer and don't appear in it.
+        logprobs, top_logprobs: report each token's log probability, and this many alternatives.
+        n: independent answers to one prompt.
+        beams: beam search with this many hypotheses instead of sampling; the best ``n`` are given.
+        length_penalty: beams only; scores are divided by length to this power.
+    """
+
+    max_tokens: int = 300
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: bool = False
+    top_logprobs: int = 0
+    n: int = 1
+    beams: int = 1
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_tokens": self.max_tokens >= 1,
+            "min_tokens": 0 <= self.min_tokens <= self.max_tokens,
+            "temperature": 0 <= self.temperature < float("inf"),
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": 0 < self.repetition_penalty < float("inf"),
+            "stop": all(self.stop),
+            "top_logprobs": 0 <= self.top_logprobs <= 20,
+            "n": 1 <= self.n <= 16,
+            "beams": 1 <= self.beams <= 16 and (self.beams == 1 or self.n <= self.beams),
+        }
+        for name, holds in rules.items():
+            if not holds:
+                raise InvalidRequest(f"'{name}' is out of range.", param=name)
+
+
+class Row(Protocol):
+    """What ``sample`` needs to know of a sequence."""
+
+    sampling: SamplingParams
+    seed: int
+
+    @property
+    def output_ids(self) -> Rows[int]: ...
+    @property
+    def num_output(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen token. ``top`` holds (token, log probability), best first, if asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def sample(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[Choice]:
+    """One token for each row of ``logits`` ``[S, vocabulary]``, any float type, on any device.
+
+    A row depends on its own logits, rules, seed and position only: one uniform number, drawn from (seed, position), is
+    looked up in the row's cumulative distribution.
+    """
+    scores = logits.float()
+    rules = [row.sampling for row in rows]
+    reported = [i for i, rule in enumerate(rules) if rule.logprobs]
+    plain = torch.log_softmax(scores[reported], dim=-1) if reported else None  # [R, vocabulary]
+    scores = _penalise(scores, rows, eos_ids)
+    tokens = scores.argmax(dim=-1)  # [S]
+    drawing = [i for i, rule in enumerate(rules) if rule.temperature > 0]
+    if drawing:
+        tokens[drawing] = _draw(scores[drawing], [rows[i] for i in drawing])
+    chosen = tokens.tolist()
+    choices = [Choice(token) for token in chosen]
+    if plain is not None:
+        width = max(1, *(rules[i].top_logprobs for i in reported))
+        values, ids = (t.tolist() for t in plain.topk(width, dim=-1))
+        own = plain.gather(1, tokens[reported].unsqueeze(1)).squeeze(1).tolist()
+        for k, i in enumerate(reported):
+            top = tuple(zip(ids[k], values[k], strict=True))[: rules[i].top_logprobs]
+            choices[i] = Choice(chosen[i], own[k], top)
+    return choices
+
+
+def _penalise(scores: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> torch.Tensor:
+    """Repetition penalty and minimum length, for the rows that want them."""
+    for i, row in enumerate(rows):
+        rule = row.sampling
+        if rule.repetition_penalty != 1 and row.num_output:
+            seen = torch.tensor(sorted(set(row.output_ids)), device=scores.device)
+            old = scores[i, seen]
+            scores[i, seen] = torch.where(old > 0, old / rule.repetition_penalty, old * rule.repetition_penalty)
+        if rule.ignore_eos or row.num_output < rule.min_tokens:
+            scores[i, list(eos_ids)] = float("-inf")
+    return scores
+
+
+def _draw(scores: torch.Tensor, rows: Rows[Row]) -> torch.Tensor:
+    """Tokens ``[D]`` drawn from the filtered distributions of ``scores`` ``[D, vocabulary]``."""
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, device=scores.device).unsqueeze(1)  # [D, 1]
+
+    rules = [row.sampling for row in rows]
+    ordered, ids = (scores / column([rule.temperature for rule in rules])).sort(dim=-1, descending=True)
+    rank = torch.arange(ordered.shape[1], device=scores.device)  # [vocabulary]
+    ordered = ordered.masked_fill(rank >= column([rule.top_k or ordered.shape[1] for rule in rules]), float("-inf"))
+    probs = ordered.softmax(dim=-1)
+    # A token stays while the mass before it is below top_p: the first one always does.
+    outside = probs.cumsum(dim=-1) - probs >= column([rule.top_p for rule in rules])
+    outside[:, 0] = False
+    outside |= probs < probs[:, :1] * column([rule.min_p for rule in rules])
+    mass = probs.masked_fill(outside, 0).cumsum(dim=-1)
+    target = column([_uniform(row.seed, row.num_output) for row in rows]) * mass[:, -1:]
+    # The first place whose cumulative mass exceeds the target; rounding may put it past the end.
+    place = torch.searchsorted(mass, target, right=True).clamp(max=ordered.shape[1] - 1)
+    kept = (~outside).sum(dim=-1, keepdim=True)
+    return ids.gather(1, torch.minimum(place, kept - 1)).squeeze(1)
+
+
+def _uniform(seed: int, position: int) -> float:
+    """A uniform number in [0, 1) from (seed, position): SplitMix64's finaliser (Steele, Lea, Flood 2014)."""
+    mask = (1 << 64) - 1
+    z = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return ((z ^ (z >> 31)) >> 11) / (1 << 53)

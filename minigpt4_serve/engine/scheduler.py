@@ -1,0 +1,148 @@
+"""Who computes what in the next step. Pure Python: knows sequences and blocks, no tensors, no model, no clock.
+
+First come, first served. Every step carries one position of each answering sequence and, beside them, a bounded
+chunk of prompts, so that long prompts don't hold up running answers. When the cache is full, the youngest sequence gives
+up its blocks and is computed again later; its answer stays the same.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from minigpt4_serve.engine.block_manager import BlockManager
+from minigpt4_serve.engine.sequence import FinishReason, Sequence
+
+__all__ = ["Scheduler", "Span"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Positions ``start`` to ``end`` of a sequence that a step computes."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def samples(self) -> bool:
+        """Does it reach the sequence's end, so that a next token is chosen?"""
+        return self.end == len(self.sequence)
+
+
+class Scheduler:
+    """Waiting and running sequences, and the blocks they hold.
+
+    Args:
+        max_running: slots.
+        max_prefill_tokens: prompt positions a step computes at most.
+    """
+
+    def __init__(self, blocks: BlockManager, *, max_running: int, max_prefill_tokens: int) -> None:
+        self.blocks = blocks
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._max_running = max_running
+        self._max_prefill = max_prefill_tokens
+
+    @property
+    def has_work(self) -> bool:
+        """Is there any sequence to compute?"""
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """To the end of the line. The caller has made sure that it fits the cache when it is alone."""
+        self.waiting.append(sequence)
+
+    def schedule(self) -> list[Span]:
+        """The next step's work: single positions in the order of admission, then longer chunks of prompts."""
+        spans = self._decodes() + self._prefills(self._max_prefill)
+        return sorted(spans, key=lambda span: span.end - span.start > 1)
+
+    def advance(self, spans: list[Span]) -> None:
+        """A step was computed: what is full can be shared from now on."""
+        for span in spans:
+            sequence, size = span.sequence, self.blocks.block_size
+            sequence.num_computed = span.end
+            filled = range(span.start // size, span.end // size)
+            if filled and span.end // size > len(sequence.block_hashes):
+                sequence.block_hashes = self.blocks.chain(sequence.content_ids, sequence.block_hashes)
+            for i in filled:
+                self.blocks.remember(sequence.block_table[i], sequence.block_hashes[i])
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """It has its answer, or nobody wants it any more: slot and blocks are free at once."""
+        sequence.finish_reason = reason
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._let_go(sequence)
+
+    def _decodes(self) -> list[Span]:
+        spans: list[Span] = []
+        for sequence in list(self.running):
+            if sequence not in self.running or sequence.num_computed != len(sequence) - 1:
+                continue  # preempted a moment ago, or still reading its prompt
+            while not self._has_room(sequence):
+                self._preempt(self.running[-1])
+                if sequence not in self.running:
+                    break
+            else:
+                spans.append(Span(sequence, sequence.num_computed, len(sequence)))
+        # A sequence late in the line may have been preempted for the sake of an earlier one.
+        return [span for span in spans if span.sequence in self.running]
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        if self.blocks.blocks_for(len(sequence)) > len(sequence.block_table):
+            if not self.blocks.num_free:
+                return False
+            sequence.block_table.append(self.blocks.take())
+        return True
+
+    def _prefills(self, budget: int) -> list[Span]:
+        spans: list[Span] = []
+        for sequence in self.running:
+            if budget and sequence.num_computed < len(sequence) - 1:
+                spans.append(self._chunk(sequence, budget))
+                budget -= spans[-1].end - spans[-1].start
+        while budget and self.waiting and len(self.running) < self._max_running and self._admit(self.waiting[0]):
+            sequence = self.waiting.popleft()
+            self.running.append(sequence)
+            spans.append(self._chunk(sequence, budget))
+            budget -= spans[-1].end - spans[-1].start
+        return spans
+
+    @staticmethod
+    def _chunk(sequence: Sequence, budget: int) -> Span:
+        return Span(sequence, sequence.num_computed, min(len(sequence), sequence.num_computed + budget))
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give it blocks for all it has so far, shared ones where its beginning is known; False if too few are free."""
+        leader = sequence.leader
+        if leader is not None and leader.finish_reason is None and leader.num_computed < leader.num_prompt:
+            return False  # the leader is about to compute the blocks that this one shares
+        sequence.block_hashes = self.blocks.chain(sequence.content_ids, sequence.block_hashes)
+        # The last position is computed anyway: its logits are what the step is for.
+        known = self.blocks.find(sequence.block_hashes[: (len(sequence) - 1) // self.blocks.block_size])
+        self.blocks.hold(known)
+        fresh = self.blocks.blocks_for(len(sequence)) - len(known)
+        # While others run, a block each stays free for them, so that admitting one doesn't preempt another at once.
+        if fresh + len(self.running) > self.blocks.num_free:
+            self.blocks.release(known)
+            return False
+        sequence.block_table = known + [self.blocks.take() for _ in range(fresh)]
+        sequence.num_computed = len(known) * self.blocks.block_size
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.num_computed
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._let_go(sequence)
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _let_go(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed = 0
