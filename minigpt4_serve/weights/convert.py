@@ -104,7 +104,8 @@ def convert(
         generation_config(variant).save_pretrained(folder)
         lora = "none" if variant != "v2" else "kept" if keep_lora else "merged"
         about = {"minigpt4_serve": __version__, "variant": variant, "dtype": dtype, "lora": lora, "notes": plan.notes}
-        write_json(folder / "sources.json", {**about, "inputs": sources})
+        written = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+        write_json(folder / "sources.json", {**about, "inputs": sources, "outputs": written})
         config.architectures = ["MiniGPT4ForConditionalGeneration"]
         config.save_pretrained(folder)
     return Conversion(out, config, plan.notes)
