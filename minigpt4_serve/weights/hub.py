@@ -138,14 +138,17 @@ def fetch(
             fetched.paths[role] = _download(part.url, into, on_progress)
         elif isinstance(part, Folder):
             result = _snapshot(part, into / part_name)
-            (fetched.missing if isinstance(result, str) else fetched.paths)[role] = result  # type: ignore[assignment]
+            if isinstance(result, str):
+                fetched.missing[role] = result
+            else:
+                fetched.paths[role] = result
         elif (into / part.name).is_file():
             fetched.paths[role] = into / part.name
         else:
             fetched.missing[role] = (
                 f"{part.name} lies on Google Drive, which hands large files to browsers only: open "
-                f"drive.google.com/file/d/{part.ident}/view, save it as {into / part.name} and run this again. Where the "
-                "link is dead, a copy from somebody you trust serves as well: code in it would be refused."
+                f"drive.google.com/file/d/{part.ident}/view, save it as {into / part.name} and run this again. Where "
+                "the link is dead, a copy from somebody you trust serves as well: code in it would be refused."
             )
     return fetched
 
@@ -175,9 +178,7 @@ def _download(url: str, into: Path, on_progress: Callable[[str, int, int], None]
             f"{url} can't be downloaded now. Run this again to go on, or save it by hand as {target}."
         ) from error
     if total and done != total:
-        raise WeightsError(
-            f"The download of {target.name} ended at {done:,} of {total:,} bytes; run this again to go on."
-        )
+        raise WeightsError(f"{target.name} ended at {done:,} of {total:,} bytes; run this again to go on.")
     partial.rename(target)
     return target
 
@@ -199,8 +200,8 @@ def _snapshot(part: Folder, into: Path) -> Path | str:
         hub.snapshot_download(part.repository, local_dir=into, allow_patterns=wanted, ignore_patterns=skipped)
     except errors.GatedRepoError:
         return (
-            f"{page} is gated: accept its licence there with your account, run `hf auth login`, and run this again. Or give "
-            "--llm a copy that you have."
+            f"{page} is gated: accept its licence there with your account, run `hf auth login`, and run this again. "
+            "Or give --llm a copy that you have."
         )
     except errors.RepositoryNotFoundError:
         return f"{page} isn't there, or isn't public any more: give --llm a copy that you have."

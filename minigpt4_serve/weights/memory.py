@@ -1,6 +1,6 @@
 """How much memory a model takes, by arithmetic on its configuration. Loads nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -47,9 +47,13 @@ class Footprint:
 
 def footprint(config: MiniGPT4Config, kind: str) -> Footprint:
     """What a model takes in one of ``FORMATS`` or float16; keys and values are never quantized."""
+    return _footprint(config, model_shapes(config), kind)
+
+
+def _footprint(config: MiniGPT4Config, shapes: Mapping[str, tuple[int, ...]], kind: str) -> Footprint:
     rest = "bfloat16" if kind.startswith("int") else kind
     weights = 0.0
-    for name, shape in model_shapes(config).items():
+    for name, shape in shapes.items():
         inner = name.startswith("language_model.model.layers.") and len(shape) == 2
         weights += prod(shape) * _BYTES[kind if inner else rest]
     text = config.get_text_config()
@@ -81,5 +85,6 @@ def table() -> Iterator[tuple[str, str, Footprint]]:
     """(model, format, footprint) of every published model in every format."""
     for name in PUBLISHED:
         config = published_config(name)
+        shapes = model_shapes(config)
         for kind in FORMATS:
-            yield name, kind, footprint(config, kind)
+            yield name, kind, _footprint(config, shapes, kind)
