@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minigpt4_serve import __version__
-from minigpt4_serve.errors import MiniGPT4Error
+from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
 from minigpt4_serve.settings import TINY_MODEL
 
 if TYPE_CHECKING:
@@ -152,40 +152,105 @@ def serve(
 @app.command()
 def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", show_default=False, help="The folder to make.")],
-    variant: Annotated[str, typer.Option(help="vicuna, llama2 or v2.", show_default=False)],
+    variant: Annotated[str | None, typer.Option(help="vicuna, llama2 or v2.", show_default=False)] = None,
     llm: Annotated[
-        Path, typer.Option(metavar="DIR", help="The LLM's folder in Hugging Face layout.", show_default=False)
-    ],
-    vit: Annotated[Path, typer.Option(metavar="FILE", help="eva_vit_g.pth", show_default=False)],
-    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="MiniGPT-4's own .pth", show_default=False)],
+        Path | None, typer.Option(metavar="DIR", help="The LLM's folder in Hugging Face layout.", show_default=False)
+    ] = None,
+    vit: Annotated[Path | None, typer.Option(metavar="FILE", help="eva_vit_g.pth", show_default=False)] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="MiniGPT-4's own .pth", show_default=False)
+    ] = None,
     qformer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="blip2_pretrained_flant5xxl.pth (vicuna only)")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float16",
     keep_lora: Annotated[bool, typer.Option("--keep-lora", help="v2: keep LoRA beside the weights.")] = False,
+    from_hub: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Fetch what is public of vicuna-7b, vicuna-13b, llama2-7b or v2-7b."),
+    ] = None,
+    parts: Annotated[Path, typer.Option(metavar="DIR", help="Where --from-hub keeps the parts.")] = Path("parts"),
+    vit_heads: Annotated[int | None, typer.Option(help="Only for files of other sizes than the published.")] = None,
+    vit_depth: Annotated[int | None, typer.Option(help="Likewise: blocks that are used.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Likewise: pixels.")] = None,
+    qformer_heads: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Likewise.")] = None,
 ) -> None:
-    """Turn the original's files into one folder that `serve` and transformers load."""
-    from minigpt4_serve.weights.convert import Progress
+    """Turn the original's files into one folder that `serve` and transformers load.
+
+    Example: minigpt4 convert models/minigpt4-7b --from-hub vicuna-7b
+    """
     from minigpt4_serve.weights.convert import convert as convert_files
+    from minigpt4_serve.weights.geometry import Untold
 
-    def show(progress: Progress) -> None:
-        share = progress.done / max(progress.total, 1)
-        typer.echo(f"\r• {progress.step} {share:4.0%}  {progress.item[-60:]:<60}", err=True, nl=share >= 1)
-
+    given = {"llm": llm, "vit": vit, "checkpoint": checkpoint, "qformer": qformer}
+    paths = {role: path for role, path in given.items() if path is not None}
+    if from_hub is not None:
+        variant, paths = _fetch_parts(from_hub, parts, paths)
+    absent = [f"--{role}" for role in ("llm", "vit", "checkpoint") if role not in paths]
+    if variant is None:
+        absent.insert(0, "--variant")
+    if absent:
+        raise InvalidRequest(f"Give {', '.join(absent)}, or --from-hub NAME.")
     conversion = convert_files(
-        variant=variant,  # type: ignore[arg-type]
-        llm=llm,
-        vit=vit,
-        qformer=qformer,
-        checkpoint=checkpoint,
+        variant=variant,  # type: ignore[arg-type]  # checked there
+        **paths,  # type: ignore[arg-type]
         out=out,
         dtype=dtype,
         keep_lora=keep_lora,
-        on_progress=show,
+        untold=Untold(
+            vit_heads=vit_heads,
+            vit_depth=vit_depth,
+            image_size=image_size,
+            qformer_heads=qformer_heads,
+            lora_alpha=lora_alpha,
+        ),
+        on_progress=lambda progress: _show_bytes(f"{progress.step} {progress.item}", progress.done, progress.total),
     )
     for note in conversion.notes:
         typer.echo(f"Note: {note}", err=True)
     typer.echo(f"{out} is ready. Serve it: minigpt4 serve --model {out}")
+
+
+def _fetch_parts(name: str, into: Path, given: dict[str, Path]) -> tuple[str, dict[str, Path]]:
+    """(variant, role → path); ends the command with an explanation if a part can't be fetched."""
+    from minigpt4_serve.weights.hub import fetch
+
+    fetched = fetch(name, into, given=given, on_progress=_show_bytes)
+    if fetched.missing:
+        reasons = "\n".join(f"  --{role}: {reason}" for role, reason in fetched.missing.items())
+        raise InvalidRequest(f"What is public of {name} lies in {into}. Still missing:\n{reasons}")
+    return fetched.variant, fetched.paths
+
+
+def _show_bytes(item: str, done: int, total: int) -> None:
+    """One line that counts up on a terminal, one line per hundred percent elsewhere."""
+    finished = done >= total
+    if sys.stderr.isatty():
+        typer.echo(f"\r• {done / max(total, 1):4.0%}  {item[-70:]:<70}", err=True, nl=finished)
+    elif finished:
+        typer.echo(f"• {item}", err=True)
+
+
+@app.command()
+def doctor(
+    model: ModelOption = TINY_MODEL,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+) -> None:
+    """Check this machine and a model: versions, devices, memory, digests, and a question with a known answer."""
+    from minigpt4_serve.doctor import examine, memory_table
+    from minigpt4_serve.settings import ModelSettings
+
+    problems = 0
+    for finding in examine(ModelSettings(path=model, device=device)):
+        mark = {"ok": "✓", "note": "·", "problem": "✗"}[finding.state]
+        problems += finding.state == "problem"
+        typer.echo(f"{mark} {finding.topic:<18} {finding.text}")
+    typer.echo("\nWhat the published models take:")
+    for row in memory_table():
+        typer.echo("  {:<11} {:<9} {:>9}  {:>19}  {}".format(*row))
+    if problems:
+        raise SystemExit(1)
 
 
 @app.command()

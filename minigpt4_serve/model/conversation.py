@@ -40,7 +40,8 @@ class ConversationFormat:
 
 FORMATS = {
     "vicuna": ConversationFormat("vicuna", _SYSTEM, "Human: ", "Assistant: ", "###", ("###",)),
-    "llama2": ConversationFormat("llama2", _SYSTEM, "<s>[INST] ", " [/INST] ", "", ()),
+    # The original's first demo stops Llama-2 at ### as well, though it was trained to end with </s>.
+    "llama2": ConversationFormat("llama2", _SYSTEM, "<s>[INST] ", " [/INST] ", "", ("###",)),
     # The two beginning-of-sequence tokens this gives together with the tokenizer's own are how v2 was prompted.
     "v2": ConversationFormat("v2", "", "<s>[INST] ", " [/INST]", "", ()),
 }

@@ -78,7 +78,7 @@ def _load_pickle(path: Path) -> object:
         # Files from before torch 1.6 are no zip archives and can't be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if "unsupported" in str(error).lower():  # a global or an instruction that plain tensors never need
             raise WeightsError(
                 f"{path} holds Python code, not only tensors. It was refused and nothing of it ran; "
                 "get the file from the model's authors."

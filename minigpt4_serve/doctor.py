@@ -1,0 +1,176 @@
+"""What ``minigpt4 doctor`` finds out: versions, devices, what fits, whether the model is whole and answers right.
+
+Prints nothing: findings are given one by one, since some take minutes. Knows the model and its files, not the server.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from minigpt4_serve.errors import MiniGPT4Error
+from minigpt4_serve.model import Turn
+from minigpt4_serve.model.stopping import StopAtText
+from minigpt4_serve.settings import ModelSettings
+from minigpt4_serve.weights import memory
+from minigpt4_serve.weights.files import sha256
+from minigpt4_serve.weights.load import check_tensors, load_model, model_files, read_config
+
+__all__ = ["SELF_TEST", "Finding", "examine", "memory_table"]
+
+SELF_TEST = "selftest.json"
+"""In a model folder: ``{"image": file, "question": …, "answer": …}``, greedy and in float32."""
+
+_PACKAGES = ("minigpt4-serve", "torch", "transformers", "safetensors", "sentencepiece", "pillow", "ray", "bitsandbytes")
+_WORK_SPACE = 2**30  # activations, kernels and what the allocator keeps, in bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    topic: str
+    text: str
+    state: Literal["ok", "note", "problem"] = "ok"
+
+
+def examine(settings: ModelSettings) -> Iterator[Finding]:
+    """Everything worth knowing before serving that model, cheapest first."""
+    yield from versions()
+    yield from devices()
+    yield from model(settings)
+
+
+def versions() -> Iterator[Finding]:
+    """Python and the packages that matter."""
+    yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in _PACKAGES:
+        try:
+            yield Finding(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "not installed", "note")
+
+
+def devices() -> Iterator[Finding]:
+    """Processors, GPUs and their memory."""
+    yield Finding("cpu", f"{len(os.sched_getaffinity(0))} cores, {gib(_cpu_memory())} free")
+    if not torch.cuda.is_available():
+        yield Finding(
+            "gpu", "none that PyTorch can use; the embedded model is made for CPUs, 7B models are not", "note"
+        )
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        yield Finding(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {gib(free)} of {gib(total)} free")
+
+
+def memory_table(available: int | None = None) -> list[list[str]]:
+    """The published models in every format: header, then rows of (model, format, weights, one chat, what fits here).
+
+    Args:
+        available: bytes; the first GPU's free memory, or the CPU's, if not given.
+    """
+    if available is None:
+        available = torch.cuda.mem_get_info(0)[0] if torch.cuda.is_available() else _cpu_memory()
+    rows = [["model", "format", "weights", "with one full chat", f"in {gib(available)}"]]
+    for name, kind, taken in memory.table():
+        chats = taken.chats_in(available - _WORK_SPACE)
+        fits = (
+            f"{int(chats)} full chat{'s' * (chats >= 2)}"
+            if chats >= 1
+            else "short chats only"
+            if chats > 0.1
+            else "does not fit"
+        )
+        rows.append([name, kind, gib(taken.weights), gib(taken.one_chat), fits])
+    return rows
+
+
+def model(settings: ModelSettings) -> Iterator[Finding]:
+    """The model folder: whole, unchanged, answering as stored."""
+    folder = settings.path
+    try:
+        config = read_config(folder)
+        check_tensors(folder, config)
+    except MiniGPT4Error as error:
+        yield Finding("model", str(error), "problem")
+        return
+    kind = settings.quantization or ("float32" if settings.dtype == "auto" else settings.dtype)
+    taken = memory.footprint(config, kind)
+    about = f"{folder}: {config.conversation_format}, {config.num_image_tokens} image tokens, context {taken.context}"
+    yield Finding("model", about)
+    yield Finding("memory", f"{gib(taken.weights)} of weights as {kind}, {taken.kv_per_token / 2**10:.0f} KiB a token")
+    yield from _digests(folder)
+    yield self_test(settings)
+
+
+def _digests(folder: Path) -> Iterator[Finding]:
+    """SHA-256 of every weight file, compared with what the conversion wrote down."""
+    try:
+        recorded = json.loads((folder / "sources.json").read_text(encoding="utf-8"))["outputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = {}
+    for path in model_files(folder):
+        digest = sha256(path)
+        expected = recorded.get(path.name)
+        if expected is None:
+            yield Finding(path.name, f"SHA-256 {digest}")
+        elif expected == digest:
+            yield Finding(path.name, f"SHA-256 {digest}, as converted")
+        else:
+            yield Finding(
+                path.name, f"SHA-256 {digest}, but {expected} was converted: copy or convert it again", "problem"
+            )
+
+
+def self_test(settings: ModelSettings) -> Finding:
+    """Ask the model folder's stored question; the answer must be the stored one, word for word."""
+    path = settings.path / SELF_TEST
+    if not path.is_file():
+        return Finding("self-test", f"skipped: {settings.path} has no {SELF_TEST}", "note")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        with Image.open(settings.path / stored["image"]) as image:
+            image.load()
+        answer = _ask(settings, image, stored["question"])
+    except MiniGPT4Error as error:
+        return Finding("self-test", error.message, "problem")
+    except (OSError, ValueError, KeyError, TypeError):
+        return Finding("self-test", f"{path} or its picture is damaged", "problem")
+    if answer == stored["answer"]:
+        return Finding("self-test", f"{stored['question']} → {answer}")
+    return Finding("self-test", f"answered {answer!r}, not {stored['answer']!r}", "problem")
+
+
+def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:
+    """Greedy, through the plain path, which every faster path is compared with."""
+    loaded, processor = load_model(settings)
+    ids = torch.tensor([processor.encode_chat([Turn("user", question, images=1)]).token_ids])
+    pixels = processor.image_processor.to_tensor(image)[None]
+    stop = StoppingCriteriaList([StopAtText(processor.tokenizer, processor.format.stop)])
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    rules = GenerationConfig(do_sample=False, max_new_tokens=64, **ends)  # type: ignore[no-untyped-call]
+    device = loaded.device
+    new = loaded.generate(ids.to(device), pixels.to(device), stopping_criteria=stop, generation_config=rules)
+    return processor.decode_answer(new[0].tolist())
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
+def _cpu_memory() -> int:
+    """Bytes that could be used without swapping; 0 where the system doesn't tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0

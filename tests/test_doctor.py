@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from drawing import draw
+
+from minigpt4_serve import doctor
+from minigpt4_serve.doctor import Finding, examine, memory_table
+from minigpt4_serve.settings import ModelSettings
+from minigpt4_serve.weights.files import sha256
+from minigpt4_serve.weights.memory import footprint, published_config
+
+GIB = 2**30
+
+
+@pytest.fixture
+def folder(small_model: tuple, tmp_path: Path) -> Path:
+    model, processor = small_model
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    draw("red").save(tmp_path / "example.png")
+    stored = {"image": "example.png", "question": "What colour?", "answer": "?"}
+    (tmp_path / "selftest.json").write_text(json.dumps(stored))
+    return tmp_path
+
+
+def findings(folder: Path) -> dict[str, Finding]:
+    return {finding.topic: finding for finding in examine(ModelSettings(path=folder, device="cpu"))}
+
+
+def test_a_sound_folder(folder: Path) -> None:
+    assert findings(folder)["self-test"].state == "problem"
+    answer = doctor._ask(ModelSettings(path=folder, device="cpu"), draw("red"), "What colour?")
+    stored = json.loads((folder / "selftest.json").read_text())
+    (folder / "selftest.json").write_text(json.dumps({**stored, "answer": answer}))
+    digest = sha256(folder / "model.safetensors")
+    (folder / "sources.json").write_text(json.dumps({"outputs": {"model.safetensors": digest}}))
+    found = findings(folder)
+    assert [f for f in found.values() if f.state == "problem"] == []
+    assert torch.__version__.startswith(found["torch"].text)
+    assert "as converted" in found["model.safetensors"].text
+    assert found["self-test"].text.endswith(f"→ {answer}")
+
+
+def test_what_is_wrong_is_told(folder: Path) -> None:
+    (folder / "sources.json").write_text(json.dumps({"outputs": {"model.safetensors": "0" * 64}}))
+    (folder / "example.png").unlink()
+    found = findings(folder)
+    assert found["model.safetensors"].state == "problem"
+    assert found["self-test"].state == "problem"
+    (folder / "selftest.json").unlink()
+    assert findings(folder)["self-test"].state == "note"
+    (folder / "model.safetensors").unlink()
+    assert findings(folder)["model"].state == "problem"
+
+
+def test_memory_of_the_published_models() -> None:
+    seven, thirteen = published_config("vicuna-7b"), published_config("vicuna-13b")
+    assert footprint(seven, "bfloat16").weights / GIB == pytest.approx(14.6, abs=0.1)
+    assert footprint(seven, "float32").weights == 2 * footprint(seven, "float16").weights
+    assert footprint(seven, "int8").weights / GIB == pytest.approx(8.55, abs=0.1)
+    assert footprint(seven, "int4").weights / GIB == pytest.approx(5.9, abs=0.1)
+    assert footprint(thirteen, "bfloat16").weights / GIB == pytest.approx(26.3, abs=0.1)
+    assert footprint(seven, "bfloat16").kv_per_token == 512 * 1024
+    assert footprint(published_config("v2-7b"), "int4").context == 4096
+
+
+def test_what_fits_is_said_for_every_model_and_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    header, *rows = memory_table(24 * GIB)
+    assert header[-1] == "in 24.0 GiB"
+    assert len(rows) == 16
+    fits = {(model, kind): text for model, kind, _, _, text in rows}
+    assert fits["vicuna-13b", "bfloat16"] == "does not fit"
+    assert fits["vicuna-7b", "bfloat16"] == "8 full chats"
+    monkeypatch.setattr(doctor, "_cpu_memory", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert {row[-1] for row in memory_table()[1:]} == {"does not fit"}
