@@ -161,7 +161,7 @@ class ModelRunner:
 
 
 class _Layer:
-    """One decoder layer: its modules, with the query, key and value projections fused into one, gate and up likewise."""
+    """One decoder layer, with the query, key and value projections fused into one, gate and up likewise."""
 
     def __init__(self, layer: Any, config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
