@@ -21,7 +21,7 @@ from minigpt4_bots.answering import Answering, Question, Quoted
 from minigpt4_bots.conversation import MessageKey
 from minigpt4_bots.discord_commands import build_tree, synchronise
 from minigpt4_bots.discord_interactions import Interactions
-from minigpt4_bots.discord_outlets import ChannelOutlet, Where, platform_errors
+from minigpt4_bots.discord_outlets import ChannelOutlet, Where, is_complete, platform_errors
 from minigpt4_bots.discord_reading import (
     Files,
     asker_of,
@@ -278,7 +278,10 @@ class DiscordBot(discord.Client):
         await outlet.send(Content(text))
 
     async def _append(self, path: str, text: str) -> None:
-        before: str = (await self.http.request(Route("GET", path)))["content"]
+        found = await self.http.request(Route("GET", path))
+        if is_complete(found):
+            return  # killed between its last word and our note of that
+        before: str = found["content"]
         words = text
         if before and not before.startswith(_STATUS):
             words = f"{before[: ChannelOutlet.limit - len(text) - 2]}\n\n{text}"
