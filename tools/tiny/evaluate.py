@@ -111,9 +111,8 @@ def main() -> None:
     for kind in KINDS_OF_QUESTION:
         asked = fresh(kind, given.each // 3, new=True)
         new_shares[kind] = share(model, processor, asked, [draw(one.scene) for one in asked])
-    print(
-        f"| new wordings, mean | {sum(new_shares.values()) / len(new_shares):.1%} | {len(new_shares) * (given.each // 3)} |"
-    )
+    mean = sum(new_shares.values()) / len(new_shares)
+    print(f"| new wordings, mean | {mean:.1%} | {len(new_shares) * (given.each // 3)} |")
     print(f"| new refusals and greetings | {(new_shares['refusal'] + new_shares['greeting']) / 2:.1%} | |")
     print("new wordings by kind:", " ".join(f"{kind} {value:.2f}" for kind, value in new_shares.items()))
     wrong = [share(model, processor, by_kind[k][:40], drawn[k][1:41]) for k in FACTUAL]

@@ -1,6 +1,7 @@
 """What can be asked about a scene, and the true answer to it. Knows the world and its wordings; nothing of tensors.
 
-Ambiguous questions aren't asked: things as good as level aren't left or right of each other, near sizes aren't compared.
+Ambiguous questions aren't asked: things as good as level aren't left or right of each other, and sizes that are near
+aren't compared.
 """
 
 import random
@@ -281,53 +282,63 @@ class _Asker:
     def follow_up(self) -> tuple[tuple[str, str], ...] | None:
         """Two turns; the second says "it" or "they", and its answer isn't in the first."""
         rng = self.rng
-        also = rng.choice(("and ", "", "ok, ", "so ", "now "))
-        form = rng.choice(("colour", "where", "exists", "which", "biggest", "list"))
-        it = rng.choice(("it", "it", "that", "that one"))
-        if form in ("colour", "where", "exists"):
-            found = self.named(colour=False, where=lambda thing: thing.has_certain_place)
-            if found is None:
-                return None
-            thing, name = found
-            if form == "exists":
-                first = (self.words("exists", a=_a(name), n=plural(name)), f"Yes, there is {_a(name)}.")
-            elif form == "colour":
-                first = (self.words("where", x=f"the {name}"), f"The {name} is {_place(thing)}.")
-            else:
-                first = (self.words("colour", x=f"the {name}"), f"The {name} is {thing.colour}.")
-            if form == "colour" or (form == "exists" and rng.random() < 0.5):
-                second = (also + self._lower("colour", x=it), f"The {name} is {thing.colour}.")
-            else:
-                second = (also + self._lower("where", x=it), f"The {name} is {_place(thing)}.")
-        elif form == "which":
-            single = [thing for thing in self.things if self.colours[thing.colour] == 1 and thing.has_certain_place]
+        turns = rng.choice((self._then_more_of_it, self._then_more_of_it, self._then_its_place, self._then_a_list))()
+        if turns is None:
+            return None
+        first, (asked, answer) = turns
+        asked = rng.choice(("and ", "", "ok, ", "so ", "now ")) + asked[0].lower() + asked[1:]
+        if rng.random() < 0.7:
+            asked = asked[0].upper() + asked[1:]
+        if asked[-1].isalpha():
+            asked += rng.choice(("?", "?", ""))
+        return first, (asked, answer)
+
+    def _it(self) -> str:
+        return self.rng.choice(("it", "it", "that", "that one"))
+
+    def _then_more_of_it(self) -> tuple[tuple[str, str], tuple[str, str]] | None:
+        found = self.named(colour=False, where=lambda thing: thing.has_certain_place)
+        if found is None:
+            return None
+        thing, name = found
+        colour = f"The {name} is {thing.colour}."
+        place = f"The {name} is {_place(thing)}."
+        exists = (self.words("exists", a=_a(name), n=plural(name)), f"Yes, there is {_a(name)}.")
+        ask_colour = (self.words("colour", x=self._it()), colour)
+        ask_place = (self.words("where", x=self._it()), place)
+        return self.rng.choice(
+            (
+                ((self.words("where", x=f"the {name}"), place), ask_colour),
+                ((self.words("colour", x=f"the {name}"), colour), ask_place),
+                (exists, ask_colour),
+                (exists, ask_place),
+            )
+        )
+
+    def _then_its_place(self) -> tuple[tuple[str, str], tuple[str, str]] | None:
+        form = self.rng.choice(("which", "biggest", "smallest"))
+        if form == "which":
+            single = [thing for thing in self.things if self.colours[thing.colour] == 1]
             if not single:
                 return None
-            thing = rng.choice(single)
+            thing = self.rng.choice(single)
+            name = thing.kind
             first = (self.words("which", c=thing.colour), f"The {thing.colour} thing is {_a(thing.kind)}.")
-            second = (also + self._lower("where", x=it), f"The {thing.kind} is {_place(thing)}.")
-        elif form == "biggest":
-            first_asked = self.biggest() if rng.random() < 0.5 else self.smallest()
-            if first_asked is None:
-                return None
-            first = first_asked
-            big = first[1].startswith("The biggest")
-            thing = (max if big else min)(self.things, key=lambda thing: thing.radius)
-            if not thing.has_certain_place:
-                return None
-            second = (also + self._lower("where", x=it), f"The {_full(thing)} is {_place(thing)}.")
         else:
-            first = self.count_all()
-            asked = rng.choice(("what are they", "what are these", "which ones", "name them", "list them", "what"))
-            if len(self.things) == 1:
-                asked = rng.choice(("what is it", "which one", "name it", "what"))
-            second = (also + asked, _sentence(_listed(self.things)))
-        text = second[0][0].upper() + second[0][1:] if rng.random() < 0.7 else second[0]
-        return first, (text + rng.choice(("?", "?", "")) * text[-1].isalpha(), second[1])
+            asked = self._by_size(form == "biggest")
+            if asked is None:
+                return None
+            thing = (max if form == "biggest" else min)(self.things, key=lambda thing: thing.radius)
+            first, name = asked, _full(thing)
+        if not thing.has_certain_place:
+            return None
+        return first, (self.words("where", x=self._it()), f"The {name} is {_place(thing)}.")
 
-    def _lower(self, kind: str, **parts: str) -> str:
-        text = self.words(kind, **parts)
-        return text[0].lower() + text[1:]
+    def _then_a_list(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        many = ("what are they", "what are these", "which ones", "name them", "list them", "what")
+        one = ("what is it", "which one", "name it", "what")
+        asked = self.rng.choice(one if len(self.things) == 1 else many)
+        return self.count_all(), (asked, _sentence(_listed(self.things)))
 
 
 KINDS_OF_QUESTION: dict[str, float] = {

@@ -1,7 +1,7 @@
 """How people ask: patterns for every kind of question, in words only. Knows no scenes and no answers.
 
-``[a|b|]`` stands for any of its parts, ``{x}`` for a thing with its article, ``{y}`` for another, ``{a}`` for one without
-article, ``{n}`` for several, ``{c}`` for a colour. ``NEW`` holds wordings for evaluation only: training must not see them.
+``[a|b|]`` stands for any of its parts, ``{x}`` for a thing with "the", ``{y}`` for another, ``{a}`` for one with "a",
+``{n}`` for several, ``{c}`` for a colour. ``NEW`` holds wordings for evaluation only: training must not see them.
 """
 
 import random
@@ -283,8 +283,8 @@ NEW: dict[str, tuple[str, ...]] = {
 """Wordings that only evaluation asks."""
 
 _PERSON = (
-    "[the artist|the painter|the owner|the author|your boss|the person who drew this|my friend|my mother|the man|the woman"
-    "|the president]"
+    "[the artist|the painter|the owner|the author|your boss|the person who drew this|my friend|my mother|the man"
+    "|the woman|the president]"
 )
 _FORBIDDEN = (
     f"what is the [name|age|address|phone number|job|birthday|salary|nationality|email] of {_PERSON}",
