@@ -13,16 +13,17 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.block_manager import BlockManager
 from minigpt4_serve.engine.detokenizer import Detokenizer
 from minigpt4_serve.engine.image_cache import ImageCache
 from minigpt4_serve.engine.model_runner import ModelRunner
-from minigpt4_serve.engine.sampling import Choice, SamplingParams, sample
+from minigpt4_serve.engine.sampling import Choice, SamplingParams, continuations, sample
 from minigpt4_serve.engine.scheduler import Scheduler, Span
 from minigpt4_serve.engine.sequence import (
     Delta,
@@ -34,7 +35,7 @@ from minigpt4_serve.engine.sequence import (
     Usage,
     content_ids,
 )
-from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, MiniGPT4Error, Overloaded
+from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, MiniGPT4Error, Overloaded
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.settings import EngineSettings
 
@@ -90,10 +91,25 @@ class _Request:
     pixels: dict[str, torch.Tensor] = field(default_factory=dict)
     admitted: float | None = None
     first_token: float | None = None
+    search: BeamSearch | None = None
+
+    @property
+    def width(self) -> int:
+        """Slots that it takes."""
+        rules = self.answers[0].sequence.sampling
+        return max(rules.n, rules.beams)
 
     @property
     def done(self) -> bool:
         return all(answer.sequence.finish_reason for answer in self.answers)
+
+
+@dataclass(frozen=True)
+class _Abort:
+    """Whoever has this name shall stop; with ``request``, only if it is that very one."""
+
+    request_id: str
+    request: _Request | None = None
 
 
 class Engine:
@@ -129,13 +145,14 @@ class Engine:
             max_bytes=settings.image_cache_bytes,
             decode_threads=settings.decode_threads,
         )
-        self._inbox: queue.SimpleQueue[_Request | str | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Request | _Abort | None] = queue.SimpleQueue()
         self._requests: dict[str, _Request] = {}  # the engine thread's
         self._load = 0  # sequences accepted and not finished, guarded by the lock
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="minigpt4-engine", daemon=True)
         self._failure: BaseException | None = None
         self._stopping = False
+        self._step_began: float | None = None  # while a step runs
         self._counts: dict[str, int] = defaultdict(int)
         self._seconds_per_request = 1.0  # a running mean, for expected waits
 
@@ -152,8 +169,10 @@ class Engine:
         self._images.close()
 
     def check_health(self) -> None:
-        """Raise ``EngineFailed`` if the thread isn't there to answer."""
-        if self._failure is not None or self._stopping or not self._thread.is_alive():
+        """Raise ``EngineFailed`` if the thread isn't there to answer, or hangs in a step."""
+        began = self._step_began
+        hangs = began is not None and time.monotonic() - began > self._settings.step_timeout_s
+        if hangs or self._failure is not None or self._stopping or not self._thread.is_alive():
             raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.")
 
     def stats(self) -> EngineStats:
@@ -179,16 +198,16 @@ class Engine:
         Raises:
             ContextLengthExceeded: the prompt alone doesn't fit. An answer that would grow too long is ended instead.
             InvalidImage: a picture is damaged.
+            InvalidRequest: the ids aren't the model's, pictures and slots don't match, the name is taken, or so many
+                beams have no room.
             Overloaded: as many wait already as may.
             EngineFailed: the engine died.
         """
         self.check_health()
-        if len(prompt.token_ids) >= self.context_length:
-            raise ContextLengthExceeded(
-                f"The chat has {len(prompt.token_ids)} tokens; this server reads at most {self.context_length - 1}.",
-                param="messages",
-            )
-        position = self._enter(sampling.n)
+        self._check_prompt(prompt)
+        self._check_beams(prompt, sampling)
+        width = max(sampling.n, sampling.beams)
+        position = self._enter(width)
         request: _Request | None = None
         try:
             started = time.monotonic()
@@ -208,15 +227,46 @@ class Engine:
                 yield outcome
         finally:
             if request is None:
-                self._leave(sampling.n)
+                self._leave(width)
             else:
-                self._inbox.put(request_id)  # no-op if it is done
+                self._inbox.put(_Abort(request_id, request))  # means nothing if it is done
 
     def abort(self, request_id: str) -> None:
         """Stop a request: slot and blocks are free within one step, the caller's last piece says ``abort``."""
-        self._inbox.put(request_id)
+        self._inbox.put(_Abort(request_id))
 
     # The caller's side.
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        """What would kill the thread, or never end, is refused before it gets there."""
+        ids, slot = prompt.token_ids, self._image_token_id
+        if len(ids) >= self.context_length:
+            raise ContextLengthExceeded(
+                f"The chat has {len(ids)} tokens; this server reads at most {self.context_length - 1}.",
+                param="messages",
+            )
+        if not ids or not all(0 <= token < self._runner.vocab_size or token == slot for token in ids):
+            raise InvalidRequest("The prompt must hold ids of the model's vocabulary, at least one.", param="messages")
+        if ids.count(slot) != len(prompt.pictures) * self._slots:
+            raise InvalidRequest(
+                f"The prompt has {ids.count(slot)} image slots; {len(prompt.pictures)} pictures of {self._slots} each "
+                "were given.",
+                param="messages",
+            )
+
+    def _check_beams(self, prompt: Prompt, sampling: SamplingParams) -> None:
+        """All hypotheses must fit the slots and the cache at once: they advance together."""
+        if sampling.beams == 1:
+            return
+        size, read = self._settings.block_size, len(prompt.token_ids)
+        longest = min(read + sampling.max_tokens, self.context_length)
+        shared = read // size
+        blocks = shared + sampling.beams * (-(-longest // size) - shared + 1)
+        if sampling.beams > self._settings.max_running or blocks > self._runner.num_blocks:
+            raise InvalidRequest(
+                f"There is no room for {sampling.beams} beams here; ask for fewer or for a shorter answer.",
+                param="beams",
+            )
 
     def _enter(self, sequences: int) -> int:
         """Count a request in; its place in the line, 0 if a slot is free."""
@@ -247,7 +297,13 @@ class Engine:
             own = seed + index * 0x5851F42D4C957F2D
             sequence = Sequence(request_id, index, list(prompt.token_ids), list(names), rules, own, leader)
             answers.append(_Answer(sequence, Detokenizer(self._tokenizer.decode_ids, rules.stop)))
+        search: BeamSearch | None = None
+        if rules.beams > 1:
+            first = answers[0].sequence.fork()
+            first.slots = rules.beams
+            search = BeamSearch(first, self._eos_ids, lambda ids: self._holds_stop(ids, rules.stop))
         return _Request(
+            search=search,
             id=request_id,
             prompt=prompt,
             answers=answers,
@@ -267,7 +323,9 @@ class Engine:
                 while not self._stopping:
                     self._take_in()
                     if self._scheduler.has_work and not self._stopping:
+                        self._step_began = time.monotonic()
                         self._step()
+                        self._step_began = None
         except BaseException as error:
             self._failure = error
             _log.exception("the engine died")
@@ -283,30 +341,86 @@ class Engine:
                 return
             if message is None:
                 return
-            if isinstance(message, str):
-                self._end_all(message)
-                continue
-            self._requests[message.id] = message
-            self._counts["requests"] += 1
-            for answer in message.answers:
-                self._scheduler.add(answer.sequence)
+            if isinstance(message, _Abort):
+                found = self._requests.get(message.request_id)
+                if found is not None and message.request in (None, found):
+                    self._end_all(found)
+            else:
+                self._begin(message)
+
+    def _begin(self, request: _Request) -> None:
+        if request.id in self._requests:
+            self._leave(request.width)
+            _send(request.loop, [(request, InvalidRequest("There is a request of that name already; choose another."))])
+            return
+        self._requests[request.id] = request
+        self._counts["requests"] += 1
+        growing = request.search.live if request.search else [answer.sequence for answer in request.answers]
+        for sequence in growing:
+            self._scheduler.add(sequence)
 
     def _step(self) -> None:
         spans = self._scheduler.schedule()
         assert spans, "there is work, but nothing can be computed"
         self._encode_pictures(spans)
+        for source, target in self._scheduler.copies:
+            self._runner.copy_block(source, target)
         logits = self._runner.step(spans, self._features_of)
         sampling = [span.sequence for span in spans if span.samples]
         self._count(spans, len(sampling))
         self._scheduler.advance(spans)
-        choices = sample(logits, sampling, self._eos_ids) if sampling else []
+        searching = [i for i, sequence in enumerate(sampling) if sequence.sampling.beams > 1]
         deltas: list[tuple[_Request, Delta]] = []
+        if searching:
+            deltas += self._search(logits[searching], [sampling[i] for i in searching])
+            others = [i for i, sequence in enumerate(sampling) if sequence.sampling.beams == 1]
+            logits, sampling = logits[others], [sampling[i] for i in others]
+        choices = sample(logits, sampling, self._eos_ids) if sampling else []
         for sequence, choice in zip(sampling, choices, strict=True):
             request = self._requests[sequence.request_id]
             delta = self._grow(request, sequence, choice)
             if delta is not None:
                 deltas.append((request, delta))
         _tell(deltas)
+
+    def _search(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[tuple[_Request, Delta]]:
+        """Beam searches advance whose hypotheses are all computed; an answer is told when its search is over."""
+        deltas: list[tuple[_Request, Delta]] = []
+        for sequence, offers in zip(sequences, continuations(logits, sequences, self._eos_ids), strict=True):
+            request = self._requests[sequence.request_id]
+            search = request.search
+            assert search is not None
+            if not search.offer(sequence, offers):
+                continue
+            request.first_token = request.first_token or time.monotonic()
+            old, chosen = search.live, search.select()
+            if not chosen:
+                deltas += self._end_search(request, search)
+                continue
+            grown = {self._scheduler.fork(parent, token): score for parent, token, score in chosen}
+            for parent in old:
+                self._scheduler.finish(parent, "stop")
+            search.continue_with(grown)
+        return deltas
+
+    def _end_search(self, request: _Request, search: BeamSearch) -> list[tuple[_Request, Delta]]:
+        deltas: list[tuple[_Request, Delta]] = []
+        for sequence in search.live:
+            self._scheduler.finish(sequence, "stop")
+        for answer, best in zip(request.answers, search.finished, strict=False):
+            answer.sequence.cached_tokens = search.live[0].cached_tokens
+            answer.sequence.token_ids += best.ids
+            answer.ids = list(best.ids)
+            text = answer.text.push(best.ids, last=True)
+            self._finish(request, answer.sequence, best.reason)
+            deltas.append((request, self._delta(request, answer, text)))
+        return deltas
+
+    def _holds_stop(self, ids: list[int], stop: tuple[str, ...]) -> bool:
+        """No piece is shorter than a character, so a stop string that ends here doesn't reach back further."""
+        window = max(map(len, stop), default=0)
+        text = self._tokenizer.decode_ids(ids[-window:]) if window else ""
+        return any(string in text for string in stop)
 
     def _count(self, spans: list[Span], sampled: int) -> None:
         self._counts["steps"] += 1
@@ -339,7 +453,8 @@ class Engine:
             for digest, features in zip(missing, self._runner.encode(list(missing.values())), strict=True):
                 self._images.put(digest, features)
                 for request in readers:
-                    request.features[digest] = features
+                    if request.pixels.pop(digest, None) is not None:
+                        request.features[digest] = features
 
     def _reads_pictures(self, span: Span) -> bool:
         return self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]
@@ -376,6 +491,8 @@ class Engine:
 
     def _describe(self, choice: Choice) -> TokenLogprob:
         def name(token: int) -> str:
+            if token >= self._tokenizer.vocab_size:
+                return ""  # a row that only pads the embedding
             return str(self._tokenizer.convert_ids_to_tokens(token)).replace("▁", " ")
 
         assert choice.logprob is not None
@@ -405,17 +522,17 @@ class Engine:
         self._scheduler.finish(sequence, reason)
         self._leave(1)
         if request.done:
+            self._leave(request.width - len(request.answers))
             del self._requests[request.id]
             if request.admitted is not None:
                 took = time.monotonic() - request.admitted
                 self._seconds_per_request += 0.1 * (took - self._seconds_per_request)
 
-    def _end_all(self, request_id: str) -> None:
+    def _end_all(self, request: _Request) -> None:
         """Abort what is left of a request."""
-        request = self._requests.get(request_id)
-        if request is None:
-            return
         self._counts["aborted"] += 1
+        for sequence in request.search.live if request.search else ():
+            self._scheduler.finish(sequence, "abort")
         deltas: list[tuple[_Request, Delta]] = []
         for answer in request.answers:
             if answer.sequence.finish_reason is None:
@@ -456,9 +573,7 @@ def _tell(deltas: list[tuple[_Request, Delta]]) -> None:
         _send(items[0][0].loop, items)
 
 
-def _send(
-    loop: asyncio.AbstractEventLoop, news: "list[tuple[_Request, Delta]] | list[tuple[_Request, EngineFailed]]"
-) -> None:
+def _send(loop: asyncio.AbstractEventLoop, news: Iterable[tuple[_Request, _Outcome]]) -> None:
     def deliver() -> None:
         for request, outcome in news:
             request.outbox.put_nowait(outcome)

@@ -49,7 +49,7 @@ class ChatService:
         self.engine = engine
         self.settings = settings
         self.name = settings.model_name or settings.model.path.resolve().name
-        self.context_length = model.config.max_position_embeddings
+        self.context_length = engine.context_length  # a small KV cache may hold less than the model could read
         self.image_tokens = model.config.num_image_tokens
         self._processor = processor
         self._rules: GenerationConfig = model.generation_config
@@ -83,7 +83,8 @@ class ChatService:
     def sampling(self, request: ChatCompletionRequest) -> SamplingParams:
         """The request's wishes over the model's own generation rules; greedy if neither says how to sample."""
         rules = self._rules
-        own_temperature = (1.0 if rules.temperature is None else rules.temperature) if rules.do_sample else 0.0
+        samples = rules.do_sample and request.beams == 1
+        own_temperature = (1.0 if rules.temperature is None else rules.temperature) if samples else 0.0
         stops = (*request.stop, *self._processor.format.stop)
         return SamplingParams(
             max_tokens=request.max_completion_tokens
@@ -101,6 +102,8 @@ class ChatService:
             logprobs=request.logprobs,
             top_logprobs=request.top_logprobs or 0,
             n=request.n,
+            beams=request.beams,
+            length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
         )
 
     def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:

@@ -1,0 +1,681 @@
+"""A question's whole way: may it be asked, its pictures, the conversation, the server's answer, the messages.
+
+The one place that brings the core together. Knows no platform: adapters build ``Question``, implement ``Outlet`` and
+call
+
+* ``Answering.ask(question, outlet)`` for a new or edited question; returns when the answer is complete;
+* ``stop(asker, message)``, ``regenerate(asker, message, outlet)`` for the buttons and commands;
+* ``reset(asker)``, ``forget(asker)``; ``texts(asker)`` for every sentence; ``help(…)`` and ``privacy(…)``;
+* ``explain_unfinished(explain)`` once at the start, ``housekeeping()`` as a task, ``close()`` at the end.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from minigpt4_bots.access import Asker, Gate, Refusal
+from minigpt4_bots.conversation import (
+    Memory,
+    MessageKey,
+    Place,
+    Turn,
+    keep_newest_pictures,
+    merge_turns,
+    to_messages,
+)
+from minigpt4_bots.privacy import Pseudonyms
+from minigpt4_bots.settings import BotSettings
+from minigpt4_bots.storage import Storage
+from minigpt4_bots.streaming import (
+    Buttons,
+    ChatGone,
+    Content,
+    Display,
+    Rate,
+    Stage,
+    Traffic,
+    TryLater,
+    Urgency,
+    deliver,
+)
+from minigpt4_bots.texts import Texts, choose_language
+from minigpt4_bots.vision import End, Full, Piece, VisionServer, Waiting
+from minigpt4_serve.errors import InvalidImage, MiniGPT4Error, Overloaded, PayloadTooLarge
+from minigpt4_serve.pictures import ImageLimits, Picture, check_picture
+
+__all__ = ["Answering", "Attachment", "NotFetched", "Outlet", "Question", "Quoted", "TooLarge"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_ATTACHMENTS = 10
+"""Files of one message that are looked at; what both platforms let people send at once."""
+_PRUNE_EVERY_S = 30.0
+_GOODBYE_S = 5.0
+
+
+class TooLarge(Exception):
+    """The platform won't hand out a file of this size, or it has more bytes than were asked for."""
+
+
+class NotFetched(Exception):
+    """The file couldn't be downloaded."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file of a message. ``load(most)`` downloads it, at most so many bytes; raises TooLarge or NotFetched."""
+
+    load: Callable[[int], Awaitable[bytes]]
+    size: int | None = None
+    spoiler: bool = False
+    unusable: Literal["not_a_picture", "moving"] | None = None
+    """Known not to be a still picture without looking: a video, an animated sticker, a text file."""
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A message that isn't in memory, as the platform gives it."""
+
+    role: Literal["user", "assistant"]
+    """``assistant`` for the bot's own messages."""
+    text: str = ""
+    attachments: tuple[Attachment, ...] = ()
+    parent: MessageKey | None = None
+    author: str = ""
+    """The platform's id of who wrote it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What somebody asks with one message (or one album of messages)."""
+
+    asker: Asker
+    key: MessageKey
+    """The message that asks; the first one of an album."""
+    text: str = ""
+    """Without the bot's name or the command; empty means the default question."""
+    attachments: tuple[Attachment, ...] = ()
+    parent: MessageKey | None = None
+    """The message it replies to. None: the asker's latest conversation here goes on, unless pictures come along."""
+    fetch: Callable[[MessageKey], Awaitable[Quoted | None]] | None = None
+    """Looks up a message that isn't in memory."""
+    place: str = ""
+    """JSON or other text from which the adapter finds the chat again after a restart; stored sealed."""
+
+
+class Outlet(Stage, Protocol):
+    """A ``Stage`` that also tells where its messages stand."""
+
+    traffic_key: str
+    """What the platform's rates are counted by: the chat."""
+
+    def key_of(self, message: str) -> MessageKey:
+        """The key under which replies to a message of this outlet will come."""
+
+
+@dataclass
+class _Active:
+    """An answer being given."""
+
+    question: MessageKey
+    place: Place
+    display: Display
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    work: asyncio.Task[None] | None = None
+    messages: set[MessageKey] = field(default_factory=set)
+    note: str = ""
+    """Why it was stopped."""
+    goes_on: bool = True
+    """False: the next question begins a new conversation all the same."""
+
+
+class _Loader:
+    """Downloads and looks at files, and keeps count of what can't be used."""
+
+    def __init__(self, most: int, max_bytes: int) -> None:
+        self._most = most
+        self._max_bytes = max_bytes
+        self._refused: Counter[str] = Counter()
+        self._kept = self._sent = 0
+
+    async def load(self, attachments: Sequence[Attachment]) -> tuple[Picture, ...]:
+        """The pictures among a message's files, each once, as many as a request may have."""
+        results = await asyncio.gather(*(self._load_one(file) for file in attachments[:_MOST_ATTACHMENTS]))
+        pictures = tuple({one.digest: one for one in results if isinstance(one, Picture)}.values())
+        self._refused.update(one for one in results if isinstance(one, str))
+        kept = pictures[: self._most]
+        self._kept += len(kept)
+        self._sent += len(pictures) + len(attachments[_MOST_ATTACHMENTS:])
+        return kept
+
+    def notes(self, texts: Texts) -> list[str]:
+        """What is to be said about the files that were left out."""
+        notes: list[str] = []
+        if self._sent > self._kept:
+            notes.append(texts("left_out.too_many", kept=self._kept, sent=self._sent))
+        for reason in ("too_large", "not_a_picture", "moving", "not_fetched"):
+            if count := self._refused[reason]:
+                notes.append(texts(f"left_out.{reason}", n=count, limit=_megabytes(self._max_bytes)))
+        return notes
+
+    async def _load_one(self, file: Attachment) -> Picture | str:
+        """The picture, or why not, by the name of its sentence."""
+        if file.unusable is not None:
+            return file.unusable
+        if file.size is not None and file.size > self._max_bytes:
+            return "too_large"
+        try:
+            return check_picture(await file.load(self._max_bytes), ImageLimits(max_bytes=self._max_bytes))
+        except (TooLarge, PayloadTooLarge):
+            return "too_large"
+        except InvalidImage:
+            return "not_a_picture"
+        except NotFetched:
+            return "not_fetched"
+
+
+@dataclass
+class _Collected:
+    """What the model will be asked, and what is said below the answer."""
+
+    turns: list[Turn]
+    notes: list[str] = field(default_factory=list)
+    was_forgotten: bool = False
+
+
+class Answering:
+    """Everything between a message and its answer."""
+
+    def __init__(
+        self,
+        settings: BotSettings,
+        platform: str,
+        *,
+        server: VisionServer,
+        memory: Memory,
+        gate: Gate,
+        storage: Storage,
+        pseudonyms: Pseudonyms,
+        traffic: Traffic,
+    ) -> None:
+        self._settings = settings
+        self._platform = platform
+        self._server = server
+        self._memory = memory
+        self._gate = gate
+        self.storage = storage
+        self._pseudonyms = pseudonyms
+        self.traffic = traffic
+        self._active: dict[str, _Active] = {}
+
+    @classmethod
+    def build(
+        cls,
+        settings: BotSettings,
+        platform: str,
+        *,
+        file: Path | None,
+        overall: Sequence[Rate],
+        rates_of: Callable[[str], Sequence[Rate]],
+    ) -> "Answering":
+        """With all its parts. ``overall`` and ``rates_of`` (by ``Outlet.traffic_key``) are the platform's limits.
+
+        Raises:
+            InvalidRequest: the database can't be used.
+        """
+        storage = Storage(settings.database)
+        pseudonyms = Pseudonyms.beside(settings.database)
+        return cls(
+            settings,
+            platform,
+            server=VisionServer(settings.server, settings.answers),
+            memory=Memory(lifetime_s=settings.pictures.lifetime_s, max_bytes=settings.pictures.memory_bytes),
+            gate=Gate(settings, storage, pseudonyms, file=file),
+            storage=storage,
+            pseudonyms=pseudonyms,
+            traffic=Traffic(overall, rates_of),
+        )
+
+    # What people can do
+
+    async def ask(self, question: Question, outlet: Outlet) -> None:
+        """Answer a question, or say why not. A message that was answered before (an edited one) is answered anew."""
+        owner = self._gate.user(question.asker)
+        texts = self.texts(question.asker)
+        while (active := self._active.get(owner)) is not None and (
+            active.question == question.key or active.display.finished
+        ):
+            # Complete answers only have their last words to be shown: who can see them may ask on.
+            self._stop(active, "")
+            await active.done.wait()
+        if active is not None:
+            await self.say(outlet, texts("refused.busy"))
+            return
+        if (refusal := self._gate.check(question.asker)) is not None:
+            await self.say(outlet, self._refusal_text(texts, refusal))
+            return
+        before = self._memory.get(question.key)
+        parent = question.parent
+        if parent is None and not question.attachments:
+            parent = self._memory.latest(self._place(question.asker))
+        if parent is None and not question.attachments:
+            await self.say(outlet, texts("hint.no_picture"))
+            return
+        question = replace(question, parent=None if parent == question.key else parent)
+        await self._answer(
+            question,
+            outlet,
+            lambda: self._collect(question, owner, texts),
+            reuse=before.answers if before else (),
+        )
+
+    async def regenerate(self, asker: Asker, message: MessageKey, outlet: Outlet, *, place: str = "") -> str | None:
+        """Answer again the question that ``message`` answers, in its place; a sentence if that can't be done."""
+        owner = self._gate.user(asker)
+        texts = self.texts(asker)
+        showing = next((one for one in self._active.values() if message in one.messages), None)
+        if showing is not None and showing.display.finished:
+            await showing.done.wait()  # only its last words are to be shown
+        answer = self._memory.get(message)
+        turn = self._memory.get(answer.parent) if answer and answer.parent else None
+        if answer is None or turn is None or answer.parent is None:
+            return texts("again.forgotten")
+        if turn.owner != owner and not self._gate.is_admin(asker):
+            return texts("stopped.other")
+        if owner in self._active:
+            return texts("refused.busy")
+        if (refusal := self._gate.check(asker)) is not None:
+            return self._refusal_text(texts, refusal)
+        key, asked = answer.parent, turn
+
+        async def collect() -> _Collected:
+            return _Collected([*self._known_chain(asked.parent), asked])
+
+        await self._answer(
+            Question(asker=asker, key=key, text=asked.text, parent=asked.parent, place=place),
+            outlet,
+            collect,
+            reuse=turn.answers,
+            temperature=self._settings.answers.regenerate_temperature,
+        )
+        return None
+
+    def stop(self, asker: Asker, message: MessageKey | None = None) -> str:
+        """Stop the answer shown by ``message``, or the asker's own; returns what to tell them."""
+        owner = self._gate.user(asker)
+        texts = self.texts(asker)
+        if message is None:
+            active = self._active.get(owner)
+        else:
+            found = next(((who, one) for who, one in self._active.items() if message in one.messages), None)
+            if found is not None and found[0] != owner and not self._gate.is_admin(asker):
+                return texts("stopped.other")
+            active = found[1] if found else None
+        if active is None or active.display.finished:
+            return texts("stopped.nothing")
+        self._stop(active, texts("stopped.note"))
+        return texts("stopped.done")
+
+    def reset(self, asker: Asker) -> str:
+        """The asker's next question here begins a new conversation; returns what to tell them."""
+        place = self._place(asker)
+        self._memory.reset(place)
+        for active in self._active.values():
+            active.goes_on = active.goes_on and active.place != place
+        return self.texts(asker)("reset.done")
+
+    def forget(self, asker: Asker) -> str:
+        """Drop all that the asker sent, and stop a running answer; returns what to tell them."""
+        owner = self._gate.user(asker)
+        if (active := self._active.get(owner)) is not None:
+            self._stop(active, self.texts(asker)("stopped.note"))
+            active.question = MessageKey("", "")  # what it still brings isn't remembered
+        self._memory.forget(owner)
+        return self.texts(asker)("forget.done")
+
+    def is_allowed(self, asker: Asker) -> bool:
+        """By the access lists: who isn't gets no help, no buttons and no commands but the ones about privacy."""
+        return self._gate.is_allowed(asker)
+
+    def is_admin(self, asker: Asker) -> bool:
+        """May stop and repeat other people's answers."""
+        return self._gate.is_admin(asker)
+
+    def was_asked(self, message: MessageKey) -> bool:
+        """Is the message a question that was answered or is being answered? If it's edited, ask it again."""
+        turn = self._memory.get(message)
+        return bool(turn and turn.answers) or any(active.question == message for active in self._active.values())
+
+    # What people read
+
+    def texts(self, asker: Asker) -> Texts:
+        """The sentences in the asker's language."""
+        return Texts(choose_language(self._settings.language, asker.language))
+
+    def help(self, asker: Asker, *, mention: str, commands: Sequence[tuple[str, str]]) -> str:
+        """What the bot can do as it is set up: ``mention`` is how it is called, ``commands`` what it listens to."""
+        texts = self.texts(asker)
+        limits, pictures = self._gate.limits, self._settings.pictures
+        lines = [texts("help.intro"), "", texts("help.send"), texts("help.group", mention=mention), texts("help.reply")]
+        lines.append(texts("help.files", count=pictures.max_count, limit=_megabytes(pictures.max_bytes)))
+        if limits.user_per_minute is not None:
+            lines.append(texts("help.limits_minute", n=limits.user_per_minute))
+        if limits.user_per_day is not None:
+            lines.append(texts("help.limits_day", n=limits.user_per_day))
+        if commands:
+            lines += ["", texts("help.commands"), *(f"{name} – {what}" for name, what in commands)]
+        return "\n".join(lines)
+
+    def privacy(self, asker: Asker, *, forget: str) -> str:
+        """What is kept and for how long; ``forget`` is the command that ends it."""
+        texts = self.texts(asker)
+        return texts("privacy", lifetime=texts.seconds(self._settings.pictures.lifetime_s), forget=forget)
+
+    async def say(self, outlet: Outlet, text: str) -> None:
+        """Send one short message of our own, when the platform's limits allow."""
+        while True:
+            await self.traffic.wait(outlet.traffic_key, Urgency.FIRST)
+            try:
+                await outlet.send(Content(text))
+            except TryLater as refusal:
+                self.traffic.hold(outlet.traffic_key, refusal.seconds)
+            except ChatGone:
+                return
+            else:
+                return
+
+    # A bot's life
+
+    async def explain_unfinished(self, explain: Callable[[str, str | None, str], Awaitable[None]]) -> None:
+        """Explain answers that an earlier life of this bot left unfinished.
+
+        ``explain(place, message, text)`` writes ``text`` into the message, or sends a new one if it's None or gone. It
+        may raise TryLater, and ChatGone if nobody can be told.
+        """
+        for pending in self.storage.unfinished_answers(self._platform):
+            try:
+                note = json.loads(self._pseudonyms.unseal(pending.place))
+            except ValueError:
+                self.storage.finish_answer(pending.id)  # sealed with a key that is gone
+                continue
+            text = Texts(note["language"])("restarted.note")
+            while True:
+                try:
+                    await explain(note["place"], note["message"], text)
+                except TryLater as refusal:
+                    await asyncio.sleep(refusal.seconds)
+                    continue
+                except ChatGone:
+                    pass
+                break
+            self.storage.finish_answer(pending.id)
+
+    async def housekeeping(self) -> None:
+        """Forget in time what is too old, also if nobody asks anything. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(_PRUNE_EVERY_S)
+            self._memory.prune()
+
+    async def close(self) -> None:
+        """End running answers with an explanation, as far as that is possible in a few seconds."""
+        running = list(self._active.values())
+        for active in running:
+            self._stop(active, Texts(choose_language(self._settings.language, None))("restarted.note"))
+        if running:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE_S):
+                    await asyncio.gather(*(active.done.wait() for active in running))
+        await self._server.close()
+        self.storage.close()
+
+    # The way itself
+
+    async def _answer(
+        self,
+        question: Question,
+        outlet: Outlet,
+        collect: Callable[[], Awaitable[_Collected]],
+        *,
+        reuse: tuple[MessageKey, ...] = (),
+        temperature: float | None = None,
+    ) -> None:
+        """One answer from the first sign of life to the last edit. Nothing is awaited before it's marked as active."""
+        owner = self._gate.user(question.asker)
+        texts = self.texts(question.asker)
+        display = Display(limit=outlet.limit, measure=outlet.measure, status=texts("progress.looking"))
+        active = self._active[owner] = _Active(question.key, self._place(question.asker), display)
+        number = self._gate.enter(question.asker)
+        pending = self.storage.begin_answer(
+            platform=self._platform, user=owner, place=self._sealed(question, texts, None)
+        )
+
+        def note_message(message: str) -> None:
+            active.messages.add(outlet.key_of(message))
+            self.storage.move_answer(pending, self._sealed(question, texts, message))
+
+        spoken: list[str] = []
+        active.work = asyncio.create_task(self._fill(display, question, texts, collect, spoken, number, temperature))
+        if reuse:
+            note_message(reuse[0].message)
+        first = reuse[0].message if reuse else None
+        writing = asyncio.create_task(
+            deliver(display, outlet, self.traffic, outlet.traffic_key, first=first, on_message=note_message)
+        )
+        try:
+            await asyncio.wait({active.work, writing}, return_when=asyncio.FIRST_COMPLETED)
+            if not display.finished:
+                display.finish(active.note or texts("stopped.note"))
+            messages = await writing
+            if active.question == question.key:
+                self._remember(active, outlet, "".join(spoken), messages)
+            for old in reuse[1:]:
+                await self._delete(outlet, old.message)
+        except ChatGone:
+            _log.info("the chat of user %s can't be written to any more", owner)
+        finally:
+            active.work.cancel()
+            writing.cancel()
+            self.storage.finish_answer(pending)
+            if self._active.get(owner) is active:
+                del self._active[owner]
+            active.done.set()
+
+    async def _fill(
+        self,
+        display: Display,
+        question: Question,
+        texts: Texts,
+        collect: Callable[[], Awaitable[_Collected]],
+        spoken: list[str],
+        number: int,
+        temperature: float | None,
+    ) -> None:
+        """Ask the server and feed the display; every end but a cancellation finishes it."""
+        try:
+            collected = await collect()
+            if not any(turn.pictures for turn in collected.turns):
+                self._gate.withdraw(number)
+                forgotten = texts("hint.forgotten" if collected.was_forgotten else "hint.nothing_usable")
+                display.finish("\n".join([*collected.notes, forgotten]), buttons=Buttons.NONE)
+                return
+            display.spoiler = any(turn.spoiler for turn in collected.turns)
+            self._memory.put(question.key, collected.turns[-1])
+            self._memory.set_latest(self._place(question.asker), question.key)
+            notes = await self._stream(display, collected, texts, spoken, temperature)
+            if not display.has_text:
+                notes.insert(0, texts("answer.empty"))
+            display.finish("\n".join(notes))
+        except MiniGPT4Error as error:
+            self._gate.withdraw(number)
+            _log.warning("an answer failed: %s", error.code)
+            display.finish(self._error_text(texts, error))
+        except Exception:
+            self._gate.withdraw(number)
+            _log.exception("an answer failed")
+            display.finish(texts("error.internal_error"))
+
+    async def _stream(
+        self,
+        display: Display,
+        collected: _Collected,
+        texts: Texts,
+        spoken: list[str],
+        temperature: float | None,
+    ) -> list[str]:
+        """The server's events onto the display; returns the notes for below the answer."""
+        limits = await self._server.limits()
+        most = min(self._settings.pictures.max_count, limits.max_images or self._settings.pictures.max_count)
+        turns, dropped = keep_newest_pictures(merge_turns(collected.turns), most)
+        notes = list(collected.notes)
+        if dropped:
+            notes.append(texts("left_out.older", most=most))
+        messages = to_messages(turns, self._settings.answers.system_prompt)
+        # Closed at once when this task is cancelled: that is what frees the server's slot.
+        async with contextlib.aclosing(self._server.answer(messages, temperature=temperature)) as events:
+            async for event in events:
+                match event:
+                    case Piece(text):
+                        spoken.append(text)
+                        display.feed(text)
+                    case Waiting(position, wait_s):
+                        display.set_status(_waiting_text(texts, position, wait_s))
+                    case Full(retry_in_s):
+                        display.set_status(texts("progress.full", wait=texts.seconds(retry_in_s)))
+                    case End(reason, dropped_messages):
+                        if reason == "length":
+                            notes.append(texts("answer.cut"))
+                        if dropped_messages:
+                            notes.append(texts("answer.dropped_messages"))
+        return notes
+
+    async def _collect(self, question: Question, owner: str, texts: Texts) -> _Collected:
+        """The question's own turn with its pictures, below the conversation it goes on."""
+        limits = await self._server.limits()
+        most = min(self._settings.pictures.max_count, limits.max_images or self._settings.pictures.max_count)
+        max_bytes = min(self._settings.pictures.max_bytes, limits.max_image_bytes or self._settings.pictures.max_bytes)
+        loader = _Loader(most, max_bytes)
+        was_forgotten = False
+        if question.fetch is not None:
+            was_forgotten = await self._fetch_chain(question, question.fetch, owner, loader)
+        chain = self._known_chain(question.parent)
+        pictures = await loader.load(question.attachments)
+        shown = chain[-1] if chain and chain[-1].role == "user" else None  # a picture that is asked about by a reply
+        words = question.text or (shown.text if shown else "")
+        if not words:
+            count = len(pictures) + (len(shown.pictures) if shown else 0)
+            default = texts("question.default_many" if count > 1 else "question.default")
+            words = self._settings.answers.question or default
+        known = self._memory.get(question.key)
+        turn = Turn(
+            role="user",
+            text=words,
+            pictures=pictures,
+            owner=owner,
+            parent=question.parent,
+            spoiler=any(file.spoiler for file in question.attachments),
+            answers=known.answers if known else (),
+        )
+        return _Collected([*chain, turn], loader.notes(texts), was_forgotten)
+
+    async def _fetch_chain(
+        self,
+        question: Question,
+        fetch: Callable[[MessageKey], Awaitable[Quoted | None]],
+        owner: str,
+        loader: "_Loader",
+    ) -> bool:
+        """Bring messages above the question that aren't in memory into it; True if an answer's question is lost."""
+        key, seen = question.parent, set[MessageKey]()
+        last: Quoted | None = None
+        while key is not None and key not in seen and len(seen) < self._settings.answers.max_turns:
+            seen.add(key)
+            if (turn := self._memory.get(key)) is not None:
+                key, last = turn.parent, None
+                continue
+            if (found := await fetch(key)) is None:
+                break
+            last = found
+            turn = Turn(
+                role=found.role,
+                text=found.text,
+                pictures=await loader.load(found.attachments) if found.role == "user" else (),
+                owner=owner,
+                parent=found.parent,
+                spoiler=any(file.spoiler for file in found.attachments),
+                authors=frozenset({self._pseudonyms.of(self._platform, "user", found.author)} if found.author else ()),
+            )
+            self._memory.put(key, turn)
+            key = found.parent
+        return last is not None and last.role == "assistant"
+
+    def _known_chain(self, key: MessageKey | None) -> list[Turn]:
+        """The turns from a message upwards that are in memory, oldest first; answers without words are left out."""
+        turns: list[Turn] = []
+        seen: set[MessageKey] = set()
+        while key is not None and key not in seen and len(seen) < self._settings.answers.max_turns:
+            seen.add(key)
+            if (turn := self._memory.get(key)) is None:
+                break
+            if turn.role == "user" or turn.text:
+                turns.append(turn)
+            key = turn.parent
+        turns.reverse()
+        return turns
+
+    def _remember(self, active: _Active, outlet: Outlet, text: str, messages: Sequence[str]) -> None:
+        """Answers are remembered under each of their messages; one without words still leads to its question."""
+        asked = self._memory.get(active.question)
+        if asked is None or not messages:
+            return
+        keys = tuple(outlet.key_of(message) for message in messages)
+        answer = Turn("assistant", text.strip(), owner=active.place.owner, parent=active.question)
+        for key in keys:
+            self._memory.put(key, answer)
+        self._memory.put(active.question, replace(asked, answers=keys))
+        if active.goes_on:
+            self._memory.set_latest(active.place, keys[-1])
+        else:
+            self._memory.reset(active.place)
+
+    async def _delete(self, outlet: Outlet, message: str) -> None:
+        await self.traffic.wait(f"{outlet.traffic_key} tidy", Urgency.TIDY)
+        with contextlib.suppress(TryLater, ChatGone):
+            await outlet.delete(message)
+
+    def _stop(self, active: _Active, note: str) -> None:
+        active.note = note
+        if active.work is not None:
+            active.work.cancel()
+
+    def _place(self, asker: Asker) -> Place:
+        return Place(asker.chat, asker.channel, self._gate.user(asker))
+
+    def _sealed(self, question: Question, texts: Texts, message: str | None) -> bytes:
+        note = {"place": question.place, "message": message, "language": texts.language}
+        return self._pseudonyms.seal(json.dumps(note))
+
+    def _refusal_text(self, texts: Texts, refusal: Refusal) -> str:
+        return texts(refusal.text, wait=texts.seconds(refusal.wait_s or 0))
+
+    def _error_text(self, texts: Texts, error: MiniGPT4Error) -> str:
+        wait = texts.seconds(error.retry_after) if isinstance(error, Overloaded) else ""
+        name = f"error.{error.code}"
+        return texts(name if texts.has(name) else "error.internal_error", wait=wait)
+
+
+def _waiting_text(texts: Texts, position: int, wait_s: float | None) -> str:
+    if position == 0:
+        return texts("progress.next")
+    if wait_s:
+        return texts("progress.waiting_time", position=position, wait=texts.seconds(wait_s))
+    return texts("progress.waiting", position=position)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:.3g}"

@@ -1,0 +1,192 @@
+"""Markdown written by a model, made safe to show: links and mentions that do nothing, spoilers and code that end.
+
+Pure functions over one message's text, complete or still growing. ``safe_markdown`` gives Markdown again (Discord's
+flavour); ``scan`` and ``inert`` are what other renderers build on. Knows no platform's library.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+__all__ = ["Code", "Line", "Piece", "fence_at", "inert", "safe_markdown", "scan", "spoiler_is_open", "utf16_length"]
+
+ZERO_WIDTH = "\u200b"
+"""Breaks what a chat program would make clickable, and can't be seen."""
+
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^\n`]*$")
+_CODE_OR_BARS = re.compile(r"(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|(?P<bars>\|\|)")
+_LINK = re.compile(
+    r"!?\[(?P<label>[^\[\]\n]*)\]\(\s*<?(?P<target>[^\s()<>`]*(?:\([^\s()<>`]*\)[^\s()<>`]*)*)>?(?:\s+[^()\n]*)?\)"
+    r"|<?(?P<address>\b(?:[a-zA-Z][a-zA-Z0-9+.-]*://|www\.)[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~])>?"
+    r"|(?P<domain>(?<![\w@/.-])[a-zA-Z0-9](?:[\w-]*\.)+[a-z]{2,18}(?![\w-])(?:/[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~])?)"
+)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A fenced block. ``closed`` is False while it's still being written."""
+
+    language: str
+    text: str
+    closed: bool = True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a line, under a spoiler or not."""
+
+    text: str
+    hidden: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line outside of fenced code."""
+
+    pieces: tuple[Piece, ...]
+
+
+def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
+    """The blocks of a text. ``hidden``: all of it is under a spoiler, bars within mean nothing."""
+    open_spoiler = False
+    fence: str | None = None
+    language, code = "", list[str]()
+    for line in text.split("\n"):
+        mark = _FENCE.match(line)
+        if fence is not None:
+            if mark and mark[1].startswith(fence) and not mark[2]:
+                yield Code(language, "\n".join(code))
+                fence = None
+            else:
+                code.append(line)
+        elif mark:
+            fence, language, code = mark[1], mark[2], []
+        else:
+            pieces, open_spoiler = _split_at_bars(line, open_spoiler)
+            yield Line(tuple(Piece(piece.text, hidden or piece.hidden) for piece in pieces))
+    if fence is not None:
+        yield Code(language, "\n".join(code), closed=False)
+
+
+def fence_at(text: str) -> str | None:
+    """The line that opened the fenced code in which the text ends; None outside of code."""
+    fence: str | None = None
+    opened = ""
+    for line in text.split("\n"):
+        mark = _FENCE.match(line)
+        if fence is None and mark:
+            fence, opened = mark[1], mark[1] + mark[2]
+        elif fence is not None and mark and mark[1].startswith(fence) and not mark[2]:
+            fence = None
+    return opened if fence is not None else None
+
+
+def spoiler_is_open(text: str) -> bool:
+    """Does the text end under a spoiler that began within it?"""
+    is_open = False
+    for block in scan(text):
+        if isinstance(block, Line):
+            # A line's last piece is what comes after its last bars, possibly nothing.
+            is_open = block.pieces[-1].hidden
+    return is_open
+
+
+def safe_markdown(text: str, *, spoiler: bool = False) -> str:
+    """Markdown whose code blocks and spoilers are closed, and whose links and mentions are inert.
+
+    Args:
+        text: one message, complete or still growing.
+        spoiler: put all of it under one spoiler.
+    """
+    lines: list[str] = []
+    open_spoiler = False
+    for block in scan(text):
+        if isinstance(block, Code):
+            code = block.text.replace("```", f"`{ZERO_WIDTH}`{ZERO_WIDTH}`")
+            lines.append(f"```{block.language}\n{code}\n```")
+            continue
+        line = ""
+        for index, piece in enumerate(block.pieces):
+            if index and not spoiler:
+                line += "||"
+            line += inert(piece.text, _in_backticks, lambda ticks, code: f"{ticks}{code}{ticks}")
+            open_spoiler = piece.hidden
+        lines.append(line.replace("||", f"|{ZERO_WIDTH}|") if spoiler else line)
+    whole = "\n".join(lines)
+    if spoiler:
+        return f"||{whole}||" if whole.strip() else whole
+    return f"{whole}||" if open_spoiler else whole
+
+
+def inert(
+    text: str,
+    show_address: Callable[[str], str],
+    show_code: Callable[[str, str], str],
+    show_words: Callable[[str], str] = lambda words: words,
+) -> str:
+    """One line without anything clickable.
+
+    Args:
+        text: Markdown without fenced code.
+        show_address: how an address is shown, such as ``in_backticks``.
+        show_code: how inline code is shown, given its backticks and its text.
+        show_words: what is done to all else, after mentions were broken.
+    """
+    shown = ""
+    position = 0
+    for span in _CODE_OR_BARS.finditer(text):
+        if not span["ticks"]:
+            continue
+        shown += _inert_words(text[position : span.start()], show_address, show_words)
+        width = len(span["ticks"])
+        shown += show_code(span["ticks"], span[0][width:-width])
+        position = span.end()
+    return shown + _inert_words(text[position:], show_address, show_words)
+
+
+def utf16_length(text: str) -> int:
+    """Characters as the platforms count them."""
+    return len(text) + sum(ord(character) > 0xFFFF for character in text)
+
+
+def _inert_words(text: str, show_address: Callable[[str], str], show_words: Callable[[str], str]) -> str:
+    shown = ""
+    position = 0
+    for link in _LINK.finditer(text):
+        shown += show_words(_without_mentions(text[position : link.start()]))
+        if link["label"] is not None:
+            shown += _inert_words(link["label"], show_address, show_words)
+            if link["target"] and link["target"] != link["label"]:
+                shown += f" ({show_address(link['target'])})"
+        else:
+            shown += show_address(link["address"] or link["domain"])
+        position = link.end()
+    return shown + show_words(_without_mentions(text[position:]))
+
+
+def _without_mentions(text: str) -> str:
+    text = text.replace("@", f"@{ZERO_WIDTH}")
+    text = re.sub(r"<(?=[@#/:]|a:|t:|id:)", f"<{ZERO_WIDTH}", text)
+    return re.sub(r"(?<![\w/<])/(?=[a-zA-Z])", f"/{ZERO_WIDTH}", text)
+
+
+def _in_backticks(address: str) -> str:
+    return f"`{address}`"
+
+
+def _split_at_bars(line: str, hidden: bool) -> tuple[list[Piece], bool]:
+    """The line's pieces between spoiler bars, and whether a spoiler is open at its end."""
+    pieces: list[Piece] = []
+    begin = 0
+    bars = [found for found in _CODE_OR_BARS.finditer(line) if found["bars"]]
+    for index, found in enumerate(bars):
+        after = line[found.end() : found.end() + 1]
+        # "a || b" is no spoiler, unless a second pair on the line closes it. At the very end nothing is known yet.
+        opens = hidden or index + 1 < len(bars) or (after != "" and not after.isspace())
+        if not opens:
+            continue
+        pieces.append(Piece(line[begin : found.start()], hidden))
+        hidden = not hidden
+        begin = found.end()
+    pieces.append(Piece(line[begin:], hidden))
+    return pieces, hidden

@@ -1,0 +1,467 @@
+"""The core against a scripted vision server, with a stage in memory instead of a platform."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawing import draw, encode
+from fakes.vision import FakeVision, Reply
+from minigpt4_bots.access import Asker
+from minigpt4_bots.answering import Answering, Attachment, NotFetched, Question, Quoted, TooLarge
+from minigpt4_bots.conversation import MessageKey
+from minigpt4_bots.markup import safe_markdown, utf16_length
+from minigpt4_bots.settings import BotSettings
+from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone, Rate
+
+ANNA = Asker("test", "1", "chat")
+BEN = Asker("test", "2", "chat")
+
+
+@dataclass
+class Room:
+    """A chat in memory: an ``Outlet`` for all who are in it."""
+
+    shown: dict[str, Content] = field(default_factory=dict)
+    limit: int = 500
+    previews: bool = False
+    traffic_key: str = "chat"
+    sent: int = 0
+    is_gone: bool = False
+
+    def measure(self, text: str, spoiler: bool) -> int:
+        return utf16_length(safe_markdown(text, spoiler=spoiler))
+
+    def key_of(self, message: str) -> MessageKey:
+        return MessageKey("chat", message)
+
+    async def send(self, content: Content) -> str:
+        if self.is_gone:
+            raise ChatGone
+        self.sent += 1
+        self.shown[f"b{self.sent}"] = content
+        return f"b{self.sent}"
+
+    async def edit(self, message: str, content: Content) -> None:
+        if message not in self.shown:
+            raise MessageGone
+        self.shown[message] = content
+
+    async def delete(self, message: str) -> None:
+        del self.shown[message]
+
+    async def preview(self, content: Content) -> None:
+        raise AssertionError("not asked for")
+
+    @property
+    def texts(self) -> list[str]:
+        return [content.text for content in self.shown.values()]
+
+
+def file_of(data: bytes, **changes: Any) -> Attachment:
+    async def load(_: int) -> bytes:
+        return data
+
+    return Attachment(load, **changes)
+
+
+def failing(error: Exception) -> Attachment:
+    async def load(_: int) -> bytes:
+        raise error
+
+    return Attachment(load)
+
+
+class Scene:
+    """A bot, its server and a room."""
+
+    def __init__(self, vision: FakeVision, folder: Path, **changes: Any) -> None:
+        self.vision = vision
+        self.room = Room()
+        self.settings = BotSettings.model_validate(
+            {"server": {"base_url": vision.url, "model": None}, "database": folder / "db", **changes}
+        )
+        self.bot = self.build()
+        self._number = 0
+
+    def build(self) -> Answering:
+        return Answering.build(self.settings, "test", file=None, overall=[], rates_of=lambda _: [Rate(1, 0.005)])
+
+    def question(self, text: str = "", *files: Attachment, asker: Asker = ANNA, **changes: Any) -> Question:
+        self._number += 1
+        key = MessageKey("chat", f"q{self._number}")
+        return Question(asker, key, text, files, place="the room", **changes)
+
+    async def ask(self, text: str = "", *files: Attachment, **changes: Any) -> Question:
+        question = self.question(text, *files, **changes)
+        await self.bot.ask(question, self.room)
+        return question
+
+    @property
+    def last(self) -> str:
+        return self.room.texts[-1]
+
+
+@pytest.fixture
+async def vision() -> AsyncIterator[FakeVision]:
+    async with FakeVision().running() as server:
+        yield server
+        assert server.mistakes == []
+
+
+@asynccontextmanager
+async def scene_of(vision: FakeVision, folder: Path, **changes: Any) -> AsyncIterator[Scene]:
+    scene = Scene(vision, folder, **changes)
+    yield scene
+    await scene.bot.close()
+
+
+@pytest.fixture
+async def scene(vision: FakeVision, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with scene_of(vision, tmp_path) as scene:
+        yield scene
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def png(colour: str) -> bytes:
+    return encode(draw(colour))
+
+
+RED, BLUE = png("red"), png("blue")
+
+
+async def test_a_picture_with_a_question_is_answered(scene: Scene) -> None:
+    await scene.ask("How many?", file_of(RED))
+    assert scene.room.texts == ["I see 1 picture(s). You asked: How many?"]
+    assert [content.buttons for content in scene.room.shown.values()] == [Buttons.AGAIN]
+    assert scene.vision.asked[-1].pictures == [RED]
+    assert scene.bot.storage.unfinished_answers("test") == []
+
+
+@pytest.mark.parametrize(("language", "asked"), [("en", "What is in this picture?"), ("zh-CN", "这张图片里有什么？")])
+async def test_a_picture_without_words_gets_the_default_question(scene: Scene, language: str, asked: str) -> None:
+    await scene.ask("", file_of(RED), asker=replace(ANNA, language=language))
+    assert scene.vision.asked[-1].text == asked
+
+
+async def test_replies_carry_the_whole_conversation(scene: Scene) -> None:
+    await scene.ask("One?", file_of(RED))
+    await scene.ask("Two?", parent=MessageKey("chat", "b1"))
+    await scene.ask("Three?", file_of(BLUE), parent=MessageKey("chat", "b2"))
+    asked = scene.vision.asked[-1]
+    assert [text for role, text in asked.words if role == "user"] == ["One?", "Two?", "Three?"]
+    assert asked.words[1] == ("assistant", "I see 1 picture(s). You asked: One?")
+    assert asked.pictures == [RED, BLUE]
+
+
+async def test_without_a_reply_each_person_goes_on_alone(scene: Scene) -> None:
+    await scene.ask("Anna's", file_of(RED))
+    await scene.ask("Ben's", file_of(BLUE), asker=BEN)
+    await scene.ask("And now?")
+    assert [text for role, text in scene.vision.asked[-1].words if role == "user"] == ["Anna's", "And now?"]
+    assert scene.vision.asked[-1].pictures == [RED]
+
+
+async def test_several_people_in_one_conversation_are_told_apart(scene: Scene) -> None:
+    await scene.ask("Anna's", file_of(RED))
+    await scene.ask("Ben's", asker=BEN, parent=MessageKey("chat", "b1"))
+    names = [message.get("name") for message in scene.vision.asked[-1].body["messages"]]
+    assert names == ["user_1", None, "user_2"]
+
+
+async def test_a_new_picture_begins_a_new_conversation(scene: Scene) -> None:
+    await scene.ask("One?", file_of(RED))
+    await scene.ask("Two?", file_of(BLUE))
+    assert scene.vision.asked[-1].pictures == [BLUE]
+
+
+async def test_a_picture_in_the_message_replied_to(scene: Scene) -> None:
+    async def fetch(_: MessageKey) -> Quoted:
+        return Quoted("user", "A caption", (file_of(RED),), author="77")
+
+    await scene.ask("Which colour?", parent=MessageKey("chat", "p1"), fetch=fetch)
+    assert scene.vision.asked[-1].words == [("user", "Which colour?")]
+    assert scene.vision.asked[-1].pictures == [RED]
+    await scene.ask("", parent=MessageKey("chat", "p1"), fetch=fetch)
+    assert scene.vision.asked[-1].text == "A caption"
+
+
+async def test_a_chain_that_memory_lost_is_fetched(scene: Scene) -> None:
+    messages = {
+        "p3": Quoted("assistant", "A cat.", parent=MessageKey("chat", "p2")),
+        "p2": Quoted("user", "What is it?", (file_of(RED),)),
+    }
+
+    async def fetch(key: MessageKey) -> Quoted | None:
+        return messages.get(key.message)
+
+    await scene.ask("And its colour?", parent=MessageKey("chat", "p3"), fetch=fetch)
+    assert scene.vision.asked[-1].words == [
+        ("user", "What is it?"),
+        ("assistant", "A cat."),
+        ("user", "And its colour?"),
+    ]
+    assert scene.vision.asked[-1].pictures == [RED]
+
+
+async def test_a_forgotten_picture_is_asked_for(scene: Scene) -> None:
+    async def fetch(_: MessageKey) -> Quoted:
+        return Quoted("assistant", "A cat.")
+
+    await scene.ask("And its colour?", parent=MessageKey("chat", "p3"), fetch=fetch)
+    assert scene.last == "I no longer have the picture of this conversation. Please send it again."
+    assert scene.vision.asked == []
+
+
+async def test_words_alone_get_a_hint(scene: Scene) -> None:
+    await scene.ask("Hello")
+    assert "Send me a picture" in scene.last
+    assert scene.vision.asked == []
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (file_of(b"%PDF-1.7"), "1 × not a picture"),
+        (file_of(RED[:20]), "1 × not a picture"),
+        (file_of(b""), "1 × not a picture"),
+        (file_of(RED, size=2**30), "1 × too large: at most 10 MB"),
+        (file_of(b"\x89PNG" + bytes(11 * 2**20)), "1 × too large"),
+        (failing(TooLarge()), "1 × too large"),
+        (failing(NotFetched()), "1 × couldn't be downloaded"),
+        (file_of(RED, unusable="moving"), "1 × moving"),
+        (file_of(RED, unusable="not_a_picture"), "1 × not a picture"),
+    ],
+)
+async def test_what_is_left_out_is_said(scene: Scene, file: Attachment, says: str) -> None:
+    await scene.ask("With a good one", file, file_of(BLUE))
+    assert scene.last.startswith("I see 1 picture(s).")
+    assert says in scene.last
+    await scene.ask("Alone", file)
+    assert says in scene.last
+    assert scene.vision.about("Alone") == []
+
+
+async def test_too_many_pictures_are_said_to_be(vision: FakeVision, tmp_path: Path) -> None:
+    vision.card = {"max_images": 2}
+    async with scene_of(vision, tmp_path) as scene:
+        await scene.ask("Three?", *(file_of(png(colour)) for colour in ("red", "blue", "green")))
+        assert "Only 2 of 3 pictures" in scene.last
+        await scene.ask("Four?", file_of(png("white")), parent=MessageKey("chat", "b1"))
+        assert vision.asked[-1].pictures == [png("blue"), png("white")]
+        assert "at most 2 fit" in scene.last
+
+
+async def test_any_openai_compatible_server_will_do(vision: FakeVision, tmp_path: Path) -> None:
+    vision.card = {}
+    async with scene_of(vision, tmp_path, server={"base_url": vision.url, "api_key": "k1"}) as scene:
+        await scene.ask("Hi", file_of(RED))
+        assert vision.asked[-1].key == "k1"
+        assert scene.last.startswith("I see 1")
+
+
+async def test_long_answers_arrive_complete_over_several_messages(scene: Scene) -> None:
+    sentences = [f"This is sentence number {number}. " for number in range(100)]
+    scene.vision.on("Long", Reply(pieces=sentences))
+    await scene.ask("Long", file_of(RED))
+    assert " ".join(" ".join(scene.room.texts).split()) == "".join(sentences).strip()
+    assert [content.buttons for content in scene.room.shown.values()][-2:] == [Buttons.NONE, Buttons.AGAIN]
+    await scene.ask("More", parent=MessageKey("chat", "b2"))
+    assert scene.vision.asked[-1].pictures == [RED]
+
+
+async def test_the_place_in_line_is_shown(scene: Scene) -> None:
+    headers = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12.0"}
+    hold = asyncio.Event()
+    scene.vision.on("Busy", Reply(headers=headers, comments=["waiting, 2 ahead"], hold=hold, pieces=["Done"]))
+    asking = asyncio.create_task(scene.ask("Busy", file_of(RED)))
+    await until(lambda: "2 ahead" in "".join(scene.room.texts))
+    hold.set()
+    await asking
+    assert scene.last == "Done"
+
+
+async def test_a_full_server_is_asked_again(scene: Scene) -> None:
+    scene.vision.on("Full", Reply(status=429, headers={"retry-after": "0.2"}, times=2))
+    await scene.ask("Full", file_of(RED))
+    assert scene.last.startswith("I see 1 picture")
+    assert len(scene.vision.about("Full")) == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (Reply(status=429, headers={"retry-after": "3600"}), "⚠️ The server is busy. Try again in 60 min."),
+        (Reply(status=503, code="engine_failed"), "⚠️ The picture server is restarting."),
+        (Reply(status=401), "⚠️ The picture server doesn't accept this bot's key."),
+        (Reply(status=400, code="invalid_image"), "⚠️ The server can't read this picture."),
+        (Reply(status=400, code="context_length_exceeded"), "⚠️ This conversation has become too long."),
+        (Reply(status=400, code="whatever"), "⚠️ The server refused the question."),
+        (Reply(status=404, code="model_not_found"), "⚠️ The server doesn't have the model"),
+        (Reply(status=413), "⚠️ The pictures are too large"),
+        (Reply(status=500), "⚠️ Something went wrong."),
+        (Reply(pieces=["x"], break_after=0), "⚠️ The picture server can't be reached"),
+        (Reply(pieces=["Half ", "x"], break_after=1), "Half \n\n⚠️ The connection to the server was lost"),
+        (Reply(pieces=["Half ", "x"], error_after=1, code="engine_failed"), "Half \n\n⚠️ The picture server is restart"),
+        (Reply(pieces=[]), "The model gave no answer."),
+        (Reply(pieces=["Long"], finish_reason="length"), "Long\n\nThe answer reached its longest allowed length."),
+        (Reply(pieces=["Ok"], headers={"x-minigpt4-dropped-messages": "2"}), "Ok\n\nThe oldest messages"),
+    ],
+)
+async def test_errors_are_one_plain_sentence(scene: Scene, reply: Reply, says: str) -> None:
+    scene.vision.on("Try", reply)
+    await scene.ask("Try", file_of(RED))
+    assert scene.last.startswith(says)
+    assert "SECRET" not in scene.last
+
+
+async def test_failures_do_not_use_up_the_quota_and_can_be_tried_again(vision: FakeVision, tmp_path: Path) -> None:
+    vision.on("Try", Reply(status=500, times=1))
+    async with scene_of(vision, tmp_path, limits={"user_per_day": 1}) as scene:
+        await scene.ask("Try", file_of(RED))
+        assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b1"), scene.room) is None
+        assert scene.room.texts == ["I see 1 picture(s). You asked: Try"]
+        assert "all your questions for today" in (
+            await scene.bot.regenerate(ANNA, MessageKey("chat", "b1"), scene.room) or ""
+        )
+
+
+async def test_an_unreachable_server_is_said_to_be(tmp_path: Path) -> None:
+    vision = FakeVision()
+    vision.url = "http://127.0.0.1:9/v1"
+    async with scene_of(vision, tmp_path) as scene:
+        await scene.ask("Anybody?", file_of(RED))
+        assert scene.last.startswith("⚠️ The picture server can't be reached")
+
+
+async def test_stop_frees_the_servers_slot(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(pieces=["Part", " rest"], hold=asyncio.Event()))
+    asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
+    await until(lambda: scene.room.texts == ["Part"])
+    assert scene.bot.stop(BEN, MessageKey("chat", "b1")) == "Only the person who asked can do this."
+    assert scene.bot.stop(BEN) == "I'm not answering you at the moment."
+    assert scene.bot.stop(ANNA, MessageKey("chat", "b1")) == "Stopped."
+    await asking
+    assert scene.room.texts == ["Part\n\n⏹ Stopped."]
+    await until(lambda: scene.vision.aborted == 1)
+    assert scene.vision.running_now == 0
+
+
+async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
+    hold = asyncio.Event()
+    scene.vision.on("Slow", Reply(hold=hold))
+    asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
+    await until(lambda: scene.vision.running_now)
+    await scene.ask("Second", file_of(RED))
+    assert "I'm still answering" in scene.last
+    await scene.ask("Ben's", file_of(RED), asker=BEN)
+    assert scene.last.endswith("Ben's")
+    hold.set()
+    await asking
+
+
+async def test_regenerate_asks_again_warmer_and_in_place(scene: Scene) -> None:
+    await scene.ask("What?", file_of(RED))
+    assert await scene.bot.regenerate(BEN, MessageKey("chat", "b1"), scene.room) == (
+        "Only the person who asked can do this."
+    )
+    scene.vision.on("What?", Reply(pieces=["Another answer"]))
+    assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b1"), scene.room) is None
+    assert scene.room.texts == ["Another answer"]
+    assert scene.vision.asked[-1].body["temperature"] == 1.0
+    assert "temperature" not in scene.vision.asked[0].body
+    assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b99"), scene.room) == (
+        "I no longer have this question. Please send the picture again."
+    )
+
+
+async def test_an_edited_question_is_answered_anew_in_place(scene: Scene) -> None:
+    question = await scene.ask("First wording", file_of(RED))
+    assert scene.bot.was_asked(question.key)
+    await scene.bot.ask(replace(question, text="Second wording"), scene.room)
+    assert scene.room.texts == ["I see 1 picture(s). You asked: Second wording"]
+    assert not scene.bot.was_asked(MessageKey("chat", "b1"))
+
+
+async def test_a_question_edited_in_the_middle_of_its_answer(scene: Scene) -> None:
+    scene.vision.on("First", Reply(hold=asyncio.Event()))
+    question = scene.question("First", file_of(RED))
+    first = asyncio.create_task(scene.bot.ask(question, scene.room))
+    await until(lambda: scene.vision.running_now)
+    await scene.bot.ask(replace(question, text="Second"), scene.room)
+    await first
+    assert scene.room.texts == ["I see 1 picture(s). You asked: Second"]
+
+
+async def test_spoilers_stay_spoilered(scene: Scene) -> None:
+    await scene.ask("Hidden", file_of(RED, spoiler=True))
+    assert [content.spoiler for content in scene.room.shown.values()] == [True]
+    await scene.ask("Still", parent=MessageKey("chat", "b1"))
+    assert [content.spoiler for content in scene.room.shown.values()] == [True, True]
+
+
+async def test_reset_begins_a_new_conversation(scene: Scene) -> None:
+    await scene.ask("One?", file_of(RED))
+    assert "start anew" in scene.bot.reset(ANNA)
+    await scene.ask("Two?")
+    assert "Send me a picture" in scene.last
+
+
+async def test_forget_forgets(scene: Scene) -> None:
+    await scene.ask("One?", file_of(RED))
+    scene.bot.forget(ANNA)
+    await scene.ask("Two?", parent=MessageKey("chat", "b1"))
+    assert scene.vision.about("Two?") == []
+
+
+async def test_pictures_live_for_a_while_only(vision: FakeVision, tmp_path: Path) -> None:
+    async with scene_of(vision, tmp_path, pictures={"lifetime_s": 0.3}) as scene:
+        await scene.ask("One?", file_of(RED))
+        await asyncio.sleep(0.4)
+        await scene.ask("Two?")
+        assert vision.about("Two?") == []
+
+
+async def test_a_chat_that_is_gone_ends_the_answer(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(pieces=["a", "b"], hold=asyncio.Event()))
+    scene.room.is_gone = True
+    await scene.ask("Slow", file_of(RED))
+    scene.room.is_gone = False
+    assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b1"), scene.room) is not None
+    await scene.ask("Next", file_of(RED))
+    assert scene.last.endswith("Next")
+
+
+async def test_an_answer_cut_off_by_a_crash_is_explained(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(hold=asyncio.Event()))
+    asking = asyncio.create_task(scene.ask("Slow", file_of(RED), asker=replace(ANNA, language="zh")))
+    await until(lambda: scene.vision.running_now and scene.room.shown)
+    told: list[tuple[str, str | None, str]] = []
+
+    async def explain(place: str, message: str | None, text: str) -> None:
+        told.append((place, message, text))
+
+    # The same database, as a new process finds it.
+    again = scene.build()
+    await again.explain_unfinished(explain)
+    await again.explain_unfinished(explain)
+    await again.close()
+    assert told == [("the room", "b1", "⚠️ 回答途中我被重启了。请再问一次。")]
+    asking.cancel()
+
+
+async def test_closing_explains_what_it_cuts_off(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(pieces=["Part", "x"], hold=asyncio.Event()))
+    asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
+    await until(lambda: scene.room.texts == ["Part"])
+    await scene.bot.close()
+    await asking
+    assert "I was restarted" in scene.last
