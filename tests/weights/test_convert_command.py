@@ -262,10 +262,9 @@ def test_two_runs_at_once_leave_each_other_alone(tmp_path: Path) -> None:
     out = tmp_path / "model"
 
     def both() -> None:
-        with atomic_folder(out, needs=0) as slow:
-            with atomic_folder(out, needs=0) as quick:
-                (quick / "whose").write_text("quick")
-                assert slow.is_dir()
+        with atomic_folder(out, needs=0) as slow, atomic_folder(out, needs=0) as quick:
+            (quick / "whose").write_text("quick")
+            assert slow.is_dir()
 
     with pytest.raises(InvalidRequest, match="can't be written"):  # the slow one comes too late
         both()
