@@ -97,17 +97,19 @@ class PictureSources:
         """The real path, links resolved, if it lies in an allowed folder. Relative paths are tried in each folder."""
         if not self.folders:
             raise InvalidRequest("Reading files is not allowed here; use a picture that was given.")
-        inside: list[Path] = []
+        inside: list[tuple[bool, Path]] = []
         for folder in self.folders:
             try:
                 root = folder.expanduser().resolve()
                 path = (root / reference).resolve()
-            except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+                there = path.exists()
+            except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links, far too long
                 continue
-            inside += [path] if path.is_relative_to(root) else []
+            if path.is_relative_to(root):
+                inside.append((there, path))
         if not inside:
             raise InvalidRequest("This path is outside the folders whose pictures may be read; use another picture.")
-        return next((path for path in inside if path.exists()), inside[0])
+        return next((path for there, path in inside if there), inside[0][1])
 
 
 async def read_each(
@@ -128,5 +130,6 @@ async def read_each(
         except MiniGPT4Error as error:
             if len(references) > 1:
                 error.message = f"Picture {number} of {len(references)}: {error.message}"
+                error.args = (error.message,)
             raise
     return pictures
