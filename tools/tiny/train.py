@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from network import new_model, optimizers
-from torch import nn
+from torch import distributed, nn
 
 __all__ = ["Training"]
 
@@ -59,6 +59,7 @@ class Training:
     def run(self, loss_of: Callable[[int, float], torch.Tensor], watch: Callable[[], str], every: int) -> None:
         """Train until the minutes are spent; ``loss_of(step, progress)`` makes each step's loss."""
         parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
+        first = not distributed.is_initialized() or distributed.get_rank() == 0
         mean = 0.0
         while self.progress < 1:
             start = time.monotonic()
@@ -70,19 +71,22 @@ class Training:
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             loss.backward()
+            if distributed.is_initialized():
+                _average([p for p in parameters if p.grad is not None])
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
             self.step += 1
-            self.spent += time.monotonic() - start
+            self.spent = _shared(self.spent + time.monotonic() - start)
             mean = loss.item() if self.step == 1 else 0.97 * mean + 0.03 * loss.item()
             if not math.isfinite(mean):
                 raise SystemExit(f"The loss is not a number at step {self.step}: start again from the last checkpoint.")
-            if self.step % every == 0:
+            if self.step % every == 0 and first:
                 print(f"step {self.step} · {self.spent / 60:.1f} min · loss {mean:.3f} · {watch()}", flush=True)
-            if self.spent - self._saved > 60:
+            if self.spent - self._saved > 60 and first:
                 self.save()
-        self.save()
+        if first:
+            self.save()
 
     def save(self) -> None:
         partial = self.file.with_suffix(".partial")
@@ -95,6 +99,24 @@ class Training:
         torch.save(state, partial)
         partial.rename(self.file)
         self._saved = self.spent
+
+
+def _average(parameters: list[nn.Parameter]) -> None:
+    """Gradients become the mean over all processes."""
+    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = grad.view_as(parameter)
+
+
+def _shared(seconds: float) -> float:
+    """The first process's clock, so that all end after the same step."""
+    if not distributed.is_initialized():
+        return seconds
+    clock = torch.tensor(seconds, dtype=torch.float64)
+    distributed.broadcast(clock, 0)
+    return float(clock)
 
 
 def state_of(module: nn.Module | nn.Parameter) -> Any:
@@ -292,8 +314,8 @@ def fit_projection(run: Path) -> None:
     torch.save(model.state_dict(), run / "joined.pt")
 
 
-def tune(run: Path, minutes: float) -> None:
-    """Projection and LLM on what the trained eyes see; the eyes stay as they are."""
+def tune(rank: int, run: Path, minutes: float, processes: int) -> None:
+    """Projection and LLM on what the trained eyes see; the eyes stay as they are. Processes share every step."""
     import random
     from dataclasses import replace
 
@@ -301,6 +323,10 @@ def tune(run: Path, minutes: float) -> None:
     from pictures import stock
     from speech import dialogues, in_order, spoken_loss
 
+    if processes > 1:
+        torch.set_num_threads(1)
+        meeting = f"file://{(run / 'meeting').resolve()}"
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     tokenizer = tokenizer_of(run)
     model = new_model(tokenizer.vocab_size)
     model.load_state_dict(torch.load(run / "joined.pt", weights_only=True))
@@ -311,11 +337,11 @@ def tune(run: Path, minutes: float) -> None:
         "projection": model.language_projection,
     }
     trained = [model.language_model.model, model.language_projection]
-    training = Training(run / "tune.pt", modules, optimizers(trained, 1.5e-3), minutes)
+    training = Training(run / "tune.pt", modules, optimizers(trained, 3e-3), minutes)
     exactness = _Exactness()
 
     def loss(step: int, progress: float) -> torch.Tensor:
-        rng = random.Random(f"tune {step}")
+        rng = random.Random(f"tune {step} {rank}")
         picked = rng.sample(range(len(scenes)), 8)
         asked = []
         for n in picked:
@@ -327,7 +353,10 @@ def tune(run: Path, minutes: float) -> None:
         return value
 
     training.run(loss, lambda: str(exactness), every=50)
-    torch.save(model.state_dict(), run / "tuned.pt")
+    if rank == 0:
+        torch.save(model.state_dict(), run / "tuned.pt")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def export(run: Path, out: Path) -> None:
@@ -372,7 +401,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run's pictures and checkpoints")
     parser.add_argument("stage", choices=("pictures", "vision", "oracle", "ridge", "tune", "export"))
     parser.add_argument("--minutes", type=float, default=35.0, help="length of the stage vision, oracle or tune")
-    parser.add_argument("--processes", type=int, default=2, help="for drawing")
+    parser.add_argument("--processes", type=int, default=2, help="for drawing and for tune")
     parser.add_argument("--out", type=Path, default=Path("minigpt4_serve/weights/tiny"), help="for export")
     given = parser.parse_args()
     if given.stage == "pictures":
@@ -384,10 +413,14 @@ def main() -> None:
     elif given.stage == "oracle":
         train_oracle(given.run, given.minutes)
     elif given.stage == "ridge":
-        look(given.run, shards=8)
+        look(given.run, shards=5)
         fit_projection(given.run)
     elif given.stage == "tune":
-        tune(given.run, given.minutes)
+        (given.run / "meeting").unlink(missing_ok=True)
+        if given.processes > 1:
+            torch.multiprocessing.spawn(tune, args=(given.run, given.minutes, given.processes), nprocs=given.processes)
+        else:
+            tune(0, given.run, given.minutes, 1)
     else:
         export(given.run, given.out)
 

@@ -1,0 +1,58 @@
+"""docs/checkpoints.md does what it shows: options exist, the table is computed, the boxes are read, messages are real."""
+
+import re
+from pathlib import Path
+
+import pytest
+from processes import run
+
+ROOT = Path(__file__).parent.parent
+DOCS = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+
+
+def test_every_option_shown_is_one_of_the_command_line() -> None:
+    shown = set(re.findall(r"--[a-z-]+", DOCS))
+    assert len(shown) > 6
+    known = "".join(run(command, "--help").stdout for command in ("convert", "serve", "doctor"))
+    assert {option for option in shown if option not in known} == set()
+
+
+def test_every_model_named_is_known() -> None:
+    from minigpt4_serve.weights.hub import MODELS
+
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", DOCS, re.MULTILINE)) == set(MODELS)
+
+
+def test_the_memory_table_is_the_computed_one() -> None:
+    from minigpt4_serve.weights.memory import gib, table
+
+    rows: dict[str, list[str]] = {}
+    positions: dict[str, int] = {}
+    for name, kind, footprint in table():
+        rows.setdefault(name, []).append(gib(footprint.weights))
+        if kind == "bfloat16":
+            positions[name] = footprint.kv_per_token // 1024
+    for name, cells in rows.items():
+        assert f"| {name} | {' | '.join(cells)} | {positions[name]} KiB |" in DOCS
+
+
+def test_the_boxes_are_read_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = _blocks("python")
+    exec(compile(code, "checkpoints.md", "exec"), {})
+    assert capsys.readouterr().out == _blocks("text")[0]
+    assert (tmp_path / "boxes.png").is_file()
+
+
+def test_the_messages_of_the_table_are_those_of_the_code() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "minigpt4_serve" / "weights").glob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", code)
+    shown = re.findall(r"^\| ([a-z][^|]+) \|[^|]+\|$", DOCS.split("## When it says no")[1], re.MULTILINE)
+    assert len(shown) >= 8
+    assert [message for message in shown if message not in joined] == []
