@@ -147,6 +147,8 @@ class Rate:
 
     count: int
     per_s: float
+    progress_only: bool = False
+    """Texts that stay needn't keep it: it only spreads progress evenly."""
 
 
 class _Window:
@@ -161,6 +163,8 @@ class _Window:
         """The earliest time at which a write of that urgency keeps all rates."""
         ready = self.held_until
         for rate in self._rates:
+            if rate.progress_only and urgency < Urgency.PROGRESS:
+                continue
             # Progress leaves some of a larger allowance to the texts that stay.
             count = rate.count - rate.count // 3 if urgency >= Urgency.PROGRESS else rate.count
             if len(self._times) >= count:
@@ -321,6 +325,8 @@ class Content:
     text: str
     buttons: Buttons = Buttons.NONE
     spoiler: bool = False
+    own: bool = False
+    """Our own words: no Markdown, and commands in them may be clicked."""
 
 
 class TryLater(Exception):
@@ -437,9 +443,9 @@ class Display:
         if is_open and not text.strip():
             if page > 0:
                 return None
-            text, stays, spoiler = self._status, self.finished, False
+            text, stays, spoiler, own = self._status, self.finished, False, True
         else:
-            stays, spoiler = not is_open or self.finished, self.spoiler
+            stays, spoiler, own = not is_open or self.finished, self.spoiler, False
         is_last = is_open or (page == len(self._pages.settled) - 1 and not self._pages.open.strip())
         buttons = Buttons.NONE
         if is_last:
@@ -447,7 +453,7 @@ class Display:
         urgency = Urgency.ANSWER if stays else Urgency.PROGRESS
         if page == 0 and not self._written:
             urgency = Urgency.FIRST
-        return Write(page, Content(text, buttons, spoiler), stays, urgency)
+        return Write(page, Content(text, buttons, spoiler, own), stays, urgency)
 
     def _open_fence(self) -> str:
         fence = fence_at(self._pages.open)
