@@ -68,6 +68,8 @@ class EngineSettings(_Settings):
     """Encoded pictures that are kept."""
     decode_threads: int = Field(default=2, ge=1)
     """Pictures decoded and resized at the same time."""
+    step_timeout_s: float = Field(default=600, gt=0)
+    """A step that takes longer hangs: the health check turns red, so that whoever watches replaces the process."""
     cpu_threads: int | None = Field(default=None, ge=1)
     """Threads that PyTorch computes with on CPUs; its own choice if not given."""
 

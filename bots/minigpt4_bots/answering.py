@@ -248,7 +248,10 @@ class Answering:
         """Answer a question, or say why not. A message that was answered before (an edited one) is answered anew."""
         owner = self._gate.user(question.asker)
         texts = self.texts(question.asker)
-        while (active := self._active.get(owner)) is not None and active.question == question.key:
+        while (active := self._active.get(owner)) is not None and (
+            active.question == question.key or active.display.finished
+        ):
+            # Complete answers only have their last words to be shown: who can see them may ask on.
             self._stop(active, "")
             await active.done.wait()
         if active is not None:
@@ -272,9 +275,9 @@ class Answering:
             reuse=before.answers if before else (),
         )
 
-    async def regenerate(self, asker: Asker, message: MessageKey, outlet: Outlet) -> str | None:
+    async def regenerate(self, asker: Asker, message: MessageKey, outlet: Outlet, *, place: str = "") -> str | None:
         """Answer again the question that ``message`` answers, in its place; a sentence if that can't be done."""
-        if (why_not := self.why_not_regenerate(asker, message)) is not None:
+        if (why_not := await self.why_not_regenerate(asker, message)) is not None:
             return why_not
         key, asked = self._question_of(message)
         assert key is not None
@@ -284,7 +287,7 @@ class Answering:
             return _Collected([*self._known_chain(asked.parent), asked])
 
         await self._answer(
-            Question(asker=asker, key=key, text=asked.text, parent=asked.parent),
+            Question(asker=asker, key=key, text=asked.text, parent=asked.parent, place=place),
             outlet,
             collect,
             reuse=asked.answers,
@@ -292,8 +295,11 @@ class Answering:
         )
         return None
 
-    def why_not_regenerate(self, asker: Asker, message: MessageKey) -> str | None:
+    async def why_not_regenerate(self, asker: Asker, message: MessageKey) -> str | None:
         """The sentence that ``regenerate`` would return at once; None if it would answer."""
+        showing = next((one for one in self._active.values() if message in one.messages), None)
+        if showing is not None and showing.display.finished:
+            await showing.done.wait()  # only its last words are to be shown
         owner = self._gate.user(asker)
         texts = self.texts(asker)
         _, asked = self._question_of(message)
@@ -339,6 +345,10 @@ class Answering:
     def is_allowed(self, asker: Asker) -> bool:
         """By the access lists: who isn't gets no help, no buttons and no commands but the ones about privacy."""
         return self._gate.is_allowed(asker)
+
+    def is_admin(self, asker: Asker) -> bool:
+        """May stop and repeat other people's answers."""
+        return self._gate.is_admin(asker)
 
     def was_asked(self, message: MessageKey) -> bool:
         """Is the message a question that was answered or is being answered? If it's edited, ask it again."""

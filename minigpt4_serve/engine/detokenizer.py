@@ -32,13 +32,16 @@ class Detokenizer:
         # A piece's blank depends on what stands before it: decode with the previous piece and cut its text off.
         known = self._decode(self._ids[self._from : self._read])
         text = self._decode(self._ids[self._from :])
-        if last or not text.endswith(_BROKEN):
+        if len(text) == len(known):  # special tokens only: the piece before them stays the one to decode with
+            self._read = len(self._ids)
+        elif last or not text.endswith(_BROKEN):
             self._held += text[len(known) :]
             self._from, self._read = self._read, len(self._ids)
-        ends = [place for place in map(self._held.find, self._stop) if place >= 0]
+        # The one that is complete first, as if the text came character by character.
+        ends = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if ends:
             self.stopped = True
-            certain, self._held = self._held[: min(ends)], ""
+            certain, self._held = self._held[: min(ends)[1]], ""
             return certain
         keep = 0 if last else self._longest_beginning()
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -34,7 +34,7 @@ from minigpt4_serve.engine.sequence import (
     Usage,
     content_ids,
 )
-from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, MiniGPT4Error, Overloaded
+from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, MiniGPT4Error, Overloaded
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.settings import EngineSettings
 
@@ -96,6 +96,14 @@ class _Request:
         return all(answer.sequence.finish_reason for answer in self.answers)
 
 
+@dataclass(frozen=True)
+class _Abort:
+    """Whoever has this name shall stop; with ``request``, only if it is that very one."""
+
+    request_id: str
+    request: _Request | None = None
+
+
 class Engine:
     """Continuous batching over one model.
 
@@ -129,13 +137,14 @@ class Engine:
             max_bytes=settings.image_cache_bytes,
             decode_threads=settings.decode_threads,
         )
-        self._inbox: queue.SimpleQueue[_Request | str | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Request | _Abort | None] = queue.SimpleQueue()
         self._requests: dict[str, _Request] = {}  # the engine thread's
         self._load = 0  # sequences accepted and not finished, guarded by the lock
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="minigpt4-engine", daemon=True)
         self._failure: BaseException | None = None
         self._stopping = False
+        self._step_began: float | None = None  # while a step runs
         self._counts: dict[str, int] = defaultdict(int)
         self._seconds_per_request = 1.0  # a running mean, for expected waits
 
@@ -152,8 +161,10 @@ class Engine:
         self._images.close()
 
     def check_health(self) -> None:
-        """Raise ``EngineFailed`` if the thread isn't there to answer."""
-        if self._failure is not None or self._stopping or not self._thread.is_alive():
+        """Raise ``EngineFailed`` if the thread isn't there to answer, or hangs in a step."""
+        began = self._step_began
+        hangs = began is not None and time.monotonic() - began > self._settings.step_timeout_s
+        if hangs or self._failure is not None or self._stopping or not self._thread.is_alive():
             raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.")
 
     def stats(self) -> EngineStats:
@@ -179,15 +190,12 @@ class Engine:
         Raises:
             ContextLengthExceeded: the prompt alone doesn't fit. An answer that would grow too long is ended instead.
             InvalidImage: a picture is damaged.
+            InvalidRequest: the ids aren't the model's, pictures and slots don't match, or the name is taken.
             Overloaded: as many wait already as may.
             EngineFailed: the engine died.
         """
         self.check_health()
-        if len(prompt.token_ids) >= self.context_length:
-            raise ContextLengthExceeded(
-                f"The chat has {len(prompt.token_ids)} tokens; this server reads at most {self.context_length - 1}.",
-                param="messages",
-            )
+        self._check_prompt(prompt)
         position = self._enter(sampling.n)
         request: _Request | None = None
         try:
@@ -210,13 +218,30 @@ class Engine:
             if request is None:
                 self._leave(sampling.n)
             else:
-                self._inbox.put(request_id)  # no-op if it is done
+                self._inbox.put(_Abort(request_id, request))  # means nothing if it is done
 
     def abort(self, request_id: str) -> None:
         """Stop a request: slot and blocks are free within one step, the caller's last piece says ``abort``."""
-        self._inbox.put(request_id)
+        self._inbox.put(_Abort(request_id))
 
     # The caller's side.
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        """What would kill the thread, or never end, is refused before it gets there."""
+        ids, slot = prompt.token_ids, self._image_token_id
+        if len(ids) >= self.context_length:
+            raise ContextLengthExceeded(
+                f"The chat has {len(ids)} tokens; this server reads at most {self.context_length - 1}.",
+                param="messages",
+            )
+        if not ids or not all(0 <= token < self._runner.vocab_size or token == slot for token in ids):
+            raise InvalidRequest("The prompt must hold ids of the model's vocabulary, at least one.", param="messages")
+        if ids.count(slot) != len(prompt.pictures) * self._slots:
+            raise InvalidRequest(
+                f"The prompt has {ids.count(slot)} image slots; {len(prompt.pictures)} pictures of {self._slots} each "
+                "were given.",
+                param="messages",
+            )
 
     def _enter(self, sequences: int) -> int:
         """Count a request in; its place in the line, 0 if a slot is free."""
@@ -267,7 +292,9 @@ class Engine:
                 while not self._stopping:
                     self._take_in()
                     if self._scheduler.has_work and not self._stopping:
+                        self._step_began = time.monotonic()
                         self._step()
+                        self._step_began = None
         except BaseException as error:
             self._failure = error
             _log.exception("the engine died")
@@ -283,13 +310,22 @@ class Engine:
                 return
             if message is None:
                 return
-            if isinstance(message, str):
-                self._end_all(message)
-                continue
-            self._requests[message.id] = message
-            self._counts["requests"] += 1
-            for answer in message.answers:
-                self._scheduler.add(answer.sequence)
+            if isinstance(message, _Abort):
+                found = self._requests.get(message.request_id)
+                if found is not None and message.request in (None, found):
+                    self._end_all(found)
+            else:
+                self._begin(message)
+
+    def _begin(self, request: _Request) -> None:
+        if request.id in self._requests:
+            self._leave(len(request.answers))
+            _send(request.loop, [(request, InvalidRequest("There is a request of that name already; choose another."))])
+            return
+        self._requests[request.id] = request
+        self._counts["requests"] += 1
+        for answer in request.answers:
+            self._scheduler.add(answer.sequence)
 
     def _step(self) -> None:
         spans = self._scheduler.schedule()
@@ -339,7 +375,8 @@ class Engine:
             for digest, features in zip(missing, self._runner.encode(list(missing.values())), strict=True):
                 self._images.put(digest, features)
                 for request in readers:
-                    request.features[digest] = features
+                    if request.pixels.pop(digest, None) is not None:
+                        request.features[digest] = features
 
     def _reads_pictures(self, span: Span) -> bool:
         return self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]
@@ -376,6 +413,8 @@ class Engine:
 
     def _describe(self, choice: Choice) -> TokenLogprob:
         def name(token: int) -> str:
+            if token >= self._tokenizer.vocab_size:
+                return ""  # a row that only pads the embedding
             return str(self._tokenizer.convert_ids_to_tokens(token)).replace("▁", " ")
 
         assert choice.logprob is not None
@@ -410,11 +449,8 @@ class Engine:
                 took = time.monotonic() - request.admitted
                 self._seconds_per_request += 0.1 * (took - self._seconds_per_request)
 
-    def _end_all(self, request_id: str) -> None:
+    def _end_all(self, request: _Request) -> None:
         """Abort what is left of a request."""
-        request = self._requests.get(request_id)
-        if request is None:
-            return
         self._counts["aborted"] += 1
         deltas: list[tuple[_Request, Delta]] = []
         for answer in request.answers:
@@ -456,9 +492,7 @@ def _tell(deltas: list[tuple[_Request, Delta]]) -> None:
         _send(items[0][0].loop, items)
 
 
-def _send(
-    loop: asyncio.AbstractEventLoop, news: "list[tuple[_Request, Delta]] | list[tuple[_Request, EngineFailed]]"
-) -> None:
+def _send(loop: asyncio.AbstractEventLoop, news: Iterable[tuple[_Request, _Outcome]]) -> None:
     def deliver() -> None:
         for request, outcome in news:
             request.outbox.put_nowait(outcome)

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from PIL import Image
 
+from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.pictures import Picture, decode_picture
 
 __all__ = ["ImageCache"]
@@ -46,38 +47,45 @@ class ImageCache:
 
         Raises:
             InvalidImage: a picture is damaged.
+            EngineFailed: the cache is closed.
         """
         known: dict[str, torch.Tensor] = {}
         wanted: dict[str, Future[torch.Tensor]] = {}
-        for picture in pictures:
-            features = self.get(picture.digest)
-            if features is not None:
-                self.hits += 1
-                known[picture.digest] = features
-            elif picture.digest not in wanted:
-                wanted[picture.digest] = self._decode_once(picture)
+        with self._lock:
+            for picture in pictures:
+                features = self._find(picture.digest)
+                if features is not None:
+                    self.hits += 1
+                    known[picture.digest] = features
+                elif picture.digest not in wanted:
+                    wanted[picture.digest] = self._decode_once(picture)
         # Shielded: a caller who leaves must not cancel what another one waits for, too.
         pixels = await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(future)) for future in wanted.values()))
         return known, dict(zip(wanted, pixels, strict=True))
 
     def _decode_once(self, picture: Picture) -> Future[torch.Tensor]:
-        with self._lock:
-            future = self._pixels.get(picture.digest)
-            if future is None:
-                self.decodes += 1
+        future = self._pixels.get(picture.digest)
+        if future is None:
+            try:
                 future = self._pool.submit(lambda: self._to_tensor(decode_picture(picture.data)))
-                self._pixels[picture.digest] = future
-                if len(self._pixels) > _MAX_PIXELS:
-                    self._pixels.popitem(last=False)
+            except RuntimeError as error:
+                raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.") from error
+            self.decodes += 1
+            self._pixels[picture.digest] = future
+            if len(self._pixels) > _MAX_PIXELS:
+                self._pixels.popitem(last=False)
         return future
 
     def get(self, digest: str) -> torch.Tensor | None:
         """Features ``[slots, hidden size]`` of a picture, if they are here."""
         with self._lock:
-            features = self._features.get(digest)
-            if features is not None:
-                self._features.move_to_end(digest)
-            return features
+            return self._find(digest)
+
+    def _find(self, digest: str) -> torch.Tensor | None:
+        features = self._features.get(digest)
+        if features is not None:
+            self._features.move_to_end(digest)
+        return features
 
     def put(self, digest: str, features: torch.Tensor) -> None:
         """Keep features; the least recently used ones make room."""
@@ -91,5 +99,5 @@ class ImageCache:
                 self._bytes -= dropped.nbytes
 
     def close(self) -> None:
-        """Let the threads go."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Take nothing more. What is being decoded ends by itself: somebody may be waiting for it."""
+        self._pool.shutdown(wait=False)

@@ -24,6 +24,7 @@ from minigpt4_serve.settings import EngineSettings
 __all__ = ["ModelRunner"]
 
 Attend = Callable[[int, torch.Tensor], torch.Tensor]
+_MAX_PICTURES = 32  # in one batch: more gain nothing, and their intermediate results would need memory of their own
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -45,7 +46,7 @@ class ModelRunner:
         self._norm = llm.model.norm
         self._layers = [_Layer(layer, llm.config) for layer in llm.model.layers]
         self.device, self.dtype = self._embed.weight.device, self._embed.weight.dtype
-        self.context_length = int(llm.config.max_position_embeddings)
+        self.context_length, self.vocab_size = int(llm.config.max_position_embeddings), len(self._embed.weight)
         positions = torch.arange(self.context_length, device=self.device)[None]
         cos, sin = llm.model.rotary_emb(self._embed.weight[:1, None], positions)
         self._cos, self._sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # [context, 1, head_dim]
@@ -57,12 +58,17 @@ class ModelRunner:
         # multiplied by 0, and 0 times whatever uninitialised memory holds may not be 0.
         shape = (2, self.num_blocks + 1, self.block_size, first.kv_heads, first.head_dim)
         self._cache = [torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in self._layers]
-        self._graphs = _DecodeGraphs(self, settings) if settings.cuda_graphs and self.device.type == "cuda" else None
+        # int8 products look at their input's values on the host, which can't be captured.
+        capturable = self.device.type == "cuda" and all(layer.plain for layer in self._layers)
+        self._graphs = _DecodeGraphs(self, settings) if settings.cuda_graphs and capturable else None
 
     def encode(self, pixels: Rows[torch.Tensor]) -> list[torch.Tensor]:
-        """Pictures ``[3, side, side]`` as rows for the LLM ``[slots, hidden size]``, in one batch."""
-        batch = torch.stack(list(pixels)).to(self.device)
-        return list(self._model.get_image_features(batch).to(self.dtype).unbind())
+        """Pictures ``[3, side, side]`` as rows for the LLM ``[slots, hidden size]``, as many at a time as is wise."""
+        features: list[torch.Tensor] = []
+        for at in range(0, len(pixels), _MAX_PICTURES):
+            batch = torch.stack(list(pixels[at : at + _MAX_PICTURES])).to(self.device)
+            features += self._model.get_image_features(batch).to(self.dtype).unbind()
+        return features
 
     def step(self, spans: Rows[Span], features: Callable[[Span], Rows[torch.Tensor]]) -> torch.Tensor:
         """Compute the spans; logits ``[S, vocabulary]`` of those that sample, in their order.
@@ -172,6 +178,7 @@ class _Layer:
         self._qkv = _fuse([attention.q_proj, attention.k_proj, attention.v_proj])
         self._gate_up = _fuse([mlp.gate_proj, mlp.up_proj])
         self._activation, self._down, self.out = mlp.act_fn, mlp.down_proj, attention.o_proj
+        self.plain = all(_is_plain(part) for part in (attention.q_proj, mlp.gate_proj, mlp.down_proj, attention.o_proj))
 
     def norm_before(self, x: torch.Tensor) -> torch.Tensor:
         return _normalise(self._before, x)
@@ -265,10 +272,13 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and type(layer.weight.data) is torch.Tensor
+
+
 def _fuse(layers: list[nn.Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
     """Several linear layers of one input as one product. Their weights become views of the fused one: no copy stays."""
-    plain = all(type(layer) is nn.Linear and type(layer.weight.data) is torch.Tensor for layer in layers)
-    if not plain:  # quantised weights bring their own kernels
+    if not all(map(_is_plain, layers)):  # quantised weights bring their own kernels
         return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
     weight = torch.cat([layer.weight.data for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias.data for layer in layers])

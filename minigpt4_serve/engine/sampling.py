@@ -10,6 +10,8 @@ from minigpt4_serve.errors import InvalidRequest
 
 __all__ = ["Choice", "SamplingParams", "sample"]
 
+_GREEDY = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -17,7 +19,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens, min_tokens: bounds of the answer's length; no end-of-sequence token before ``min_tokens``.
-        temperature: 0 takes the likeliest token.
+        temperature: 0 takes the likeliest token; so does what is nearly 0, where divided scores would overflow.
         top_p, top_k, min_p: filters, applied in the order k, p, min-p; 1, 0 and 0 switch them off.
         repetition_penalty: divides positive and multiplies negative scores of tokens that the answer already holds;
             never of the prompt's, as in the original.
@@ -97,7 +99,7 @@ def sample(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[Ch
     plain = torch.log_softmax(scores[reported], dim=-1) if reported else None  # [R, vocabulary]
     scores = _penalise(scores, rows, eos_ids)
     tokens = scores.argmax(dim=-1)  # [S]
-    drawing = [i for i, rule in enumerate(rules) if rule.temperature > 0]
+    drawing = [i for i, rule in enumerate(rules) if rule.temperature > _GREEDY]
     if drawing:
         tokens[drawing] = _draw(scores[drawing], [rows[i] for i in drawing])
     chosen = tokens.tolist()
@@ -113,15 +115,20 @@ def sample(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[Ch
 
 
 def _penalise(scores: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> torch.Tensor:
-    """Repetition penalty and minimum length, for the rows that want them."""
-    for i, row in enumerate(rows):
-        rule = row.sampling
-        if rule.repetition_penalty != 1 and row.num_output:
-            seen = torch.tensor(sorted(set(row.output_ids)), device=scores.device)
-            old = scores[i, seen]
-            scores[i, seen] = torch.where(old > 0, old / rule.repetition_penalty, old * rule.repetition_penalty)
-        if rule.ignore_eos or row.num_output < rule.min_tokens:
-            scores[i, list(eos_ids)] = float("-inf")
+    """Repetition penalty and minimum length, for the rows that want them; ``scores`` may be changed."""
+    strict = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1 and row.num_output]
+    if strict:
+        seen = [list(rows[i].output_ids) for i in strict]
+        longest = max(map(len, seen))
+        # Filled up with an id that is there already: all writes to one place are equal.
+        ids = torch.tensor([own + own[:1] * (longest - len(own)) for own in seen], device=scores.device)
+        factor = torch.tensor([[rows[i].sampling.repetition_penalty] for i in strict], device=scores.device)
+        mine = scores[strict]
+        old = mine.gather(1, ids)
+        scores[strict] = mine.scatter(1, ids, torch.where(old > 0, old / factor, old * factor))
+    endless = [i for i, row in enumerate(rows) if row.sampling.ignore_eos or row.num_output < row.sampling.min_tokens]
+    for eos in eos_ids if endless else ():
+        scores[endless, eos] = float("-inf")
     return scores
 
 
@@ -132,7 +139,7 @@ def _draw(scores: torch.Tensor, rows: Rows[Row]) -> torch.Tensor:
         return torch.tensor(values, device=scores.device).unsqueeze(1)  # [D, 1]
 
     rules = [row.sampling for row in rows]
-    ordered, ids = (scores / column([rule.temperature for rule in rules])).sort(dim=-1, descending=True)
+    ordered, ids = (scores / column([rule.temperature for rule in rules])).sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(ordered.shape[1], device=scores.device)  # [vocabulary]
     ordered = ordered.masked_fill(rank >= column([rule.top_k or ordered.shape[1] for rule in rules]), float("-inf"))
     probs = ordered.softmax(dim=-1)

@@ -49,7 +49,7 @@ class ChatService:
         self.engine = engine
         self.settings = settings
         self.name = settings.model_name or settings.model.path.resolve().name
-        self.context_length = model.config.max_position_embeddings
+        self.context_length = engine.context_length  # a small KV cache may hold less than the model could read
         self.image_tokens = model.config.num_image_tokens
         self._processor = processor
         self._rules: GenerationConfig = model.generation_config

@@ -1,0 +1,91 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt4_serve.engine.detokenizer import Detokenizer
+from minigpt4_serve.model import MiniGPT4Tokenizer
+
+TOKENIZER = MiniGPT4Tokenizer(
+    str(Path(__file__).parents[1] / "golden" / "llm" / "vicuna-tiny" / "tokenizer.model"),
+)
+WORDS = [i for i in range(TOKENIZER.vocab_size) if len(TOKENIZER.sentencepiece.id_to_piece(i)) <= 3]
+BYTES = {text: TOKENIZER.sentencepiece.piece_to_id(f"<0x{ord(text):02X}>") for text in map(chr, range(256))}
+
+
+def characters(ids: list[int]) -> str:
+    """A pretended vocabulary: an id is a character."""
+    return "".join(map(chr, ids))
+
+
+def push_all(detokenizer: Detokenizer, ids: list[int], chunk: int = 1) -> list[str]:
+    parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
+    return [detokenizer.push(part, last=i == len(parts) - 1) for i, part in enumerate(parts)]
+
+
+def cut(text: str, stops: list[str]) -> str:
+    """The text up to the stop string that is complete first; of those, the one that begins first."""
+    for end in range(1, len(text) + 1):
+        begins = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if begins:
+            return text[: min(begins)]
+    return text
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(0, TOKENIZER.vocab_size + 2), max_size=30), chunk=st.integers(1, 4))
+def test_the_pieces_together_are_the_whole_text(ids: list[int], chunk: int) -> None:
+    assert "".join(push_all(Detokenizer(TOKENIZER.decode_ids), ids, chunk)) == TOKENIZER.decode_ids(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(alphabet="aé€😀 ñ", max_size=12))
+def test_half_a_character_is_never_shown(text: str) -> None:
+    ids = [BYTES[chr(byte)] for byte in text.encode()]
+    pieces = push_all(Detokenizer(TOKENIZER.decode_ids), ids)
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) == TOKENIZER.decode_ids(ids)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    text=st.text(alphabet="ab#", max_size=20),
+    stops=st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3),
+    chunk=st.integers(1, 5),
+)
+def test_no_part_of_a_stop_string_is_shown_however_tokens_cut_it(text: str, stops: list[str], chunk: int) -> None:
+    detokenizer = Detokenizer(characters, stops)
+    shown = ""
+    expected = cut(text, stops)
+    for piece in push_all(detokenizer, [ord(c) for c in text], chunk):
+        shown += piece
+        assert expected.startswith(shown)
+    assert shown == expected
+    assert detokenizer.stopped == (cut(text, stops) != text)
+    if detokenizer.stopped:
+        assert detokenizer.push([ord("a")], last=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("decode", "pushes", "stops", "shown"),
+    [
+        (characters, ["ab#", "#", "#", "c"], ["###"], ["ab", "", "", ""]),
+        (characters, ["ab#", "#", "c"], ["###"], ["ab", "", "##c"]),
+        (characters, ["x##"], ["###"], ["x##"]),  # the end: it never became a stop string
+        (characters, ["", "a"], [], ["", "a"]),
+    ],
+)
+def test_what_is_held_back_and_when_it_is_let_go(
+    decode: Callable[[list[int]], str], pushes: list[str], stops: list[str], shown: list[str]
+) -> None:
+    detokenizer = Detokenizer(decode, stops)
+    pieces = [detokenizer.push([ord(c) for c in text], last=i == len(pushes) - 1) for i, text in enumerate(pushes)]
+    assert pieces == shown
+
+
+def test_a_blank_survives_a_special_token_before_it() -> None:
+    first, second = TOKENIZER.encode_segment("red circle")[:2]
+    ids = [first, TOKENIZER.unk_token_id, second]
+    assert "".join(push_all(Detokenizer(TOKENIZER.decode_ids), ids)) == TOKENIZER.decode_ids(ids)

@@ -1,0 +1,360 @@
+"""The whole engine on a small random model, CPU, float32: its answers, its counters, its promises to callers."""
+
+import asyncio
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from engine_driving import COLORS, PICTURES, Whole, collect, idle, plain_ids, prompt, running
+
+from minigpt4_serve.engine import Engine, Prompt, SamplingParams
+from minigpt4_serve.errors import ContextLengthExceeded, InvalidImage, InvalidRequest, Overloaded
+from minigpt4_serve.model import Turn
+from minigpt4_serve.pictures import Picture
+
+GREEDY = SamplingParams(max_tokens=12)
+WORDS = [
+    "what",
+    "is",
+    "the",
+    "colour",
+    "of",
+    "this",
+    "round",
+    "thing",
+    "and",
+    "where",
+    "does",
+    "it",
+    "stand",
+    "in",
+    "all",
+    "these",
+    "pictures",
+]
+
+
+def words(rng: random.Random, most: int = 12) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
+
+
+def ask(small_model: Any, text: str = "What is it?", *colors: str) -> Prompt:
+    return prompt(small_model, [Turn("user", text, len(colors))], colors)
+
+
+async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
+    """200 requests: chats of several turns and pictures, all lengths and orders, in a cache that is far too small."""
+    torch.set_num_threads(1)
+    rng = random.Random(5)
+    asked: list[tuple[Prompt, SamplingParams, Whole]] = []
+
+    async def chat(engine: Engine, number: int) -> None:
+        turns: list[Turn] = []
+        colors: list[str] = []
+        for turn in range(rng.choice([1, 1, 2, 3])):
+            pictures = rng.choice([0, 1, 1, 2]) if turn == 0 else rng.choice([0, 0, 1])
+            colors += rng.choices(COLORS, k=pictures)
+            turns.append(Turn("user", words(rng), pictures))
+            question = prompt(small_model, turns, colors)
+            if len(question.token_ids) + 40 > engine.context_length:
+                break
+            rules = SamplingParams(
+                max_tokens=rng.choice([1, 8, 20, 40]),
+                stop=rng.choice([(), ("###",), ("e", "###")]),
+                repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
+            )
+            (answer,) = await collect(engine, question, rules, f"{number}-{turn}")
+            asked.append((question, rules, answer))
+            turns.append(Turn("assistant", answer.text))
+
+    async def talk(engine: Engine, numbers: list[int]) -> None:
+        while numbers:
+            await chat(engine, numbers.pop())
+
+    with running(small_model, max_running=12, num_blocks=34, block_size=8, max_prefill_tokens=50) as engine:
+        numbers = list(range(125))
+        await asyncio.gather(*(talk(engine, numbers) for _ in range(12)))
+        stats = engine.stats()
+    assert len(asked) >= 200
+    assert stats.preemptions >= 10
+    assert stats.cached_tokens > 1000
+    assert stats.blocks_held == 0
+    assert sum(len(question.pictures) > 1 for question, _, _ in asked) >= 40
+    for question, rules, answer in asked:
+        assert list(answer.ids) == plain_ids(small_model, question, rules)
+
+
+async def test_sampled_answers_depend_on_their_seed_alone(small_model: Any) -> None:
+    rules = SamplingParams(max_tokens=20, temperature=1.2, top_p=0.9, seed=11)
+    question = ask(small_model, "Describe it.", "red")
+    with running(small_model, max_running=8) as engine:
+        (alone,) = await collect(engine, question, rules, "alone")
+        crowd = [
+            collect(engine, ask(small_model, words(random.Random(i)), COLORS[i % 6]), replace(rules, seed=i), f"c{i}")
+            for i in range(10)
+        ]
+        (again,), (other,), *_ = await asyncio.gather(
+            collect(engine, question, rules, "again"), collect(engine, question, replace(rules, seed=12), "o"), *crowd
+        )
+    assert again.ids == alone.ids
+    assert other.ids != alone.ids
+    # Preempted and computed again, it is still the same.
+    with running(small_model, max_running=8, num_blocks=20, block_size=8) as engine:
+        (tight,), *_ = await asyncio.gather(
+            collect(engine, question, rules, "tight"),
+            *(
+                collect(engine, ask(small_model, f"{i}, " * 9), replace(GREEDY, max_tokens=60), f"t{i}")
+                for i in range(5)
+            ),
+        )
+        assert engine.stats().preemptions > 0
+    assert tight.ids == alone.ids
+
+
+async def test_several_answers_share_their_prompt(small_model: Any) -> None:
+    rules = SamplingParams(max_tokens=10, temperature=1.5, seed=3, n=4, ignore_eos=True)
+    question = ask(small_model, "What is it, and why? " * 3, "red")
+    with running(small_model) as engine:
+        answers = await collect(engine, question, rules, "four")
+        stats = engine.stats()
+        (first,) = await collect(engine, question, replace(rules, n=1), "one")
+    assert len({answer.ids for answer in answers}) == 4
+    assert first.ids == answers[0].ids
+    assert stats.prefill_tokens < len(question.token_ids) + 3 * 17
+    (last,) = (answer for answer in answers if answer.usage is not None)
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 40
+    assert last.usage.prompt_tokens == len(question.token_ids)
+
+
+# Counters.
+
+
+async def test_a_burst_takes_few_steps(small_model: Any) -> None:
+    """32 requests at once, 1,024 tokens in all, 16 slots; in the order of arrival 90 steps are the least possible."""
+    rng = random.Random(0)
+    lengths = [rng.randint(8, 56) for _ in range(31)]
+    lengths.append(1024 - sum(lengths))
+    with running(small_model, max_running=16, max_prefill_tokens=512) as engine:
+        await asyncio.gather(
+            *(
+                collect(
+                    engine,
+                    ask(small_model, words(random.Random(i)), "red"),
+                    SamplingParams(max_tokens=length, ignore_eos=True),
+                    str(i),
+                )
+                for i, length in enumerate(lengths)
+            )
+        )
+        stats = engine.stats()
+    assert stats.generated_tokens == 1024
+    assert stats.decode_steps <= 95
+
+
+async def test_a_long_chat_reads_only_what_is_new(small_model: Any) -> None:
+    """Eight turns about a picture. Answers keep their tokens in the history, as those of a trained model do."""
+    rules = SamplingParams(max_tokens=24, ignore_eos=True)
+    question = prompt(small_model, [Turn("user", "Look at this picture, please. What is it?", 1)], ["red"])
+    follow_up = small_model[1].tokenizer.encode_segment("###Human: And then?###")
+    without_reuse = 0
+    with running(small_model) as engine:
+        for i in range(8):
+            without_reuse += len(question.token_ids)
+            (answer,) = await collect(engine, question, rules, str(i))
+            assert answer.usage is not None
+            assert answer.usage.prompt_tokens == len(question.token_ids)
+            question = Prompt((*question.token_ids, *answer.ids, *follow_up), question.pictures)
+        stats = engine.stats()
+    assert stats.prefill_tokens + stats.cached_tokens == without_reuse
+    assert stats.prefill_tokens <= 0.15 * without_reuse
+
+
+async def test_a_repeated_picture_costs_nothing(small_model: Any) -> None:
+    with running(small_model) as engine:
+        await collect(engine, ask(small_model, "What is it?", "red", "green"), GREEDY, "first")
+        before = engine.stats()
+        assert (before.image_decodes, before.image_encodes) == (2, 2)
+        await asyncio.gather(
+            *(
+                collect(engine, ask(small_model, words(random.Random(i)), "green", "red"), GREEDY, str(i))
+                for i in range(5)
+            )
+        )
+        after = engine.stats()
+    assert (after.image_decodes, after.image_encodes) == (2, 2)
+    assert after.image_hits - before.image_hits == 10
+
+
+async def test_one_picture_in_a_burst_is_decoded_and_encoded_once(small_model: Any) -> None:
+    with running(small_model) as engine:
+        await asyncio.gather(*(collect(engine, ask(small_model, f"{i}?", "red"), GREEDY, str(i)) for i in range(9)))
+        stats = engine.stats()
+    assert (stats.image_decodes, stats.image_encodes) == (1, 1)
+
+
+async def test_equal_slots_of_other_pictures_are_not_mixed_up(small_model: Any) -> None:
+    """The prompts' ids are equal; only the pictures differ."""
+    questions = [ask(small_model, "What is it?", color) for color in ("red", "blue")]
+    assert questions[0].token_ids == questions[1].token_ids
+    with running(small_model, block_size=4) as engine:
+        for i, question in enumerate(questions * 2):
+            (answer,) = await collect(engine, question, GREEDY, str(i))
+            assert list(answer.ids) == plain_ids(small_model, question, GREEDY)
+
+
+async def test_evicted_features_and_blocks_change_no_answer(small_model: Any) -> None:
+    rng = random.Random(2)
+    with running(small_model, num_blocks=30, block_size=4, image_cache_bytes=0) as engine:
+        for i in range(12):
+            question = ask(small_model, words(rng, 3), rng.choice(COLORS))
+            (answer,) = await collect(engine, question, GREEDY, str(i))
+            assert list(answer.ids) == plain_ids(small_model, question, GREEDY)
+
+
+# Promises.
+
+
+async def test_after_an_abort_slot_and_blocks_are_free_and_the_caller_hears_of_it(small_model: Any) -> None:
+    rules = SamplingParams(max_tokens=400, ignore_eos=True)
+    with running(small_model) as engine:
+        answers: list[Whole] = []
+
+        async def listen() -> None:
+            answers.extend(await collect(engine, ask(small_model, "What?", "red"), rules, "long"))
+
+        listening = asyncio.create_task(listen())
+        while not engine.stats().generated_tokens:
+            await asyncio.sleep(0.001)
+        steps = engine.stats().steps
+        engine.abort("long")
+        engine.abort("nobody")
+        await asyncio.wait_for(listening, 10)
+        stats = engine.stats()
+        assert (stats.running, stats.blocks_held, stats.aborted) == (0, 0, 1)
+        assert stats.steps <= steps + 2  # the one that ran when it was called, and none after it took effect
+    assert answers[0].finish_reason == "abort"
+    assert answers[0].usage is not None
+    assert answers[0].usage.completion_tokens == len(answers[0].ids) < 400
+
+
+async def test_leaving_the_iteration_frees_the_slot(small_model: Any) -> None:
+    rules = SamplingParams(max_tokens=400, ignore_eos=True, n=3)
+    with running(small_model) as engine:
+        deltas = engine.generate(ask(small_model), rules, request_id="left")
+        await anext(deltas)
+        await deltas.aclose()  # type: ignore[attr-defined]
+        await idle(engine)
+        assert (engine.stats().blocks_held, engine.stats().aborted) == (0, 1)
+        # The same name may be used again, and an old stream's end doesn't touch its successor.
+        (answer,) = await collect(engine, ask(small_model), GREEDY, "left")
+        assert answer.finish_reason in ("stop", "length")
+
+
+async def test_leaving_while_pictures_are_decoded_frees_the_place_in_line(small_model: Any, monkeypatch: Any) -> None:
+    with running(small_model, max_running=1, max_waiting=0) as engine:
+        never = asyncio.get_running_loop().create_future()
+
+        async def stuck(_: Any) -> Any:
+            return await never
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._images, "resolve", stuck)
+            task = asyncio.create_task(collect(engine, ask(small_model, "What?", "red"), GREEDY, "stuck"))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                await collect(engine, ask(small_model), GREEDY, "too many")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert (await collect(engine, ask(small_model), GREEDY, "free"))[0].finish_reason
+
+
+async def test_a_name_that_is_taken_is_refused_and_its_owner_not_disturbed(small_model: Any) -> None:
+    rules = SamplingParams(max_tokens=60, ignore_eos=True)
+    with running(small_model) as engine:
+        first = asyncio.create_task(collect(engine, ask(small_model), rules, "same"))
+        while not engine.stats().running:
+            await asyncio.sleep(0.001)
+        with pytest.raises(InvalidRequest, match="name"):
+            await collect(engine, ask(small_model), GREEDY, "same")
+        assert len((await first)[0].ids) == 60
+        assert engine._load == 0
+
+
+async def test_when_full_it_refuses_with_the_expected_wait(small_model: Any) -> None:
+    rules = SamplingParams(max_tokens=100, ignore_eos=True)
+    with running(small_model, max_running=2, max_waiting=1) as engine:
+        tasks = [asyncio.create_task(collect(engine, ask(small_model), rules, str(i))) for i in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as caught:
+            await collect(engine, ask(small_model), rules, "one more")
+        assert caught.value.retry_after > 0
+        assert all(answers[0].finish_reason == "length" for answers in await asyncio.gather(*tasks))
+        await collect(engine, ask(small_model), GREEDY, "now there is room")
+
+
+async def test_who_waits_hears_its_place_first(small_model: Any) -> None:
+    rules = SamplingParams(max_tokens=50, ignore_eos=True)
+    with running(small_model, max_running=1) as engine:
+        task = asyncio.create_task(collect(engine, ask(small_model), rules, "first"))
+        await asyncio.sleep(0)
+        deltas = [delta async for delta in engine.generate(ask(small_model), rules, request_id="second")]
+        await task
+    assert deltas[0].queue_position == 1
+    assert deltas[0].expected_wait_s is not None
+    assert deltas[0].expected_wait_s > 0
+    assert deltas[0].text == ""
+    assert deltas[1].queue_position is None
+    timings = deltas[-1].timings
+    assert timings is not None
+    assert 0 < timings.queue_s < timings.ttft_s < timings.total_s
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda good: Prompt(()), InvalidRequest),
+        (lambda good: Prompt((1, -1)), InvalidRequest),
+        (lambda good: Prompt((1, 513)), InvalidRequest),  # 512 is the slot, and above it is nothing
+        (lambda good: Prompt(good.token_ids), InvalidRequest),
+        (lambda good: Prompt(good.token_ids, good.pictures * 2), InvalidRequest),
+        (lambda good: Prompt((5,) * 512), ContextLengthExceeded),
+        (lambda good: Prompt(good.token_ids, (Picture("0" * 64, b"\x89PNG\r\n\x1a\nno"),)), InvalidImage),
+    ],
+)
+async def test_bad_prompts_are_refused_and_the_engine_lives(
+    small_model: Any, make: Any, error: type[Exception]
+) -> None:
+    good = ask(small_model, "What?", "red")
+    with running(small_model) as engine:
+        with pytest.raises(error):
+            await collect(engine, make(good), GREEDY, "bad")
+        assert (await collect(engine, good, GREEDY, "good"))[0].finish_reason
+        assert engine._load == 0
+
+
+async def test_an_answer_ends_where_the_context_ends(small_model: Any) -> None:
+    question = Prompt((5,) * 500)
+    with running(small_model) as engine:
+        (answer,) = await collect(engine, question, SamplingParams(max_tokens=100, ignore_eos=True), "long")
+    assert answer.finish_reason == "length"
+    assert len(answer.ids) == 12
+
+
+async def test_logprobs_come_with_the_tokens_they_belong_to(small_model: Any) -> None:
+    rules = SamplingParams(max_tokens=12, logprobs=True, top_logprobs=20, temperature=1.0, seed=4, ignore_eos=True)
+    told = []
+    with running(small_model) as engine:
+        async for delta in engine.generate(ask(small_model), rules, request_id="r"):
+            assert len(delta.logprobs) == len(delta.token_ids)
+            told += delta.logprobs
+    assert len(told) == 12
+    assert all(entry.logprob <= entry.top[0][1] <= 0 for entry in told)
+    assert all(len(entry.top) == 20 for entry in told)
+
+
+async def test_pictures_are_told_apart_by_bytes_not_by_name(small_model: Any) -> None:
+    assert len({picture.digest for picture in PICTURES.values()}) == len(PICTURES)

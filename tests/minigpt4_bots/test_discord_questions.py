@@ -1,0 +1,306 @@
+"""How a question comes to the Discord bot, and what the vision server is asked then. One real bot for all tests."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from drawing import draw, encode
+from fakes.discord import Upload
+from fakes.discord_bot import GENEROUS, Scene, picture, scene
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+DEFAULT = "What is in this picture?"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    async with scene(tmp_path_factory.mktemp("bot")) as made:
+        async with made.running(f"{GENEROUS}pictures: {{max_bytes: 100000}}\n"):
+            yield made
+        assert made.discord.violations == []
+        assert made.vision.mistakes == []
+        assert made.discord.limits.refused == []
+
+
+async def test_a_mention_with_a_picture(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    red = picture()
+    asked = await here.discord.says(channel, ann, "which colour is it?", attachments=[red], mention=True)
+    answer = await here.discord.answer_to(asked)
+    assert answer.text == "I see 1 picture(s). You asked: which colour is it?"
+    (request,) = here.vision.about("which colour is it?")
+    assert request.pictures == [red.data]
+    assert len(channel.typing) >= 1
+
+
+async def test_without_words_the_default_question_is_asked(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    one = await here.discord.says(channel, ann, attachments=[picture()], mention=True)
+    assert DEFAULT in (await here.discord.answer_to(one)).text
+    two = await here.discord.says(channel, ann, attachments=[picture(), picture("blue")], mention=True)
+    assert (await here.discord.answer_to(two)).text.startswith("I see 2 picture(s). You asked: What is in these")
+
+
+async def test_a_private_message_needs_no_mention(here: Scene) -> None:
+    ann = here.discord.user()
+    channel = await here.discord.private_channel(ann)
+    asked = await here.discord.says(channel, ann, "hm?", attachments=[picture()])
+    assert "hm?" in (await here.discord.answer_to(asked)).text
+
+
+async def test_a_follow_up_by_reply_brings_the_conversation_and_its_picture(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    red = picture()
+    first = await here.discord.says(channel, ann, "what?", attachments=[red], mention=True)
+    answer = await here.discord.answer_to(first)
+    second = await here.discord.says(channel, ann, "and where?", reply_to=answer.last)
+    await here.discord.answer_to(second)
+    (request,) = here.vision.about("and where?")
+    assert request.pictures == [red.data]
+    assert [role for role, _ in request.words] == ["user", "assistant", "user"]
+    assert request.words[0] == ("user", "what?")
+    assert request.words[1][1] == answer.text
+
+
+async def test_a_follow_up_without_reply_goes_on(here: Scene) -> None:
+    ann = here.discord.user()
+    channel = await here.discord.private_channel(ann)
+    await here.discord.answer_to(await here.discord.says(channel, ann, "q1", attachments=[picture()]))
+    await here.discord.answer_to(await here.discord.says(channel, ann, "goes on"))
+    (request,) = here.vision.about("goes on")
+    assert len(request.pictures) == 1
+    assert len(request.words) == 3
+
+
+async def test_people_in_one_channel_are_kept_apart(here: Scene) -> None:
+    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+    red, blue = picture(), picture("blue")
+    await here.discord.answer_to(await here.discord.says(channel, ann, "a", attachments=[red], mention=True))
+    await here.discord.answer_to(await here.discord.says(channel, ben, "b", attachments=[blue], mention=True))
+    await here.discord.answer_to(await here.discord.says(channel, ann, "ann again", mention=True))
+    (request,) = here.vision.about("ann again")
+    assert request.pictures == [red.data]
+
+
+async def test_in_somebody_elses_conversation_both_are_told_apart(here: Scene) -> None:
+    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+    asked = await here.discord.says(channel, ann, "a?", attachments=[picture()], mention=True)
+    answer = await here.discord.answer_to(asked)
+    await here.discord.answer_to(await here.discord.says(channel, ben, "ben joins", reply_to=answer.last))
+    (request,) = here.vision.about("ben joins")
+    names = [message.get("name") for message in request.body["messages"] if message["role"] == "user"]
+    assert names == ["user_1", "user_2"]
+
+
+async def test_nobody_else_is_answered(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    robot = here.discord.user("robot", bot=True)
+    ignored = [
+        await here.discord.says(channel, ann, "not for you", attachments=[picture()]),
+        await here.discord.says(channel, robot, "I am a bot", attachments=[picture()], mention=True),
+    ]
+    ignored.append(await here.discord.says(channel, ann, "nor this", reply_to=ignored[0]))
+    # One that is answered, after them: what was to come for them would have come.
+    await here.discord.answer_to(await here.discord.says(channel, ann, "you", attachments=[picture()], mention=True))
+    assert [here.discord.answers_to(message) for message in ignored] == [[], [], []]
+
+
+async def test_a_picture_sent_as_a_file_is_recognised_by_its_bytes(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    for number, kind in enumerate(("application/octet-stream", None)):
+        upload = Upload(encode(draw(), "WEBP"), "photo.bin", kind)
+        asked = await here.discord.says(channel, ann, f"file {number}", attachments=[upload], mention=True)
+        assert "I see 1 picture(s)" in (await here.discord.answer_to(asked)).text
+
+
+@pytest.mark.parametrize(
+    ("upload", "note"),
+    [
+        (Upload(b"just words", "a.png"), "not a picture"),
+        (Upload(b"<svg/>", "a.svg", "image/svg+xml"), "not a picture"),
+        (Upload(b"hello", "a.txt", "text/plain"), "not a picture"),
+        (Upload(b"\0" * 64, "a.mp4", "video/mp4"), "moving"),
+        (Upload(b"\x89PNG\r\n\x1a\n" + b"\0" * 200_000), "too large"),
+        (Upload(b"\x89PNG\r\n\x1a\n" + b"\0" * 200_000, size=1000), "too large"),  # the message lies
+        (Upload(b"x", status=404), "couldn't be downloaded"),
+        (Upload(b"x", status=403), "couldn't be downloaded"),
+        (Upload(b""), "not a picture"),
+    ],
+    ids=["words", "svg", "text", "video", "large", "lying", "gone", "expired", "empty"],
+)
+async def test_what_is_no_usable_picture_is_said(here: Scene, upload: Upload, note: str) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    bad = await here.discord.says(channel, ann, "bad", attachments=[upload], mention=True)
+    assert note in (await here.discord.answer_to(bad)).text
+    question = f"one good, {note} {upload.name} {upload.size} {upload.status}"
+    mixed = await here.discord.says(channel, ann, question, attachments=[upload, picture()], mention=True)
+    answer = (await here.discord.answer_to(mixed)).text
+    assert answer.startswith("I see 1 picture(s).")
+    assert note in answer
+
+
+async def test_a_large_file_is_not_even_fetched(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    asked = await here.discord.says(channel, ann, attachments=[Upload(b"x" * 200_000, "huge.png")], mention=True)
+    await here.discord.answer_to(asked)
+    assert not any(path.endswith("huge.png") for path in here.discord.downloads)
+
+
+async def test_too_many_pictures(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    colours = ("red", "blue", "green", "black", "yellow", "orange")
+    many = await here.discord.says(channel, ann, "six", attachments=[picture(c) for c in colours], mention=True)
+    assert "Only 4 of 6 pictures" in (await here.discord.answer_to(many)).text
+    assert len(here.vision.about("six")[0].pictures) == 4
+
+
+async def test_a_mention_without_any_picture_gets_a_hint(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    asked = await here.discord.says(channel, ann, "hello?", mention=True)
+    assert "Send me a picture" in (await here.discord.answer_to(asked)).text
+    assert here.vision.about("hello?") == []
+
+
+async def test_a_thread_is_a_place_of_its_own(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    thread = await here.discord.thread(channel)
+    asked = await here.discord.says(thread, ann, "in a thread", attachments=[picture()], mention=True)
+    assert "in a thread" in (await here.discord.answer_to(asked)).text
+    outside = await here.discord.says(channel, ann, "outside", mention=True)
+    assert "Send me a picture" in (await here.discord.answer_to(outside)).text
+
+
+async def test_a_forwarded_picture(here: Scene) -> None:
+    ann, ben = here.discord.user(), here.discord.user("ben")
+    somewhere, private = await here.discord.channel(), await here.discord.private_channel(ann)
+    blue = picture("blue")
+    original = await here.discord.says(somewhere, ben, "my holiday", attachments=[blue])
+    forwarded = await here.discord.says(private, ann, forwards=original)
+    assert DEFAULT in (await here.discord.answer_to(forwarded)).text
+    assert here.vision.about(DEFAULT)[-1].pictures == [blue.data]
+
+
+async def test_a_picture_behind_a_link(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    blue = picture("blue")
+    embed = here.discord.picture_embed(blue)
+    at_once = await here.discord.says(channel, ann, "linked", embeds=[embed], mention=True)
+    await here.discord.answer_to(at_once)
+    assert here.vision.about("linked")[0].pictures == [blue.data]
+    # Discord shows the picture a moment after the message came.
+    late = await here.discord.says(channel, ann, "see https://example.org/picture.png", mention=True)
+    await here.discord.until(lambda: len(channel.typing) >= 2, what="typing while the link is looked at")
+    await here.discord.shows_embed(late, here.discord.picture_embed(blue))
+    assert "I see 1 picture(s)" in (await here.discord.answer_to(late)).text
+
+
+async def test_an_embeds_own_address_is_never_visited(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    inside = f"{here.discord.url}/attachments/1/2/secret.png"
+    embed = {"type": "image", "url": inside, "thumbnail": {"url": inside}}
+    asked = await here.discord.says(channel, ann, "local", embeds=[embed], mention=True)
+    await here.discord.answer_to(asked)
+    assert not any("secret" in path for path in here.discord.downloads)
+
+
+async def test_a_reply_to_somebody_elses_picture_that_discord_hides_points_to_the_menu(here: Scene) -> None:
+    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+    theirs = await here.discord.says(channel, ben, "look", attachments=[picture()])
+    asked = await here.discord.says(channel, ann, "what is it?", reply_to=theirs, mention=True)
+    assert "Ask about picture…" in (await here.discord.answer_to(asked)).text
+
+
+async def test_the_menu_describes_anybodys_picture(here: Scene) -> None:
+    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+    blue = picture("blue")
+    theirs = await here.discord.says(channel, ben, "look", attachments=[blue])
+    chosen = await here.discord.menu(theirs, ann, "Describe picture")
+    assert DEFAULT in (await here.discord.answer_to(chosen)).text
+    assert here.vision.about(DEFAULT)[-1].pictures == [blue.data]
+    assert chosen.acknowledged_after < 3
+
+
+async def test_the_menu_asks_about_a_picture_and_a_reply_asks_on(here: Scene) -> None:
+    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+    blue = picture("blue")
+    theirs = await here.discord.says(channel, ben, attachments=[blue])
+    chosen = await here.discord.menu(theirs, ann, "Ask about picture…")
+    await here.discord.until(lambda: chosen.modal, what="the window for the question")
+    submitted = await here.discord.submits(chosen, "is it blue?")
+    answer = await here.discord.answer_to(submitted)
+    assert here.vision.about("is it blue?")[0].pictures == [blue.data]
+    await here.discord.answer_to(await here.discord.says(channel, ann, "really?", reply_to=answer.last))
+    request = here.vision.about("really?")[0]
+    assert request.pictures == [blue.data]
+    assert len(request.words) == 3
+
+
+async def test_the_menu_on_a_message_without_picture(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    words = await here.discord.says(channel, ann, "only words")
+    for entry in ("Describe picture", "Ask about picture…"):
+        chosen = await here.discord.menu(words, ann, entry)
+        answer = await here.discord.answer_to(chosen)
+        assert "nothing here" in answer.text
+        assert answer.last.ephemeral
+
+
+async def test_ask_with_several_pictures(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    red, blue = picture(), picture("blue")
+    asked = await here.discord.command(channel, ann, "ask", question="which?", picture=red, picture_2=blue)
+    answer = await here.discord.answer_to(asked)
+    assert answer.text.startswith("I see 2 picture(s)")
+    assert here.vision.about("which?")[0].pictures == [red.data, blue.data]
+    assert not answer.last.ephemeral
+    again = await here.discord.command(channel, ann, "ask", question="and the sizes?")
+    await here.discord.answer_to(again)
+    assert len(here.vision.about("and the sizes?")[0].pictures) == 2
+
+
+async def test_ask_without_anything_gets_a_hint_for_oneself(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    answer = await here.discord.answer_to(await here.discord.command(channel, ann, "ask"))
+    assert "Send me a picture" in answer.text
+    assert answer.last.ephemeral
+
+
+@pytest.mark.parametrize("group", [False, True])
+async def test_a_user_installed_app_answers_where_the_bot_is_not(here: Scene, group: bool) -> None:
+    ann = here.discord.user()
+    strange = await here.discord.strange_channel(ann, group=group)
+    theirs = await here.discord.says(strange, here.discord.user("ben"), attachments=[picture()])
+    chosen = await here.discord.menu(theirs, ann, "Describe picture")
+    assert "I see 1 picture(s)" in (await here.discord.answer_to(chosen)).text
+    asked = await here.discord.command(strange, ann, "ask", question="mine?", picture=picture())
+    answer = await here.discord.answer_to(asked)
+    before = len(here.vision.asked)
+    await here.discord.clicks(answer.last, ann, "Regenerate")
+    await here.discord.until(lambda: len(here.vision.asked) > before and "Regenerate" in str(answer.last.buttons()))
+
+
+async def test_an_edited_question_is_answered_anew_in_place(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    asked = await here.discord.says(channel, ann, "whta?", attachments=[picture()], mention=True)
+    answer = await here.discord.answer_to(asked)
+    await here.discord.edits(asked, f"{here.discord.bot.mention} what now?")
+    await here.discord.until(lambda: "what now?" in answer.last.content and answer.last.buttons())
+    assert len(here.discord.answers_to(asked)) == 1
+
+
+async def test_mentions_and_own_emojis_travel_without_ids(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    text = f"is <@{ann.id}> <:smile:123456> in <#777>?"
+    await here.discord.answer_to(await here.discord.says(channel, ann, text, attachments=[picture()], mention=True))
+    assert here.vision.asked[-1].text == "is @someone :smile: in #channel?"
+
+
+async def test_the_same_message_twice_is_answered_once(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    asked = await here.discord.says(channel, ann, "only once", attachments=[picture()], mention=True)
+    await here.discord._announce("MESSAGE_CREATE", asked)
+    await here.discord.answer_to(asked)
+    await here.discord.answer_to(await here.discord.says(channel, ann, "then", attachments=[picture()], mention=True))
+    assert len(here.vision.about("only once")) == 1
+    assert len(here.discord.answers_to(asked)) == 1
