@@ -392,6 +392,8 @@ class Answering:
                 return
             else:
                 return
+            finally:
+                self.traffic.arrived(outlet.traffic_key)
 
     async def _refuse(self, owner: str, outlet: Outlet, text: str) -> None:
         """Say why not, but only once at a time: who floods a chat with questions doesn't flood it with refusals."""

@@ -174,6 +174,11 @@ class _Window:
     def take(self, now: float) -> None:
         self._times.append(now)
 
+    def arrived(self, now: float) -> None:
+        """The last write took until now: the platform counts when it arrives, not when it was sent."""
+        if self._times:
+            self._times[-1] = max(self._times[-1], now)
+
     def is_idle(self, now: float) -> bool:
         longest = max((rate.per_s for rate in self._rates), default=0.0)
         return now > self.held_until and (not self._times or now > self._times[-1] + longest)
@@ -222,6 +227,10 @@ class WaitingLine:
         """The platform wants silence in that chat."""
         window = self._window(chat)
         window.held_until = max(window.held_until, until)
+
+    def arrived(self, chat: str, now: float) -> None:
+        """What was granted last for that chat has been written."""
+        self._window(chat).arrived(now)
 
     def grant(self, now: float) -> list[Ticket]:
         """Those who may write now, and have left the line."""
@@ -297,6 +306,10 @@ class Traffic:
     def hold(self, chat: str, seconds: float) -> None:
         """Nobody writes to that chat for so long."""
         self._line.hold(chat, asyncio.get_running_loop().time() + seconds)
+
+    def arrived(self, chat: str) -> None:
+        """The platform has answered the last write to that chat."""
+        self._line.arrived(chat, asyncio.get_running_loop().time())
 
     def _grant(self) -> None:
         loop = asyncio.get_running_loop()
@@ -525,6 +538,8 @@ async def deliver(
         except MessageGone:
             assert write is not None
             delivery.lost(write.page)
+        finally:
+            traffic.arrived(chat)
 
 
 class _Delivery:

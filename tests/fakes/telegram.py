@@ -1,8 +1,8 @@
 """A strict fake of Telegram's Bot API on loopback, and the steps of people in its chats.
 
 Strict means: what the real server refuses (too long, empty, malformed markup, unchanged, too often, a second receiver)
-is refused here with the same words. ``floods`` counts refusals for writing too often, ``mistakes`` lists what a good bot
-never does.
+is refused here with the same words. ``floods`` counts refusals for writing too often, ``mistakes`` lists what a good
+bot never does.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import json
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,10 +150,8 @@ class FakeTelegram:
         values: Json = dict(await request.post())
         for name, value in values.items():
             if isinstance(value, str):
-                try:
+                with suppress(ValueError):
                     values[name] = value if name in ("text", "secret_token") else json.loads(value)
-                except ValueError:
-                    pass
         try:
             if self.down:
                 raise Refused(502, "Bad Gateway")
@@ -169,22 +167,22 @@ class FakeTelegram:
             return web.json_response(refusal.body, status=refusal.body["error_code"])
         return web.json_response({"ok": True, "result": result})
 
-    def _do_getMe(self, _: Json) -> Json:  # noqa: N802
+    def _do_getMe(self, _: Json) -> Json:
         return BOT
 
-    def _do_setMyCommands(self, values: Json) -> bool:  # noqa: N802
+    def _do_setMyCommands(self, values: Json) -> bool:
         self.commands[values.get("language_code", "")] = values["commands"]
         return True
 
-    def _do_deleteWebhook(self, _: Json) -> bool:  # noqa: N802
+    def _do_deleteWebhook(self, _: Json) -> bool:
         self.has_webhook = ""
         return True
 
-    def _do_setWebhook(self, values: Json) -> bool:  # noqa: N802
+    def _do_setWebhook(self, values: Json) -> bool:
         self.has_webhook, self.secret = values["url"], values.get("secret_token", "")
         return True
 
-    async def _do_getUpdates(self, values: Json) -> list[Json]:  # noqa: N802
+    async def _do_getUpdates(self, values: Json) -> list[Json]:
         if self.second_receiver or self._polling:
             raise Refused(
                 409,
@@ -197,17 +195,15 @@ class FakeTelegram:
         try:
             if not self._updates:
                 self._arrived.clear()
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(self._arrived.wait(), float(values.get("timeout", 0)))
-                except TimeoutError:
-                    pass
         finally:
             self._polling -= 1
         if self.second_receiver:
             raise Refused(409, "Conflict: terminated by other getUpdates request")
         return self._updates[:100]
 
-    def _do_getFile(self, values: Json) -> Json:  # noqa: N802
+    def _do_getFile(self, values: Json) -> Json:
         name = str(values["file_id"])
         if name not in self.files:
             raise Refused(400, "Bad Request: wrong file_id or the file is temporarily unavailable")
@@ -243,7 +239,7 @@ class FakeTelegram:
             raise Refused(400, "Bad Request: message is too long")
         return text, entities
 
-    def _do_sendMessage(self, values: Json) -> Json:  # noqa: N802
+    def _do_sendMessage(self, values: Json) -> Json:
         text, entities = self._write(values)
         if not text.strip():
             self.mistakes.append("empty")
@@ -266,7 +262,7 @@ class FakeTelegram:
         )
         return self.as_json(self.sent[chat, number])
 
-    def _do_editMessageText(self, values: Json) -> Json:  # noqa: N802
+    def _do_editMessageText(self, values: Json) -> Json:
         message = self.sent.get((int(values["chat_id"]), int(values["message_id"])))
         if message is None or message.deleted:
             raise Refused(400, "Bad Request: message to edit not found")
@@ -279,14 +275,14 @@ class FakeTelegram:
         message.edits += 1
         return self.as_json(message)
 
-    def _do_deleteMessage(self, values: Json) -> bool:  # noqa: N802
+    def _do_deleteMessage(self, values: Json) -> bool:
         message = self.sent.get((int(values["chat_id"]), int(values["message_id"])))
         if message is None or message.deleted:
             raise Refused(400, "Bad Request: message to delete not found")
         message.deleted = True
         return True
 
-    def _do_sendMessageDraft(self, values: Json) -> bool:  # noqa: N802
+    def _do_sendMessageDraft(self, values: Json) -> bool:
         if not self.has_drafts:
             raise Refused(404, "Not Found")
         chat = int(values["chat_id"])
@@ -297,11 +293,11 @@ class FakeTelegram:
         self.drafts[chat].append((int(values["draft_id"]), text))
         return True
 
-    def _do_answerCallbackQuery(self, values: Json) -> bool:  # noqa: N802
+    def _do_answerCallbackQuery(self, values: Json) -> bool:
         self.toasts.append(str(values.get("text", "")))
         return True
 
-    def _do_answerGuestQuery(self, values: Json) -> Json:  # noqa: N802
+    def _do_answerGuestQuery(self, values: Json) -> Json:
         query = str(values["guest_query_id"])
         if query in self.guests:
             self.mistakes.append("answered a guest twice")

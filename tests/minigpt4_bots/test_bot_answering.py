@@ -127,7 +127,7 @@ async def scene(vision: FakeVision, tmp_path: Path) -> AsyncIterator[Scene]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 — what is waited for has no event to offer
+        while not condition():
             await asyncio.sleep(0.005)
 
 
