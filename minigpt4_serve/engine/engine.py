@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.block_manager import BlockManager
 from minigpt4_serve.engine.detokenizer import Detokenizer
 from minigpt4_serve.engine.image_cache import ImageCache
 from minigpt4_serve.engine.model_runner import ModelRunner
-from minigpt4_serve.engine.sampling import Choice, SamplingParams, sample
+from minigpt4_serve.engine.sampling import Choice, SamplingParams, continuations, sample
 from minigpt4_serve.engine.scheduler import Scheduler, Span
 from minigpt4_serve.engine.sequence import (
     Delta,
@@ -90,6 +91,13 @@ class _Request:
     pixels: dict[str, torch.Tensor] = field(default_factory=dict)
     admitted: float | None = None
     first_token: float | None = None
+    search: BeamSearch | None = None
+
+    @property
+    def width(self) -> int:
+        """Slots that it takes."""
+        rules = self.answers[0].sequence.sampling
+        return max(rules.n, rules.beams)
 
     @property
     def done(self) -> bool:
@@ -190,13 +198,16 @@ class Engine:
         Raises:
             ContextLengthExceeded: the prompt alone doesn't fit. An answer that would grow too long is ended instead.
             InvalidImage: a picture is damaged.
-            InvalidRequest: the ids aren't the model's, pictures and slots don't match, or the name is taken.
+            InvalidRequest: the ids aren't the model's, pictures and slots don't match, the name is taken, or so many
+                beams have no room.
             Overloaded: as many wait already as may.
             EngineFailed: the engine died.
         """
         self.check_health()
         self._check_prompt(prompt)
-        position = self._enter(sampling.n)
+        self._check_beams(prompt, sampling)
+        width = max(sampling.n, sampling.beams)
+        position = self._enter(width)
         request: _Request | None = None
         try:
             started = time.monotonic()
@@ -216,7 +227,7 @@ class Engine:
                 yield outcome
         finally:
             if request is None:
-                self._leave(sampling.n)
+                self._leave(width)
             else:
                 self._inbox.put(_Abort(request_id, request))  # means nothing if it is done
 
@@ -241,6 +252,20 @@ class Engine:
                 f"The prompt has {ids.count(slot)} image slots; {len(prompt.pictures)} pictures of {self._slots} each "
                 "were given.",
                 param="messages",
+            )
+
+    def _check_beams(self, prompt: Prompt, sampling: SamplingParams) -> None:
+        """All hypotheses must fit the slots and the cache at once: they advance together."""
+        if sampling.beams == 1:
+            return
+        size, read = self._settings.block_size, len(prompt.token_ids)
+        longest = min(read + sampling.max_tokens, self.context_length)
+        shared = read // size
+        blocks = shared + sampling.beams * (-(-longest // size) - shared + 1)
+        if sampling.beams > self._settings.max_running or blocks > self._runner.num_blocks:
+            raise InvalidRequest(
+                f"There is no room for {sampling.beams} beams here; ask for fewer or for a shorter answer.",
+                param="beams",
             )
 
     def _enter(self, sequences: int) -> int:
@@ -272,7 +297,13 @@ class Engine:
             own = seed + index * 0x5851F42D4C957F2D
             sequence = Sequence(request_id, index, list(prompt.token_ids), list(names), rules, own, leader)
             answers.append(_Answer(sequence, Detokenizer(self._tokenizer.decode_ids, rules.stop)))
+        search: BeamSearch | None = None
+        if rules.beams > 1:
+            first = answers[0].sequence.fork()
+            first.slots = rules.beams
+            search = BeamSearch(first, self._eos_ids, lambda ids: self._holds_stop(ids, rules.stop))
         return _Request(
+            search=search,
             id=request_id,
             prompt=prompt,
             answers=answers,
@@ -319,30 +350,77 @@ class Engine:
 
     def _begin(self, request: _Request) -> None:
         if request.id in self._requests:
-            self._leave(len(request.answers))
+            self._leave(request.width)
             _send(request.loop, [(request, InvalidRequest("There is a request of that name already; choose another."))])
             return
         self._requests[request.id] = request
         self._counts["requests"] += 1
-        for answer in request.answers:
-            self._scheduler.add(answer.sequence)
+        growing = request.search.live if request.search else [answer.sequence for answer in request.answers]
+        for sequence in growing:
+            self._scheduler.add(sequence)
 
     def _step(self) -> None:
         spans = self._scheduler.schedule()
         assert spans, "there is work, but nothing can be computed"
         self._encode_pictures(spans)
+        for source, target in self._scheduler.copies:
+            self._runner.copy_block(source, target)
         logits = self._runner.step(spans, self._features_of)
         sampling = [span.sequence for span in spans if span.samples]
         self._count(spans, len(sampling))
         self._scheduler.advance(spans)
-        choices = sample(logits, sampling, self._eos_ids) if sampling else []
+        searching = [i for i, sequence in enumerate(sampling) if sequence.sampling.beams > 1]
         deltas: list[tuple[_Request, Delta]] = []
+        if searching:
+            deltas += self._search(logits[searching], [sampling[i] for i in searching])
+            others = [i for i, sequence in enumerate(sampling) if sequence.sampling.beams == 1]
+            logits, sampling = logits[others], [sampling[i] for i in others]
+        choices = sample(logits, sampling, self._eos_ids) if sampling else []
         for sequence, choice in zip(sampling, choices, strict=True):
             request = self._requests[sequence.request_id]
             delta = self._grow(request, sequence, choice)
             if delta is not None:
                 deltas.append((request, delta))
         _tell(deltas)
+
+    def _search(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[tuple[_Request, Delta]]:
+        """Beam searches advance whose hypotheses are all computed; an answer is told when its search is over."""
+        deltas: list[tuple[_Request, Delta]] = []
+        for sequence, offers in zip(sequences, continuations(logits, sequences, self._eos_ids), strict=True):
+            request = self._requests[sequence.request_id]
+            search = request.search
+            assert search is not None
+            if not search.offer(sequence, offers):
+                continue
+            request.first_token = request.first_token or time.monotonic()
+            old, chosen = search.live, search.select()
+            if not chosen:
+                deltas += self._end_search(request, search)
+                continue
+            grown = {self._scheduler.fork(parent, token): score for parent, token, score in chosen}
+            for parent in old:
+                self._scheduler.finish(parent, "stop")
+            search.continue_with(grown)
+        return deltas
+
+    def _end_search(self, request: _Request, search: BeamSearch) -> list[tuple[_Request, Delta]]:
+        deltas: list[tuple[_Request, Delta]] = []
+        for sequence in search.live:
+            self._scheduler.finish(sequence, "stop")
+        for answer, best in zip(request.answers, search.finished, strict=False):
+            answer.sequence.cached_tokens = search.live[0].cached_tokens
+            answer.sequence.token_ids += best.ids
+            answer.ids = list(best.ids)
+            text = answer.text.push(best.ids, last=True)
+            self._finish(request, answer.sequence, best.reason)
+            deltas.append((request, self._delta(request, answer, text)))
+        return deltas
+
+    def _holds_stop(self, ids: list[int], stop: tuple[str, ...]) -> bool:
+        """No piece is shorter than a character, so a stop string that ends here doesn't reach back further."""
+        window = max(map(len, stop), default=0)
+        text = self._tokenizer.decode_ids(ids[-window:]) if window else ""
+        return any(string in text for string in stop)
 
     def _count(self, spans: list[Span], sampled: int) -> None:
         self._counts["steps"] += 1
@@ -444,6 +522,7 @@ class Engine:
         self._scheduler.finish(sequence, reason)
         self._leave(1)
         if request.done:
+            self._leave(request.width - len(request.answers))
             del self._requests[request.id]
             if request.admitted is not None:
                 took = time.monotonic() - request.admitted
@@ -452,6 +531,8 @@ class Engine:
     def _end_all(self, request: _Request) -> None:
         """Abort what is left of a request."""
         self._counts["aborted"] += 1
+        for sequence in request.search.live if request.search else ():
+            self._scheduler.finish(sequence, "abort")
         deltas: list[tuple[_Request, Delta]] = []
         for answer in request.answers:
             if answer.sequence.finish_reason is None:

@@ -8,7 +8,7 @@ import torch
 
 from minigpt4_serve.errors import InvalidRequest
 
-__all__ = ["Choice", "SamplingParams", "sample"]
+__all__ = ["Choice", "SamplingParams", "continuations", "sample"]
 
 _GREEDY = 1e-5
 
@@ -61,6 +61,10 @@ class SamplingParams:
             "n": 1 <= self.n <= 16,
             "beams": 1 <= self.beams <= 16 and (self.beams == 1 or self.n <= self.beams),
         }
+        if self.beams > 1 and (self.temperature > 0 or self.logprobs):
+            raise InvalidRequest(
+                "Beam search gives the likeliest answers as a whole: leave out temperature and logprobs.", param="beams"
+            )
         for name, holds in rules.items():
             if not holds:
                 raise InvalidRequest(f"'{name}' is out of range.", param=name)
@@ -112,6 +116,14 @@ def sample(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[Ch
             top = tuple(zip(ids[k], values[k], strict=True))[: rules[i].top_logprobs]
             choices[i] = Choice(chosen[i], own[k], top)
     return choices
+
+
+def continuations(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[list[tuple[int, float]]]:
+    """For beam search: each row's likeliest tokens with their log probabilities, as many as could be needed."""
+    scores = _penalise(torch.log_softmax(logits.float(), dim=-1), rows, eos_ids)
+    width = max(row.sampling.beams for row in rows) * max(2, 1 + len(eos_ids))
+    values, ids = (t.tolist() for t in scores.topk(min(width, scores.shape[1]), dim=-1))
+    return [list(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
 
 
 def _penalise(scores: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> torch.Tensor:

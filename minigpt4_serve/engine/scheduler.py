@@ -41,6 +41,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.copies: list[tuple[int, int]] = []  # (block, its copy): to be made in this order before the step
         self._max_running = max_running
         self._max_prefill = max_prefill_tokens
 
@@ -55,6 +56,7 @@ class Scheduler:
 
     def schedule(self) -> list[Span]:
         """The next step's work: single positions in the order of admission, then longer chunks of prompts."""
+        self.copies = []
         spans = self._decodes() + self._prefills(self._max_prefill)
         return sorted(spans, key=lambda span: span.end - span.start > 1)
 
@@ -78,6 +80,14 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._let_go(sequence)
 
+    def fork(self, sequence: Sequence, token: int) -> Sequence:
+        """A running sequence's copy, one token longer, that shares its blocks until it writes to them."""
+        other = sequence.fork()
+        self.blocks.hold(other.block_table)
+        other.append(token)
+        self.running.insert(self.running.index(sequence) + 1, other)
+        return other
+
     def _decodes(self) -> list[Span]:
         spans: list[Span] = []
         for sequence in list(self.running):
@@ -93,10 +103,19 @@ class Scheduler:
         return [span for span in spans if span.sequence in self.running]
 
     def _has_room(self, sequence: Sequence) -> bool:
-        if self.blocks.blocks_for(len(sequence)) > len(sequence.block_table):
-            if not self.blocks.num_free:
-                return False
-            sequence.block_table.append(self.blocks.take())
+        """Is there a block of its own for its last position? A shared one is copied."""
+        table, last = sequence.block_table, (len(sequence) - 1) // self.blocks.block_size
+        if last < len(table) and not self.blocks.is_shared(table[last]):
+            return True
+        if not self.blocks.num_free:
+            return False
+        block = self.blocks.take()
+        if last < len(table):
+            self.copies.append((table[last], block))
+            self.blocks.release([table[last]])
+            table[last] = block
+        else:
+            table.append(block)
         return True
 
     def _prefills(self, budget: int) -> list[Span]:
@@ -105,12 +124,15 @@ class Scheduler:
             if budget and sequence.num_computed < len(sequence) - 1:
                 spans.append(self._chunk(sequence, budget))
                 budget -= spans[-1].end - spans[-1].start
-        while budget and self.waiting and len(self.running) < self._max_running and self._admit(self.waiting[0]):
+        while budget and self.waiting and self._has_slots(self.waiting[0]) and self._admit(self.waiting[0]):
             sequence = self.waiting.popleft()
             self.running.append(sequence)
             spans.append(self._chunk(sequence, budget))
             budget -= spans[-1].end - spans[-1].start
         return spans
+
+    def _has_slots(self, sequence: Sequence) -> bool:
+        return sum(other.slots for other in self.running) + sequence.slots <= self._max_running
 
     @staticmethod
     def _chunk(sequence: Sequence, budget: int) -> Span:
@@ -137,9 +159,15 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._let_go(sequence)
-        self.waiting.appendleft(sequence)
+        """Back to the head of the line; with it all hypotheses of its beam search, which advance together or not."""
+        group = [sequence]
+        if sequence.sampling.beams > 1:
+            group = [other for other in self.running if other.request_id == sequence.request_id]
+        for other in reversed(group):
+            other.leader = group[0] if other is not group[0] else None
+            self.running.remove(other)
+            self._let_go(other)
+            self.waiting.appendleft(other)
         self.preemptions += 1
 
     def _let_go(self, sequence: Sequence) -> None:

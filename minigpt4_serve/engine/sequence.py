@@ -1,5 +1,6 @@
 """What the engine is asked and what it tells: prompts, sequences in progress, deltas. Touches no tensor."""
 
+import copy
 import hashlib
 from collections.abc import Sequence as Ids
 from dataclasses import asdict, dataclass, field
@@ -85,6 +86,7 @@ class Sequence:
         num_computed: leading positions whose keys and values are in the cache.
         block_table: block ids, ``block_size`` positions each.
         leader: the sequence of the same request that reads the prompt first; this one waits for its blocks.
+        slots: places it takes among the running; more than one if it is about to fork.
         cached_tokens: prompt positions that were found in the cache when the sequence was first admitted.
     """
 
@@ -95,6 +97,7 @@ class Sequence:
     sampling: SamplingParams
     seed: int
     leader: "Sequence | None" = None
+    slots: int = 1
     num_prompt: int = field(init=False)
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
@@ -117,6 +120,14 @@ class Sequence:
     def num_output(self) -> int:
         """Tokens of the answer so far."""
         return len(self.token_ids) - self.num_prompt
+
+    def fork(self) -> "Sequence":
+        """A second one that has computed the same in the same blocks and goes on for itself."""
+        other = copy.copy(self)
+        other.token_ids, other.content_ids = list(self.token_ids), list(self.content_ids)
+        other.block_table, other.block_hashes = list(self.block_table), list(self.block_hashes)
+        other.slots = 1
+        return other
 
     def append(self, token: int) -> None:
         """The answer grows by one token."""

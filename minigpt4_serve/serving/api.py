@@ -70,7 +70,12 @@ class StreamOptions(_Wire):
 
 
 class ChatCompletionRequest(_Wire):
-    """``POST /v1/chat/completions``. Fields that are None fall back to the model's own generation rules."""
+    """``POST /v1/chat/completions``. Fields that are None fall back to the model's own generation rules.
+
+    Beyond OpenAI's: ``min_tokens``, ``top_k``, ``min_p``, ``repetition_penalty``; ``beams`` searches for the likeliest
+    answer with so many hypotheses instead of sampling (the best ``n`` are given, all at once at the end), scored by log
+    probability over length to the power of ``length_penalty``.
+    """
 
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
@@ -80,6 +85,8 @@ class ChatCompletionRequest(_Wire):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     min_tokens: int | None = Field(default=None, ge=0)
     n: int = Field(default=1, ge=1, le=8)
+    beams: int = Field(default=1, ge=1, le=10)
+    length_penalty: float | None = Field(default=None, ge=-5, le=5)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
@@ -90,7 +97,7 @@ class ChatCompletionRequest(_Wire):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
-    @field_validator("stream", "n", "logprobs", mode="before")
+    @field_validator("stream", "n", "beams", "logprobs", mode="before")
     @classmethod
     def _null_is_default(cls, value: Any, info: Any) -> Any:
         """OpenAI takes null for "not given" everywhere."""

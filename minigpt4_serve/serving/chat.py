@@ -83,7 +83,8 @@ class ChatService:
     def sampling(self, request: ChatCompletionRequest) -> SamplingParams:
         """The request's wishes over the model's own generation rules; greedy if neither says how to sample."""
         rules = self._rules
-        own_temperature = (1.0 if rules.temperature is None else rules.temperature) if rules.do_sample else 0.0
+        samples = rules.do_sample and request.beams == 1
+        own_temperature = (1.0 if rules.temperature is None else rules.temperature) if samples else 0.0
         stops = (*request.stop, *self._processor.format.stop)
         return SamplingParams(
             max_tokens=request.max_completion_tokens
@@ -101,6 +102,8 @@ class ChatService:
             logprobs=request.logprobs,
             top_logprobs=request.top_logprobs or 0,
             n=request.n,
+            beams=request.beams,
+            length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
         )
 
     def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:

@@ -121,6 +121,19 @@ def test_several_answers_and_seeds(client: httpx.Client) -> None:
     assert other != first
 
 
+def test_beam_search_gives_the_best_answers_at_once(client: httpx.Client) -> None:
+    wanted = _question(beams=3, n=2)
+    del wanted["temperature"]
+    whole = client.post(CHAT, json=wanted).json()
+    texts = [choice["message"]["content"] for choice in whole["choices"]]
+    assert len(set(texts)) == 2
+    events = _events(client.post(CHAT, json={**wanted, "stream": True}).text)
+    pieces = [choice for event in events for choice in event["choices"] if choice["delta"].get("content")]
+    assert {piece["index"]: piece["delta"]["content"].strip() for piece in pieces} == dict(enumerate(texts))
+    for wrong in ({"n": 4}, {"temperature": 1.0}, {"logprobs": True}, {"beams": 11}):
+        assert client.post(CHAT, json={**wanted, **wrong}).json()["error"]["type"] == "invalid_request_error"
+
+
 def test_logprobs(client: httpx.Client) -> None:
     answer = client.post(CHAT, json=_question(logprobs=True, top_logprobs=3, max_tokens=5)).json()
     content = answer["choices"][0]["logprobs"]["content"]

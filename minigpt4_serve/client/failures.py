@@ -1,0 +1,93 @@
+"""What the OpenAI client raises → one error of ours, with a sentence an agent can act on. Knows no pictures.
+
+Nothing that a server wrote is repeated: it may quote the key, or the picture. Status and code go to the log.
+"""
+
+import logging
+import math
+import re
+from email.utils import parsedate_to_datetime
+from time import time
+
+import openai
+
+from minigpt4_serve.errors import (
+    AuthenticationFailed,
+    ContextLengthExceeded,
+    EngineFailed,
+    InvalidImage,
+    InvalidRequest,
+    MiniGPT4Error,
+    ModelNotFound,
+    Overloaded,
+    PayloadTooLarge,
+    ServerUnreachable,
+)
+
+__all__ = ["as_ours", "retry_after"]
+
+_log = logging.getLogger(__name__)
+
+_UNREADABLE = (
+    "The vision server's answer can't be understood; its operator must check that it is an OpenAI-compatible one."
+)
+
+_BY_CODE: dict[str, MiniGPT4Error] = {
+    "invalid_image": InvalidImage("The vision server can't read one of the pictures; use another file or format."),
+    "context_length_exceeded": ContextLengthExceeded(
+        "Question and pictures are too long for the vision model; shorten the question or use fewer pictures."
+    ),
+    "model_not_found": ModelNotFound(
+        "The vision server has no such model; its operator must correct the model's name."
+    ),
+    "payload_too_large": PayloadTooLarge(
+        "The pictures are too large for the vision server; use fewer or smaller ones."
+    ),
+}
+_BY_STATUS: dict[int, MiniGPT4Error] = {
+    400: InvalidRequest("The vision server refused this request; ask a plain question about fewer pictures."),
+    401: AuthenticationFailed("The vision server refused the key: its operator must set the right one. Don't retry."),
+    403: AuthenticationFailed("The vision server refuses this user: its operator must allow it. Don't retry."),
+    404: ModelNotFound("The vision server has no such model or address; its operator must correct the settings."),
+    413: _BY_CODE["payload_too_large"],
+    422: InvalidRequest("The vision server refused this request; ask a plain question about fewer pictures."),
+}
+
+
+def as_ours(error: Exception) -> MiniGPT4Error:
+    """The error of our tree for what a call of the OpenAI client raised."""
+    status = getattr(error, "status_code", None)
+    code = getattr(error, "code", None)
+    code = code if isinstance(code, str) and re.fullmatch(r"[\w.-]{1,64}", code) else None
+    _log.warning("vision server: %s, status %s, code %s", type(error).__name__, status, code)
+    if isinstance(error, openai.APITimeoutError):
+        return ServerUnreachable("The vision server did not answer in time; try again later.")
+    if isinstance(error, openai.APIConnectionError):
+        return ServerUnreachable("The vision server can't be reached; try again later or go on without looking.")
+    if status == 429 or code == "overloaded":
+        wait = retry_after(error) or 5.0
+        return Overloaded(f"The vision server is busy; try again in {math.ceil(wait)} seconds.", retry_after=wait)
+    known = _BY_CODE.get(code or "") or _BY_STATUS.get(status or 0)
+    if known is not None:
+        return type(known)(known.message)
+    if isinstance(status, int) and 400 <= status < 500:
+        return InvalidRequest(_BY_STATUS[400].message)
+    if isinstance(error, openai.APIError):
+        return EngineFailed("The vision server failed while answering; try again later.")
+    return EngineFailed(_UNREADABLE)
+
+
+def retry_after(error: Exception) -> float | None:
+    """Seconds that the server asks to wait: ``Retry-After`` in seconds or as a date; None if it doesn't say."""
+    response = getattr(error, "response", None)
+    value = response.headers.get("retry-after") if response is not None else None
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,131 @@
+"""Real agents of ``create_agent`` with a scripted model: what reaches the model, what is answered, what is stored."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from drawing import draw, encode
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, message_to_dict
+from langchain_core.tools import tool
+from langchain_minigpt4 import ImageHandles, MiniGPT4VisionTool
+from langgraph.checkpoint.memory import InMemorySaver
+from scripted_model import ScriptedModel, looks, no_picture_in, repeats, size_of
+from vision_server import Refusal, VisionServer, vision_server
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VisionServer]:
+    monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)
+    with vision_server() as running:
+        monkeypatch.setenv("MINIGPT4_BASE_URL", running.url)
+        yield running
+
+
+def png(color: str) -> bytes:
+    return encode(draw(color, (160, 120)))
+
+
+def b64(color: str) -> str:
+    return base64.b64encode(png(color)).decode()
+
+
+def v1(color: str) -> dict[str, Any]:
+    return {"type": "image", "base64": b64(color), "mime_type": "image/png"}
+
+
+def openai_style(color: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64(color)}"}}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def test_three_pictures_and_two_follow_ups(server: VisionServer) -> None:
+    script = [
+        looks("What colour is the disc?", "image_1"),
+        repeats,
+        looks("What colours?", "image_2", "image_3"),
+        repeats,
+        looks("What colour was it?", "image_1"),
+        repeats,
+    ]
+    model = ScriptedModel(script=script)
+    agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "1"}}
+
+    def ask(*blocks: dict[str, Any]) -> str:
+        state = agent.invoke({"messages": [HumanMessage(list(blocks))]}, thread)
+        assert "minigpt4_images" not in state
+        return str(state["messages"][-1].content)
+
+    assert ask(v1("red"), text("What is this?")) == "red"
+    assert ask(text("And these?"), openai_style("green"), v1("blue")) == "green and blue"
+    assert ask(text("What was the first again?")) == "red"
+    assert len(model.sent) == 6
+    no_picture_in(model.sent, [png(color) for color in ("red", "green", "blue")])
+    # What three pictures add to the longest prompt: their handles.
+    last = model.sent[-1]
+    people = [message for message in last if isinstance(message, HumanMessage)]
+    words = size_of([HumanMessage([text("What is this?")]), HumanMessage([text("And these?")]), people[-1]])
+    assert (size_of(people) - words) / 3 <= 200
+    assert [str(message.content).count("image_") for message in people] == [1, 2, 0]
+
+
+async def test_pasted_addresses_and_tools_pictures_and_parallel_calls(server: VisionServer) -> None:
+    @tool
+    def photograph() -> list[dict[str, Any]]:
+        """Take a photo."""
+        return [text("Done."), v1("blue")]
+
+    both = AIMessage("", tool_calls=looks("A?", "image_1").tool_calls + looks("B?", "image_2", call_id="c2").tool_calls)
+
+    def tells(messages: Sequence[BaseMessage]) -> AIMessage:
+        return AIMessage(" ".join(str(repeats([message]).content) for message in messages[-2:]))
+
+    script = [AIMessage("", tool_calls=[{"name": "photograph", "args": {}, "id": "c0"}]), both, tells]
+    model = ScriptedModel(script=script)
+    agent = create_agent(model, tools=[MiniGPT4VisionTool(), photograph], middleware=[ImageHandles()])
+    pasted = HumanMessage(f"Compare data:image/png;base64,{b64('yellow')} with a new photo.")
+    state = await agent.ainvoke({"messages": [pasted]})
+    assert state["messages"][-1].content == "yellow blue"
+    no_picture_in(model.sent, [png("yellow"), png("blue")])
+    first = str(model.sent[0][0].content)
+    assert re.fullmatch(r"Compare \[image_1: [^]]*\] with a new photo\.", first)
+
+
+def test_a_failure_is_seen_as_one_and_progress_is_streamed(server: VisionServer) -> None:
+    server.answers = [Refusal(429, "overloaded", {"retry-after": "20"}), "a red disc"]
+    model = ScriptedModel(script=[looks("Q?", "image_1"), looks("Q?", "image_1"), repeats])
+    agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
+    events = list(agent.stream({"messages": [HumanMessage([v1("red")])]}, stream_mode=["custom", "values"]))
+    custom = [event for mode, event in events if mode == "custom"]
+    assert [event["text"] for event in custom if event["text"]] == ["a ", "red ", "disc"]
+    final = [event for mode, event in events if mode == "values"][-1]
+    tools = [message for message in final["messages"] if isinstance(message, ToolMessage)]
+    assert [message.status for message in tools] == ["error", "success"]
+    assert tools[0].content == "The vision server is busy; try again in 20 seconds."
+
+
+def test_without_the_middleware_the_tool_still_finds_pictures(server: VisionServer) -> None:
+    model = ScriptedModel(script=[looks("Q?", "image_2"), repeats])
+    agent = create_agent(model, tools=[MiniGPT4VisionTool()])
+    state = agent.invoke({"messages": [HumanMessage([v1("red"), openai_style("green")])]})
+    assert state["messages"][-1].content == "green"
+
+
+def test_a_state_that_went_through_json_still_works(server: VisionServer) -> None:
+    model = ScriptedModel(script=[AIMessage("Nice."), looks("Q?", "image_1"), repeats])
+    saver = InMemorySaver()
+    agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=saver)
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    agent.invoke({"messages": [HumanMessage([v1("red")])]}, thread)
+    stored = agent.get_state(thread).values
+    assert json.loads(json.dumps(stored["minigpt4_images"])) == {"image_1": {"base64": b64("red")}}
+    assert b64("red") not in json.dumps([message_to_dict(message) for message in stored["messages"]])
+    state = agent.invoke({"messages": ["What was it?"]}, thread)
+    assert state["messages"][-1].content == "red"

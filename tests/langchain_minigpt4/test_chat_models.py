@@ -1,0 +1,91 @@
+"""The chat model: LangChain's own suites, against a strict stand-in server; tests/e2e runs them on the real one."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from drawing import draw, encode
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_minigpt4 import ChatMiniGPT4
+from langchain_suites import ChatModelFlags, drawn_downloads
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+from vision_server import KEY, VisionServer, vision_server
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VisionServer]:
+    monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)
+    with vision_server() as running:
+        monkeypatch.setenv("MINIGPT4_BASE_URL", running.url)
+        yield running
+
+
+@pytest.fixture
+def downloads_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_downloads(monkeypatch)
+
+
+def question(color: str, words: str = "What colour?") -> HumanMessage:
+    picture = {"type": "image", "base64": base64.b64encode(encode(draw(color))).decode(), "mime_type": "image/png"}
+    return HumanMessage([picture, {"type": "text", "text": words}])
+
+
+class TestChatUnit(ChatModelFlags, ChatModelUnitTests):
+    """LangChain's own checks."""
+
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        environment = {"MINIGPT4_BASE_URL": "http://eyes:1/v1", "MINIGPT4_API_KEY": KEY}
+        return environment, {}, {"openai_api_base": "http://eyes:1/v1", "openai_api_key": KEY}
+
+
+class TestChatIntegration(ChatModelFlags, ChatModelIntegrationTests):
+    """LangChain's own checks of a conversation."""
+
+    @property
+    def model_override_value(self) -> str:
+        return "eyes"
+
+    @pytest.fixture(autouse=True)
+    def _with_server(self, server: VisionServer, downloads_are_drawn: None) -> None:
+        """The constructor takes its address from the environment."""
+
+
+def test_pictures_usage_and_name_of_the_model(server: VisionServer) -> None:
+    answer = ChatMiniGPT4().invoke([SystemMessage("Be short."), question("green")])
+    assert answer.text == "green"
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata["input_tokens"] == 40
+    assert answer.usage_metadata["input_token_details"] == {"cache_read": 8}
+    assert answer.response_metadata["model_name"] == "eyes"
+    assert server.requests[0]["model"] is None, "the server's own model is meant"
+
+
+async def test_streaming_carries_usage(server: VisionServer) -> None:
+    pieces = [piece async for piece in ChatMiniGPT4().astream([question("red"), AIMessage("red"), question("blue")])]
+    assert "".join(piece.text for piece in pieces) == "red and blue"
+    whole = pieces[0]
+    for piece in pieces[1:]:
+        whole += piece
+    assert whole.usage_metadata is not None
+    assert whole.usage_metadata["total_tokens"] == 44
+    assert server.requests[0]["stream_options"] == {"include_usage": True}
+
+
+def test_the_key_is_used_and_not_shown(server: VisionServer) -> None:
+    server.key = KEY
+    model = ChatMiniGPT4(api_key=KEY)  # type: ignore[arg-type]
+    assert model.invoke([question("red")]).text == "red"
+    assert KEY not in repr(model) + str(model)
+    with pytest.raises(openai.AuthenticationError):
+        ChatMiniGPT4(api_key="wrong", max_retries=0).invoke("Hello")  # type: ignore[arg-type]
+
+
+def test_what_the_model_cant_do_is_said() -> None:
+    with pytest.raises(NotImplementedError, match="MiniGPT4VisionTool"):
+        ChatMiniGPT4().bind_tools([])
+    with pytest.raises(NotImplementedError, match="schema"):
+        ChatMiniGPT4().with_structured_output({})

@@ -1,0 +1,106 @@
+"""Every form of picture that providers put into messages becomes a handle, and nothing else does."""
+
+import base64
+from typing import Any
+
+import pytest
+from drawing import draw, encode
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_minigpt4.images import images_in, take_images
+
+DATA = encode(draw())
+B64 = base64.b64encode(DATA).decode()
+URL = f"data:image/png;base64,{B64}"
+FAR = "https://example.com/a.png"
+
+FORMS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "standard": ({"type": "image", "base64": B64, "mime_type": "image/png"}, {"base64": B64}),
+    "standard, address": ({"type": "image", "url": FAR}, {"url": FAR}),
+    "standard, data address": ({"type": "image", "url": URL}, {"base64": B64}),
+    "standard, as a file": ({"type": "file", "base64": B64, "mime_type": "image/png"}, {"base64": B64}),
+    "first generation": (
+        {"type": "image", "source_type": "base64", "data": B64, "mime_type": "image/png"},
+        {"base64": B64},
+    ),
+    "first generation, address": ({"type": "image", "source_type": "url", "url": FAR}, {"url": FAR}),
+    "openai": ({"type": "image_url", "image_url": {"url": URL, "detail": "low"}}, {"base64": B64}),
+    "openai, bare": ({"type": "image_url", "image_url": URL}, {"base64": B64}),
+    "openai, address": ({"type": "image_url", "image_url": {"url": FAR}}, {"url": FAR}),
+    "openai responses": ({"type": "input_image", "image_url": URL}, {"base64": B64}),
+    "anthropic": (
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": B64}},
+        {"base64": B64},
+    ),
+    "anthropic, address": ({"type": "image", "source": {"type": "url", "url": FAR}}, {"url": FAR}),
+    "google": ({"type": "media", "mime_type": "image/png", "data": DATA}, {"base64": B64}),
+    "amazon": ({"image": {"format": "png", "source": {"bytes": DATA}}}, {"base64": B64}),
+    "mcp": ({"type": "image", "data": B64, "mimeType": "image/png"}, {"base64": B64}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage])
+def test_every_form_becomes_a_handle(form: str, kind: Any) -> None:
+    block, stored = FORMS[form]
+    message = kind([{"type": "text", "text": "before"}, block, "after"], id="m1")
+    changed, new = take_images([message], {}, max_bytes=10**6)
+    assert new == {"image_1": stored}
+    (after,) = changed
+    assert after.id == "m1"
+    assert type(after) is kind
+    first, second, third = after.content
+    assert (first, third) == ({"type": "text", "text": "before"}, "after")
+    assert second["text"].startswith("[image_1:")
+    assert B64 not in str(after)
+    # The original is untouched, and a second look finds nothing.
+    assert message.content[1] == block
+    assert take_images(changed, new, max_bytes=10**6) == ([], {})
+
+
+def test_pictures_inside_other_blocks_and_tools_answers() -> None:
+    inner = {"type": "tool_result", "tool_use_id": "1", "content": [FORMS["anthropic"][0]]}
+    messages = [HumanMessage([inner]), ToolMessage([FORMS["mcp"][0]], tool_call_id="1")]
+    changed, new = take_images(messages, {}, max_bytes=10**6)
+    assert list(new) == ["image_1"], "the same picture has one handle"
+    assert len(changed) == 2
+    assert B64 not in str(changed)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "plain words",
+        "an address https://example.com/a.png stays",
+        "image_1 is only a word",
+        [{"type": "text", "text": "words"}],
+        [{"type": "file", "base64": B64, "mime_type": "application/pdf"}],
+        [{"type": "audio", "base64": B64, "mime_type": "audio/wav"}],
+        [],
+    ],
+)
+def test_everything_else_stays_as_it_is(content: Any) -> None:
+    assert take_images([HumanMessage(content)], {}, max_bytes=10**6) == ([], {})
+
+
+def test_numbers_go_on_where_they_were() -> None:
+    known: Any = {"image_1": {"base64": "old"}, "image_2": {"base64": B64}}
+    blocks = [FORMS["openai"][0], FORMS["openai, address"][0]]
+    changed, new = take_images([HumanMessage(blocks)], known, max_bytes=10**6)
+    assert new == {"image_3": {"url": FAR}}
+    assert "image_2" in str(changed[0].content)
+    assert list(images_in([HumanMessage(blocks)], known, max_bytes=10**6)) == ["image_1", "image_2", "image_3"]
+
+
+@pytest.mark.parametrize(
+    ("block", "why"),
+    [
+        ({"type": "image", "file_id": "file-1"}, "must be sent itself"),
+        ({"type": "input_image", "file_id": "file-1"}, "must be sent itself"),
+        ({"type": "image_url", "image_url": {}}, "must be sent itself"),
+        ({"type": "image", "base64": "A" * 4000, "mime_type": "image/png"}, "more than"),
+    ],
+)
+def test_what_cant_be_kept_says_why(block: dict[str, Any], why: str) -> None:
+    changed, new = take_images([HumanMessage([block])], {}, max_bytes=1000)
+    assert "[image_1:" in str(changed[0].content)
+    assert why in new["image_1"]["refused"]

@@ -1,0 +1,90 @@
+"""What the chat model can and can't do, in the words of LangChain's standard suites."""
+
+from typing import Any
+
+import httpx
+import pytest
+from drawing import draw, encode
+from langchain_core.language_models import BaseChatModel
+from langchain_minigpt4 import ChatMiniGPT4
+
+
+class ChatModelFlags:
+    """Every capability flag, truthfully."""
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatMiniGPT4
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False  # bind_tools is there to say so with advice
+
+    @property
+    def has_tool_choice(self) -> bool:
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        return False
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return False
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_image_urls(self) -> bool:
+        return False  # the server fetches nothing
+
+    @property
+    def supports_pdf_inputs(self) -> bool:
+        return False
+
+    @property
+    def supports_audio_inputs(self) -> bool:
+        return False
+
+    @property
+    def supports_video_inputs(self) -> bool:
+        return False
+
+    @property
+    def returns_usage_metadata(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return False
+
+    @property
+    def supports_image_tool_message(self) -> bool:
+        return False
+
+    @property
+    def supports_pdf_tool_message(self) -> bool:
+        return False
+
+    @property
+    def supported_usage_metadata_details(self) -> dict[str, list[str]]:
+        return {"invoke": [], "stream": []}
+
+    @property
+    def supports_model_override(self) -> bool:
+        return True
+
+
+def drawn_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite downloads its pictures; tests need no network, so it gets a drawn one."""
+
+    def get(url: str, **_: Any) -> httpx.Response:
+        return httpx.Response(200, content=encode(draw("red")), request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx, "get", get)
