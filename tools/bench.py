@@ -703,7 +703,7 @@ def plot(
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     plain, ours = "#9aa5b1", "#1f6feb"
     figure_, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), constrained_layout=True)
@@ -727,12 +727,13 @@ def plot(
             values, shares, where="post", color=color, linewidth=2.2, label=short[side.name[:3]].replace("\n", " ")
         )
     middle.set_xscale("log")
-    for places in (middle.xaxis.set_major_formatter, middle.xaxis.set_minor_formatter):
-        places(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    middle.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    middle.xaxis.set_major_formatter("{x:g}")
+    middle.xaxis.set_minor_formatter(NullFormatter())
     middle.set_ylim(0, 1.02)
     middle.set_xlabel("time to the first token, ms")
     middle.set_title("Poisson arrivals: share of requests answered")
-    middle.legend(frameon=False, loc="lower right")
+    middle.legend(frameon=False, loc="best")
     for line, color, label in zip(turns, (ours, plain), ("with reuse", "without reuse"), strict=True):
         right.plot(
             range(1, len(line) + 1),
