@@ -124,12 +124,15 @@ class _Active:
     """An answer being given."""
 
     question: MessageKey
+    place: Place
     display: Display
     done: asyncio.Event = field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
     messages: set[MessageKey] = field(default_factory=set)
     note: str = ""
     """Why it was stopped."""
+    goes_on: bool = True
+    """False: the next question begins a new conversation all the same."""
 
 
 class _Loader:
@@ -314,14 +317,17 @@ class Answering:
             if found is not None and found[0] != owner and not self._gate.is_admin(asker):
                 return texts("stopped.other")
             active = found[1] if found else None
-        if active is None:
+        if active is None or active.display.finished:
             return texts("stopped.nothing")
         self._stop(active, texts("stopped.note"))
         return texts("stopped.done")
 
     def reset(self, asker: Asker) -> str:
         """The asker's next question here begins a new conversation; returns what to tell them."""
-        self._memory.reset(self._place(asker))
+        place = self._place(asker)
+        self._memory.reset(place)
+        for active in self._active.values():
+            active.goes_on = active.goes_on and active.place != place
         return self.texts(asker)("reset.done")
 
     def forget(self, asker: Asker) -> str:
@@ -443,7 +449,7 @@ class Answering:
         owner = self._gate.user(question.asker)
         texts = self.texts(question.asker)
         display = Display(limit=outlet.limit, measure=outlet.measure, status=texts("progress.looking"))
-        active = self._active[owner] = _Active(question.key, display)
+        active = self._active[owner] = _Active(question.key, self._place(question.asker), display)
         number = self._gate.enter(question.asker)
         pending = self.storage.begin_answer(
             platform=self._platform, user=owner, place=self._sealed(question, texts, None)
@@ -467,7 +473,7 @@ class Answering:
                 display.finish(active.note or texts("stopped.note"))
             messages = await writing
             if active.question == question.key:
-                self._remember(question, outlet, "".join(spoken), messages, owner)
+                self._remember(active, outlet, "".join(spoken), messages)
             for old in reuse[1:]:
                 await self._delete(outlet, old.message)
         except ChatGone:
@@ -622,16 +628,20 @@ class Answering:
         turns.reverse()
         return turns
 
-    def _remember(self, question: Question, outlet: Outlet, text: str, messages: Sequence[str], owner: str) -> None:
+    def _remember(self, active: _Active, outlet: Outlet, text: str, messages: Sequence[str]) -> None:
         """Answers are remembered under each of their messages; one without words still leads to its question."""
-        asked = self._memory.get(question.key)
+        asked = self._memory.get(active.question)
         if asked is None or not messages:
             return
         keys = tuple(outlet.key_of(message) for message in messages)
+        answer = Turn("assistant", text.strip(), owner=active.place.owner, parent=active.question)
         for key in keys:
-            self._memory.put(key, Turn("assistant", text.strip(), owner=owner, parent=question.key))
-        self._memory.put(question.key, replace(asked, answers=keys))
-        self._memory.set_latest(self._place(question.asker), keys[-1])
+            self._memory.put(key, answer)
+        self._memory.put(active.question, replace(asked, answers=keys))
+        if active.goes_on:
+            self._memory.set_latest(active.place, keys[-1])
+        else:
+            self._memory.reset(active.place)
 
     async def _delete(self, outlet: Outlet, message: str) -> None:
         await self.traffic.wait(f"{outlet.traffic_key} tidy", Urgency.TIDY)

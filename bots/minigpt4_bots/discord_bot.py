@@ -21,7 +21,7 @@ from minigpt4_bots.answering import Answering, Question, Quoted
 from minigpt4_bots.conversation import MessageKey
 from minigpt4_bots.discord_commands import build_tree, synchronise
 from minigpt4_bots.discord_interactions import Interactions
-from minigpt4_bots.discord_outlets import ChannelOutlet, Where, platform_errors
+from minigpt4_bots.discord_outlets import ChannelOutlet, Where, is_complete, platform_errors
 from minigpt4_bots.discord_reading import (
     Files,
     asker_of,
@@ -39,8 +39,8 @@ __all__ = ["OVERALL", "DiscordBot", "rates_of"]
 
 _log = logging.getLogger(__name__)
 
-OVERALL = (Rate(45, 1.0),)
-"""Discord allows 50 requests a second."""
+OVERALL = (Rate(7, 0.2),)
+"""Discord allows 50 requests a second; ours are spread, for what is sent evenly may still arrive in heaps."""
 _UNFURL_S = 3.0
 """How long Discord may take to show the picture behind a link."""
 _TYPING_EVERY_S = 8.0
@@ -278,7 +278,10 @@ class DiscordBot(discord.Client):
         await outlet.send(Content(text))
 
     async def _append(self, path: str, text: str) -> None:
-        before: str = (await self.http.request(Route("GET", path)))["content"]
+        found = await self.http.request(Route("GET", path))
+        if is_complete(found):
+            return  # killed between its last word and our note of that
+        before: str = found["content"]
         words = text
         if before and not before.startswith(_STATUS):
             words = f"{before[: ChannelOutlet.limit - len(text) - 2]}\n\n{text}"

@@ -60,6 +60,7 @@ def _start(
         read = read_bot_settings(settings)
         hidden = [secret.get_secret_value() for secret in (read.discord.token, read.server.api_key) if secret]
         set_up_logging(log_level.upper(), hidden)
+        _quieten_library()
         asyncio.run(run(read, settings))
     except MiniGPT4Error as error:
         print(error.message, file=sys.stderr)
@@ -129,6 +130,18 @@ async def _stay_connected(answering: Answering, settings: BotSettings, token: st
             await asyncio.sleep(pause_s)
     finally:
         await answering.close()
+
+
+def _quieten_library() -> None:
+    """No warnings about voice, which this bot doesn't use, and no traceback for each lost connection."""
+    discord.VoiceClient.warn_nacl = False
+    discord.VoiceClient.warn_dave = False
+
+    def without_traceback(record: logging.LogRecord) -> bool:
+        record.exc_info = None
+        return True
+
+    logging.getLogger("discord.client").addFilter(without_traceback)
 
 
 def _bad_token() -> AuthenticationFailed:

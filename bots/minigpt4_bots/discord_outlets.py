@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import aiohttp
 import discord
@@ -19,7 +20,15 @@ from minigpt4_bots.markup import safe_markdown, utf16_length
 from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone, TryLater
 from minigpt4_bots.texts import Texts
 
-__all__ = ["ChannelOutlet", "InteractionOutlet", "Where", "buttons_view", "platform_errors", "read_button"]
+__all__ = [
+    "ChannelOutlet",
+    "InteractionOutlet",
+    "Where",
+    "buttons_view",
+    "is_complete",
+    "platform_errors",
+    "read_button",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +105,12 @@ def read_button(custom_id: str) -> tuple[str, int] | None:
         case [prefix, ("stop" | "again") as name, asker] if prefix == _BUTTON and asker.isdecimal():
             return name, int(asker)
     return None
+
+
+def is_complete(message: Mapping[str, Any]) -> bool:
+    """Does a message, in Discord's JSON, offer to answer again?"""
+    buttons = [button for row in message.get("components", ()) for button in row.get("components", ())]
+    return any((read_button(button.get("custom_id", "")) or ("", 0))[0] == "again" for button in buttons)
 
 
 class ChannelOutlet:

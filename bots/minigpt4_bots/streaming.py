@@ -82,7 +82,8 @@ class Pages:
             # A rest as long as the whole (reopened code that holds nothing else) would never end.
             if (excess <= 0 and len(rest) < len(text)) or most <= 1:
                 return page, rest
-            most = max(1, cut - max(1, excess))
+            # In proportion: the measure may count a character twice, or add what rendering adds.
+            most = max(1, min(cut - 1, cut * self._limit // (self._limit + max(0, excess))))
 
 
 _BLOCK = re.compile(r"\n\s*\n|\n(?= {0,3}(?:```|~~~))|(?<=```)\n")

@@ -14,11 +14,13 @@ from langchain_minigpt4.images import StoredImage, images_in
 from minigpt4_serve.client import (
     DEFAULT_BASE_URL,
     DEFAULT_QUESTION,
+    MAX_IMAGES,
     PictureSources,
     Progress,
     VisionAnswer,
     VisionClient,
     is_handle,
+    read_each,
     wait_for,
 )
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
@@ -82,7 +84,7 @@ class MiniGPT4VisionTool(BaseTool):
     """Longest silence of the server."""
     max_wait_s: float = 10.0
     """How long a busy server is waited for, in all."""
-    max_images: int = 8
+    max_images: int = MAX_IMAGES
     """Pictures of one question."""
     max_image_bytes: int = ImageLimits().max_bytes
     max_answer_chars: int = 2000
@@ -130,22 +132,12 @@ class MiniGPT4VisionTool(BaseTool):
         return answer.for_model(), answer.model_dump(mode="json")
 
     async def _open(self, references: Sequence[str], state: Mapping[str, Any]) -> list[Picture]:
-        if len(references) > self.max_images:
-            raise InvalidRequest(
-                f"At most {self.max_images} pictures fit into one question; ask about fewer at a time."
-            )
         known = images_in(
             state.get("messages") or [], state.get("minigpt4_images") or {}, max_bytes=self.max_image_bytes
         )
-        pictures = []
-        for number, reference in enumerate(references, start=1):
-            try:
-                pictures.append(await self._open_one(reference.strip().strip("[]"), known))
-            except MiniGPT4Error as error:
-                if len(references) > 1:
-                    error.message = f"Picture {number} of {len(references)}: {error.message}"
-                raise
-        return pictures
+        return await read_each(
+            references, lambda name: self._open_one(name.strip().strip("[]"), known), limit=self.max_images
+        )
 
     async def _open_one(self, reference: str, known: Mapping[str, StoredImage]) -> Picture:
         image = known.get(reference.lower())

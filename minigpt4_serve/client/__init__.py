@@ -6,7 +6,7 @@ on.
 """
 
 from minigpt4_serve.client.fetch import PictureFetcher
-from minigpt4_serve.client.references import PictureSources, is_handle
+from minigpt4_serve.client.references import MAX_IMAGES, PictureSources, is_handle, read_each
 from minigpt4_serve.client.vision import (
     DEFAULT_BASE_URL,
     DEFAULT_QUESTION,
@@ -21,6 +21,7 @@ from minigpt4_serve.client.vision import (
 __all__ = [
     "DEFAULT_BASE_URL",
     "DEFAULT_QUESTION",
+    "MAX_IMAGES",
     "FoundBox",
     "PictureFetcher",
     "PictureSources",
@@ -29,5 +30,6 @@ __all__ = [
     "VisionAnswer",
     "VisionClient",
     "is_handle",
+    "read_each",
     "wait_for",
 ]

@@ -8,7 +8,6 @@ checked: a second look-up could answer differently. Redirects are walked here, e
 import asyncio
 import ipaddress
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from urllib.parse import urljoin
@@ -52,7 +51,6 @@ class PictureFetcher:
         timeout_s: seconds for everything: look-up, redirects, body.
         hosts: only these hosts, redirects included; None allows every public one.
         resolve: name and port → addresses.
-        verify: which certificates count; the system's usual ones if None.
         transport: how connections are made; httpx's own way if None.
     """
 
@@ -60,7 +58,6 @@ class PictureFetcher:
     timeout_s: float = 10.0
     hosts: frozenset[str] | None = None
     resolve: Resolve = _resolve
-    verify: ssl.SSLContext | None = None
     transport: httpx.AsyncBaseTransport | None = None
 
     async def fetch(self, url: str) -> bytes:
@@ -83,9 +80,7 @@ class PictureFetcher:
 
     async def _follow(self, url: str) -> bytes:
         # Without the environment's proxies: a proxy would look the name up again.
-        async with httpx.AsyncClient(
-            trust_env=False, transport=self.transport, timeout=self.timeout_s, verify=self.verify or True
-        ) as client:
+        async with httpx.AsyncClient(trust_env=False, transport=self.transport, timeout=self.timeout_s) as client:
             for _ in range(_MAX_REDIRECTS + 1):
                 request = await self._checked_request(client, url)
                 response = await client.send(request, stream=True)

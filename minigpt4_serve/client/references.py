@@ -8,15 +8,18 @@ import asyncio
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minigpt4_serve.client.fetch import PictureFetcher
-from minigpt4_serve.errors import InvalidRequest, PayloadTooLarge
+from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
 from minigpt4_serve.pictures import ImageLimits, Picture, check_picture, decode_picture, read_data_url
 
-__all__ = ["PictureSources", "checked", "is_handle"]
+__all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each"]
+
+MAX_IMAGES = 8
+"""Pictures of one question."""
 
 _HANDLE = re.compile(r"image_[1-9][0-9]{0,5}")
 
@@ -62,7 +65,9 @@ class PictureSources:
             picture = check_picture(await self._fetch(reference), self.limits)
         else:
             picture = check_picture(await asyncio.to_thread(self._read_file, reference), self.limits)
-        return await checked(picture)
+        # Any server then gets only pictures that can be decoded.
+        await asyncio.to_thread(decode_picture, picture.data)
+        return picture
 
     async def _fetch(self, url: str) -> bytes:
         if not url.lower().startswith("https://"):
@@ -92,24 +97,39 @@ class PictureSources:
         """The real path, links resolved, if it lies in an allowed folder. Relative paths are tried in each folder."""
         if not self.folders:
             raise InvalidRequest("Reading files is not allowed here; use a picture that was given.")
-        inside: list[Path] = []
+        inside: list[tuple[bool, Path]] = []
         for folder in self.folders:
             try:
                 root = folder.expanduser().resolve()
                 path = (root / reference).resolve()
-            except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+                there = path.exists()
+            except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links, far too long
                 continue
-            inside += [path] if path.is_relative_to(root) else []
+            if path.is_relative_to(root):
+                inside.append((there, path))
         if not inside:
             raise InvalidRequest("This path is outside the folders whose pictures may be read; use another picture.")
-        return next((path for path in inside if path.exists()), inside[0])
+        return next((path for there, path in inside if there), inside[0][1])
 
 
-async def checked(picture: Picture) -> Picture:
-    """The same picture, once it is known that its pixels can be decoded: then any server gets only good ones.
+async def read_each(
+    references: Sequence[str], read: Callable[[str], Awaitable[Picture]], *, limit: int = MAX_IMAGES
+) -> list[Picture]:
+    """The pictures behind several references, in order; an error says which one of several it is about.
 
     Raises:
-        InvalidImage: it is damaged.
+        InvalidRequest: more than ``limit``.
+        MiniGPT4Error: as ``read``.
     """
-    await asyncio.to_thread(decode_picture, picture.data)
-    return picture
+    if len(references) > limit:
+        raise InvalidRequest(f"At most {limit} pictures fit into one question; ask about fewer at a time.")
+    pictures = []
+    for number, reference in enumerate(references, start=1):
+        try:
+            pictures.append(await read(reference))
+        except MiniGPT4Error as error:
+            if len(references) > 1:
+                error.message = f"Picture {number} of {len(references)}: {error.message}"
+                error.args = (error.message,)
+            raise
+    return pictures

@@ -282,13 +282,19 @@ class FakeDiscord:
         found: list[Message] = await self.until(lambda: self.answers_to(asked), within=within, what="a sign of life")
         return found[0]
 
-    async def answer_to(self, asked: Message | Interaction, *, within: float = 30.0) -> Answer:
-        """The finished answer: nothing in it is thinking or can be stopped."""
+    async def answer_to(self, asked: Message | Interaction, *, ends: str = "", within: float = 30.0) -> Answer:
+        """The finished answer: nothing in it is thinking or can be stopped.
+
+        ``ends``: (part of) the label of a button that its last message must have. Answers of several messages need it:
+        between two of them there is a moment without any button.
+        """
 
         def finished() -> list[Message]:
             parts = self.answers_to(asked)
-            ends = not any(part.thinking or any("stop" in label.lower() for label in part.buttons()) for part in parts)
-            return parts if ends and any(part.content for part in parts) else []
+            quiet = not any(part.thinking or any("stop" in label.lower() for label in part.buttons()) for part in parts)
+            if not quiet or not any(part.content for part in parts):
+                return []
+            return parts if any(ends in label for label in parts[-1].buttons() or [""]) else []
 
         return Answer(await self.until(finished, within=within, what="a finished answer"))
 
@@ -544,7 +550,7 @@ class FakeDiscord:
 
     def _fill(self, message: Message, body: Json, files: list[Upload]) -> None:
         if "content" in body:
-            message.content = body["content"] or ""
+            message.content = (body["content"] or "").strip()
         message.embeds = body.get("embeds", message.embeds) or []
         message.components = body.get("components", message.components) or []
         message.allowed_mentions = body.get("allowed_mentions")
@@ -746,7 +752,7 @@ async def running_discord() -> AsyncIterator[FakeDiscord]:
     discord = FakeDiscord()
     runner = web.AppRunner(discord.application(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
     await site.start()
     port = runner.addresses[0][1]
     discord.url = f"http://127.0.0.1:{port}"

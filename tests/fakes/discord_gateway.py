@@ -42,10 +42,12 @@ class Gateway:
         self.refusals = 0
         """So many next connections are refused with 503."""
         self.sessions: list[Session] = []
+        self._reasons: dict[web.WebSocketResponse, int] = {}
         self.identified = 0
         self.resumed = 0
         self.heartbeats = 0
         self.closed: list[int | None] = []
+        """The codes with which connections ended, whoever ended them."""
 
     @property
     def session(self) -> Session | None:
@@ -82,6 +84,10 @@ class Gateway:
         else:
             await socket.close(code=code)
 
+    async def _refuse(self, socket: web.WebSocketResponse, code: int) -> None:
+        self._reasons[socket] = code
+        await socket.close(code=code)
+
     async def ask_to_reconnect(self) -> None:
         assert self.session is not None
         assert self.session.socket is not None
@@ -105,12 +111,12 @@ class Gateway:
         try:
             async for message in socket:
                 if message.type != WSMsgType.TEXT:
-                    await socket.close(code=4002)
+                    await self._refuse(socket, 4002)
                     break
                 frame = json.loads(message.data)
                 session = await self._receive(socket, session, frame["op"], frame.get("d"))
         finally:
-            self.closed.append(socket.close_code)
+            self.closed.append(self._reasons.pop(socket, socket.close_code))
             if session is not None and session.socket is socket:
                 session.socket = None
         return socket
@@ -126,20 +132,20 @@ class Gateway:
         elif op == 6:
             return await self._resume(socket, data)
         elif session is None:
-            await socket.close(code=4003)
+            await self._refuse(socket, 4003)
         elif op not in (3, 4, 8):
-            await socket.close(code=4001)
+            await self._refuse(socket, 4001)
         return session
 
     async def _identify(self, socket: web.WebSocketResponse, session: Session | None, data: Json) -> Session | None:
         if session is not None:
-            await socket.close(code=4005)
+            await self._refuse(socket, 4005)
             return session
         if data["token"] != self._token:
-            await socket.close(code=4004)
+            await self._refuse(socket, 4004)
             return None
         if data["intents"] & PRIVILEGED & ~self.granted:
-            await socket.close(code=4014)
+            await self._refuse(socket, 4014)
             return None
         self.identified += 1
         session = Session(data["intents"], socket=socket)
@@ -151,13 +157,13 @@ class Gateway:
     async def _resume(self, socket: web.WebSocketResponse, data: Json) -> Session | None:
         session = next((known for known in self.sessions if known.id == data["session_id"]), None)
         if data["token"] != self._token:
-            await socket.close(code=4004)
+            await self._refuse(socket, 4004)
             return None
         if session is None:
             await self._send(socket, json.dumps({"op": 9, "d": False}))
             return None
         if data["seq"] > len(session.sent):
-            await socket.close(code=4007)
+            await self._refuse(socket, 4007)
             return None
         self.resumed += 1
         caught_up = data["seq"]

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.tools import tool
 from langchain_minigpt4 import ImageHandles, MiniGPT4VisionTool
 from langgraph.checkpoint.memory import InMemorySaver
-from scripted_model import ScriptedModel, looks, repeats
+from scripted_model import ScriptedModel, looks, no_picture_in, repeats, size_of
 from vision_server import Refusal, VisionServer, vision_server
 
 
@@ -45,22 +45,6 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def no_picture_in(sent: Sequence[Sequence[BaseMessage]], pictures: Sequence[bytes]) -> None:
-    """Nothing of a picture's bytes, in any encoding's guise, went to the model."""
-    for messages in sent:
-        for message in messages:
-            wire = json.dumps(message_to_dict(message))
-            assert not re.search(r"[A-Za-z0-9+/_-]{120,}", wire), wire[:500]
-            assert "data:image" not in wire
-            for picture in pictures:
-                middle = base64.b64encode(picture).decode()[80:104]
-                assert middle not in wire
-
-
-def size(messages: Sequence[BaseMessage]) -> int:
-    return sum(len(json.dumps(message.content)) for message in messages)
-
-
 def test_three_pictures_and_two_follow_ups(server: VisionServer) -> None:
     script = [
         looks("What colour is the disc?", "image_1"),
@@ -87,8 +71,8 @@ def test_three_pictures_and_two_follow_ups(server: VisionServer) -> None:
     # What three pictures add to the longest prompt: their handles.
     last = model.sent[-1]
     people = [message for message in last if isinstance(message, HumanMessage)]
-    words = size([HumanMessage([text("What is this?")]), HumanMessage([text("And these?")]), people[-1]])
-    assert (size(people) - words) / 3 <= 200
+    words = size_of([HumanMessage([text("What is this?")]), HumanMessage([text("And these?")]), people[-1]])
+    assert (size_of(people) - words) / 3 <= 200
     assert [str(message.content).count("image_") for message in people] == [1, 2, 0]
 
 

@@ -1,0 +1,204 @@
+"""The MCP server with the official SDK's client: in this process, over stdio and over HTTP, as MCP clients start it."""
+
+import asyncio
+import base64
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawing import draw, encode
+from mcp import Client, StdioServerParameters
+from mcp_minigpt4 import create_server
+from mcp_types import CallToolResult, ListRootsResult, Root, TextContent
+from processes import free_port
+from vision_server import KEY, Refusal, VisionServer, vision_server
+
+from minigpt4_serve.client import PictureSources, VisionAnswer, VisionClient
+
+COMMAND = str(Path(sys.executable).with_name("minigpt4-mcp"))
+SECRET = "sk-the-real-key-77"
+TOOL = "look_at_pictures"
+
+
+@pytest.fixture
+def eyes() -> Iterator[VisionServer]:
+    with vision_server() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "pictures"
+    inside.mkdir()
+    for color in ("red", "green", "blue"):
+        (inside / f"{color}.png").write_bytes(encode(draw(color)))
+    (tmp_path / "outside.png").write_bytes(encode(draw()))
+    (inside / "notes.txt").write_text("hello")
+    damaged = encode(draw(size=(400, 400)))
+    (inside / "damaged.png").write_bytes(damaged[: len(damaged) // 2])
+    return inside
+
+
+def words(result: Any) -> str:
+    assert isinstance(result, CallToolResult)
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+def data_url(color: str) -> str:
+    return f"data:image/png;base64,{base64.b64encode(encode(draw(color))).decode()}"
+
+
+async def use(client: Client, first: str, second: str) -> None:
+    """What any client does: list, call with one picture, compare two, read typed results and progress."""
+    (tool,) = (await client.list_tools()).tools
+    assert tool.name == TOOL
+    assert set(tool.input_schema["properties"]) == {"images", "question"}
+    assert tool.input_schema["required"] == ["images"]
+    assert tool.output_schema is not None
+    assert {"text", "digests", "usage", "boxes"} <= set(tool.output_schema["properties"])
+    assert tool.annotations is not None
+    assert tool.annotations.read_only_hint is True
+    heard: list[str] = []
+
+    async def progress(_: float, __: float | None, message: str | None) -> None:
+        heard.append(message or "")
+
+    result = await client.call_tool(TOOL, {"images": [first], "question": "Colour?"}, progress_callback=progress)
+    assert not result.is_error
+    assert "<picture_answer>\nred\n</picture_answer>" in words(result)
+    answer = VisionAnswer.model_validate(result.structured_content)
+    assert answer.text == "red"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 40
+    assert heard
+    assert heard[0].startswith("answering")
+    both = await client.call_tool(TOOL, {"images": [first, second]})
+    assert "red and blue" in words(both)
+
+
+async def test_in_this_process(eyes: VisionServer, folder: Path) -> None:
+    server = create_server(VisionClient(eyes.url), PictureSources((folder,)))
+    async with Client(server) as client:
+        await use(client, "red.png", str(folder / "blue.png"))
+        assert "green" in words(await client.call_tool(TOOL, {"images": [data_url("green")]}))
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_over_stdio_with_the_clients_roots(mode: str, eyes: VisionServer, folder: Path) -> None:
+    async def roots(_: Any) -> ListRootsResult:
+        return ListRootsResult(roots=[Root(uri=folder.as_uri())])  # type: ignore[arg-type]
+
+    started = StdioServerParameters(command=COMMAND, env={"MINIGPT4_BASE_URL": eyes.url})
+    async with Client(started, mode=mode, list_roots_callback=roots) as client:
+        await use(client, str(folder / "red.png"), "blue.png")
+        outside = await client.call_tool(TOOL, {"images": [str(folder.parent / "outside.png")]})
+        assert outside.is_error
+
+
+async def test_over_http_only_the_settings_count(eyes: VisionServer, folder: Path) -> None:
+    async def roots(_: Any) -> ListRootsResult:
+        return ListRootsResult(roots=[Root(uri=folder.parent.as_uri())])  # type: ignore[arg-type]
+
+    port = free_port()
+    words_of_command = ["--transport", "http", "--port", str(port), "--folder", str(folder), "--base-url", eyes.url]
+    process = await asyncio.create_subprocess_exec(COMMAND, *words_of_command)
+    try:
+        await asyncio.wait_for(_listening(port, process), timeout=60)
+        async with Client(f"http://127.0.0.1:{port}/mcp", list_roots_callback=roots) as client:
+            await use(client, "red.png", str(folder / "blue.png"))
+            outside = await client.call_tool(TOOL, {"images": [str(folder.parent / "outside.png")]})
+            assert outside.is_error
+            assert "outside the folders" in words(outside)
+    finally:
+        process.terminate()
+        await asyncio.wait_for(process.wait(), timeout=20)
+
+
+async def _listening(port: int, process: asyncio.subprocess.Process) -> None:
+    while True:
+        assert process.returncode is None, "the server ended"
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.05)
+            continue
+        writer.close()
+        await writer.wait_closed()
+        return
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--transport", "http", "--host", "0.0.0.0"], "this machine only"),
+        (["--base-url", "eyes:8000"], "should look like http://"),
+        (["--port", "0"], "greater than or equal to 1"),
+        (["--transport", "carrier-pigeon"], "carrier-pigeon"),
+    ],
+)
+def test_wrong_settings_are_explained(arguments: list[str], sentence: str) -> None:
+    done = subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert sentence in " ".join(done.stderr.split())
+    assert done.stdout == ""
+
+
+def _answers(*answers: Any) -> Callable[[VisionServer], dict[str, Any]]:
+    def prepare(server: VisionServer) -> dict[str, Any]:
+        server.answers = list(answers)
+        return {}
+
+    return prepare
+
+
+def _locked(server: VisionServer) -> dict[str, Any]:
+    server.key = KEY
+    return {}
+
+
+_RED = {"images": ["red.png"]}
+# name → (preparation of the vision server that gives the client's settings, arguments, words of the sentence)
+FAILURES: dict[str, tuple[Callable[[VisionServer], dict[str, Any]], dict[str, Any], str]] = {
+    "server down": (
+        lambda _: {"base_url": f"http://127.0.0.1:{free_port()}", "max_wait_s": 0},
+        _RED,
+        "can't be reached",
+    ),
+    "wrong key": (_locked, _RED, "refused the key"),
+    "too large for the server": (_answers(Refusal(413)), _RED, "fewer or smaller"),
+    "busy": (_answers(Refusal(429, "overloaded", {"retry-after": "33"})), _RED, "try again in 33 seconds"),
+    "timeout": (lambda s: {**_answers("hang")(s), "timeout_s": 0.3}, _RED, "did not answer in time"),
+    "dies in the middle": (_answers("a red<cut>"), _RED, "failed while answering"),
+    "no such model": (lambda _: {"model": "other"}, _RED, "no such model"),
+    "corrupt image": (lambda _: {}, {"images": ["damaged.png"]}, "damaged"),
+    "not a picture": (lambda _: {}, {"images": ["notes.txt"]}, "not a picture"),
+    "one of several": (lambda _: {}, {"images": ["red.png", "notes.txt"]}, "Picture 2 of 2:"),
+    "no such file": (lambda _: {}, {"images": ["gone.png"]}, "no readable picture"),
+    "path outside": (lambda _: {}, {"images": ["../outside.png"]}, "outside the folders"),
+    "private url": (lambda _: {}, {"images": ["https://10.0.0.7/a.png"]}, "public internet"),
+    "plain http": (lambda _: {}, {"images": ["http://example.com/a.png"]}, "https://"),
+    "damaged data url": (lambda _: {}, {"images": ["data:image/png;base64,!!!"]}, "base64"),
+    "no image": (lambda _: {}, {"images": []}, "No picture is given"),
+    "too many images": (lambda _: {}, {"images": ["red.png"] * 9}, "At most 8"),
+    "empty question": (lambda _: {}, {**_RED, "question": " "}, "question is empty"),
+    "no arguments": (lambda _: {}, {}, "images"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_failures_are_errors_with_advice(name: str, eyes: VisionServer, folder: Path) -> None:
+    prepare, arguments, sentence = FAILURES[name]
+    settings = {"base_url": eyes.url, "api_key": None, **prepare(eyes)}
+    server = create_server(VisionClient(**settings), PictureSources((folder,), urls=True))
+    async with Client(server) as client:
+        result = await client.call_tool(TOOL, arguments)
+    text = words(result)
+    assert result.is_error
+    assert sentence in text
+    for secret in (KEY, str(folder.parent), "/srv", "Traceback", "127.0.0.1"):
+        assert secret not in text

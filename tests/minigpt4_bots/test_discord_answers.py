@@ -1,0 +1,369 @@
+"""How answers look and behave on Discord while they grow and afterwards. One real bot for all tests."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+from fakes.discord import Interaction, Upload
+from fakes.discord_bot import GENEROUS, Scene, picture, scene
+from fakes.discord_world import Channel, Message, User, would_ping
+from fakes.vision import Reply
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ADMIN = "900000000000000001"
+SETTINGS = f"{GENEROUS}access: {{admins: [{ADMIN}]}}\nserver: {{patience_s: 6}}\n"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    async with scene(tmp_path_factory.mktemp("bot")) as made:
+        async with made.running(SETTINGS):
+            yield made
+        assert made.discord.violations == []
+        assert made.vision.mistakes == []
+        assert made.discord.limits.refused == []
+
+
+async def ask(here: Scene, text: str, reply: Reply | None = None, **more: object) -> tuple[Channel, User, Message]:
+    """Somebody asks in a new channel; the server answers by ``reply``."""
+    channel, ann = await here.discord.channel(), here.discord.user()
+    if reply is not None:
+        here.vision.on(text, reply)
+    files = more.pop("attachments", [picture()])
+    return channel, ann, await here.discord.says(channel, ann, text, attachments=files, mention=True)  # type: ignore[arg-type]
+
+
+async def test_the_first_sign_of_life_comes_within_a_second(here: Scene) -> None:
+    hold = asyncio.Event()
+    _, _, asked = await ask(here, "held back", Reply(["slow", " answer"], hold=hold))
+    began = asyncio.get_running_loop().time()
+    first = await here.discord.first_sign(asked)
+    assert asyncio.get_running_loop().time() - began < 1.0
+    assert first.reference is asked
+    assert "Stop" in str(first.buttons())
+    hold.set()
+    assert (await here.discord.answer_to(asked)).text == "slow answer"
+
+
+async def test_a_growing_answer_is_edited_at_a_pace_and_ends_complete(here: Scene) -> None:
+    words = [f"word{number} " for number in range(100)]
+    _, _, asked = await ask(here, "grows", Reply(words, delay_s=0.06))
+    answer = await here.discord.answer_to(asked)
+    assert answer.text == "".join(words).strip()
+    (message,) = answer.messages
+    assert 3 <= len(message.history) <= 12
+    for (at, _), (later, _) in zip(message.history, message.history[5:], strict=False):
+        assert later - at > 4.5  # no more than five within five seconds
+    shown = [text for _, text in message.history if text.startswith("word0")]
+    assert all(answer.text.startswith(text) for text in shown)
+
+
+async def test_a_long_answer_is_split_between_sentences(here: Scene) -> None:
+    sentences = [f"This is sentence number {number} of a long answer. " for number in range(150)]
+    _, _, asked = await ask(here, "long", Reply(sentences))
+    answer = await here.discord.answer_to(asked, ends="Regenerate", within=60)
+    assert len(answer.messages) >= 3
+    assert all(len(message.content) <= 2000 for message in answer.messages)
+    assert all(message.content.endswith("answer.") for message in answer.messages)
+    assert re.findall(r"\d+", answer.text) == [str(number) for number in range(150)]
+    assert [bool(message.buttons()) for message in answer.messages] == [False] * (len(answer.messages) - 1) + [True]
+
+
+async def test_code_is_closed_and_opened_again_at_the_border(here: Scene) -> None:
+    code = ["Look:\n```python\n", *(f"print('line {number} of the program')\n" for number in range(120)), "```\nDone."]
+    _, _, asked = await ask(here, "code", Reply(code))
+    answer = await here.discord.answer_to(asked, ends="Regenerate", within=60)
+    assert len(answer.messages) >= 2
+    for message in answer.messages:
+        assert message.content.count("```") % 2 == 0
+    assert answer.messages[1].content.startswith("```python")
+    assert re.findall(r"line (\d+)", answer.text) == [str(number) for number in range(120)]
+
+
+async def test_characters_beyond_the_basic_plane_count_twice(here: Scene) -> None:
+    _, _, asked = await ask(here, "emojis", Reply(["😀" * 3000]))
+    answer = await here.discord.answer_to(asked, ends="Regenerate", within=60)
+    assert all(len(message.content.encode("utf-16-le")) // 2 <= 2000 for message in answer.messages)
+    assert answer.text.count("😀") == 3000
+
+
+async def test_nothing_in_an_answer_pings_or_can_be_clicked(here: Scene) -> None:
+    text = "@everyone @here <@1> <@&2> <#3> see https://evil.example/x or [this](https://evil.example/y)"
+    _, _, asked = await ask(here, "pings", Reply([text[:20], text[20:]]))
+    answer = await here.discord.answer_to(asked)
+    assert would_ping(answer.last) == []
+    assert answer.last.allowed_mentions is not None
+    # Even to somebody who copies it: no mention, no link outside of code.
+    outside = re.sub(r"`[^`]*`", "", answer.text)
+    assert not re.search(r"@everyone|@here|<[@#]|https?://|\]\(", outside)
+    assert "evil.example/x" in answer.text
+
+
+async def test_a_picture_under_a_spoiler_gets_an_answer_under_a_spoiler(here: Scene) -> None:
+    hidden = picture(spoiler=True)
+    words = ["The butler ", "|| did it.\n\n", "Really."]
+    _, ann, asked = await ask(here, "spoil", Reply(words, delay_s=0.1), attachments=[hidden])
+    answer = await here.discord.answer_to(asked)
+    assert answer.text.startswith("||")
+    assert answer.text.endswith("||")
+    assert answer.text.count("||") == 2
+    revealed = [text for _, text in answer.last.history if "butler" in text and not text.startswith("||")]
+    assert revealed == []
+    follow_up = await here.discord.says(asked.channel, ann, "who?", reply_to=answer.last)
+    assert (await here.discord.answer_to(follow_up)).text.startswith("||")
+
+
+async def test_stop_ends_the_answer_and_frees_the_server(here: Scene) -> None:
+    _, ann, asked = await ask(here, "endless", Reply(["on and on "] * 1000, delay_s=0.05))
+    first = await here.discord.first_sign(asked)
+    await here.discord.until(lambda: "on and on" in first.content)
+    aborted = here.vision.aborted
+    click = await here.discord.clicks(first, ann, "Stop")
+    answer = await here.discord.answer_to(asked)
+    assert "Stopped." in answer.text
+    assert "on and on" in answer.text
+    assert click.acknowledged == 6
+    await _soon(lambda: here.vision.aborted > aborted)
+    # The next question is free to be asked.
+    again = await here.discord.says(asked.channel, ann, "next", attachments=[picture()], mention=True)
+    assert "next" in (await here.discord.answer_to(again)).text
+
+
+async def test_stop_on_the_second_message_of_an_answer(here: Scene) -> None:
+    _, ann, asked = await ask(here, "very endless", Reply(["a sentence of words. "] * 2000, delay_s=0.06))
+    found = await here.discord.until(lambda: here.discord.answers_to(asked)[1:], within=60)
+    await here.discord.until(lambda: "Stop" in str(found[-1].buttons()))
+    await here.discord.clicks(found[-1], ann, "Stop")
+    assert "Stopped." in (await here.discord.answer_to(asked)).text
+
+
+async def test_stop_by_command(here: Scene) -> None:
+    channel, ann, asked = await ask(here, "endless too", Reply(["and on "] * 1000, delay_s=0.05))
+    await here.discord.first_sign(asked)
+    told = await here.discord.answer_to(await here.discord.command(channel, ann, "stop"))
+    assert told.text == "Stopped."
+    assert told.last.ephemeral
+    assert "Stopped." in (await here.discord.answer_to(asked)).text
+    told = await here.discord.answer_to(await here.discord.command(channel, ann, "stop"))
+    assert "not answering" in told.text
+
+
+async def test_only_the_asker_and_admins_press_buttons(here: Scene) -> None:
+    _, _, asked = await ask(here, "mine", Reply(["and on "] * 1000, delay_s=0.05))
+    ben, admin = here.discord.user("ben"), here.discord.user("root", id=ADMIN)
+    first = await here.discord.first_sign(asked)
+    for label, text in (("Stop", "Stopped."), ("Regenerate", "")):
+        refused = await here.discord.answer_to(await here.discord.clicks(first, ben, label))
+        assert "Only the person who asked" in refused.text
+        assert refused.last.ephemeral
+        await here.discord.clicks(first, admin, label)
+        if text:
+            assert text in (await here.discord.answer_to(asked)).text
+    await here.discord.until(lambda: "Stop" in str(first.buttons()), what="the admin's new answer")
+    await here.discord.clicks(first, admin, "Stop")
+    await here.discord.answer_to(asked)
+
+
+async def test_regenerate_asks_again_in_place(here: Scene) -> None:
+    _, ann, asked = await ask(here, "again?", Reply(["first try"], times=1))
+    answer = await here.discord.answer_to(asked)
+    click = await here.discord.clicks(answer.last, ann, "Regenerate")
+    await here.discord.until(lambda: "You asked: again?" in answer.last.content and answer.last.buttons())
+    assert click.acknowledged == 6
+    first, second = here.vision.about("again?")
+    assert second.pictures == first.pictures
+    assert second.body["temperature"] == 1.0
+    assert len(here.discord.answers_to(asked)) == 1
+
+
+async def test_regenerating_a_long_answer_as_a_short_one_leaves_nothing_over(here: Scene) -> None:
+    sentences = ["This is one of many sentences. "] * 150
+    _, ann, asked = await ask(here, "shrinks", Reply(sentences, times=1))
+    answer = await here.discord.answer_to(asked, ends="Regenerate", within=60)
+    assert len(answer.messages) >= 3
+    await here.discord.clicks(answer.last, ann, "Regenerate")
+    shorter = await here.discord.until(
+        lambda: len(here.discord.answers_to(asked)) == 1 and here.discord.answers_to(asked), within=40
+    )
+    await here.discord.until(lambda: "You asked: shrinks" in shorter[0].content)
+
+
+async def test_one_answer_at_a_time_for_each_person(here: Scene) -> None:
+    channel, ann, asked = await ask(here, "busy", Reply(["and on "] * 1000, delay_s=0.05))
+    first = await here.discord.first_sign(asked)
+    second = await here.discord.says(channel, ann, "me again", attachments=[picture()], mention=True)
+    assert "still answering" in (await here.discord.answer_to(second)).text
+    by_command = await here.discord.command(channel, ann, "ask", question="and now?", picture=picture())
+    refused = await here.discord.answer_to(by_command)
+    assert "still answering" in refused.text
+    assert refused.last.ephemeral
+    await here.discord.clicks(first, ann, "Stop")
+    await here.discord.answer_to(asked)
+
+
+async def test_the_place_in_the_line_is_shown(here: Scene) -> None:
+    headers = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12"}
+    reply = Reply(["my turn"], headers=headers, comments=["waiting, 2 ahead", "waiting, 1 ahead"], delay_s=1.5)
+    _, _, asked = await ask(here, "in line", reply)
+    answer = await here.discord.answer_to(asked)
+    assert answer.text == "my turn"
+    shown = " ".join(text for _, text in answer.last.history)
+    assert re.search(r"in line: [123] ahead", shown)
+
+
+async def test_a_full_server_is_asked_again(here: Scene) -> None:
+    full = Reply(status=429, headers={"retry-after": "1"}, times=1)
+    _, _, asked = await ask(here, "full for a moment", full)
+    answer = await here.discord.answer_to(asked)
+    assert "You asked" in answer.text
+    assert "full" in " ".join(text for _, text in answer.last.history)
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "said"),
+    [
+        ("full for long", Reply(status=429, headers={"retry-after": "60"}), "busy"),
+        ("key", Reply(status=401, code="invalid_api_key"), "key"),
+        ("engine", Reply(status=503, code="engine_failed"), "restarting"),
+        ("image", Reply(status=400, code="invalid_image"), "can't read this picture"),
+        ("context", Reply(status=400, code="context_length_exceeded"), "too long"),
+        ("large", Reply(status=413, code="payload_too_large"), "too large"),
+        ("broken", Reply(["half an ", "answer"], break_after=1), "lost"),
+        ("event", Reply(["half an ", "answer"], error_after=1, code="engine_failed"), "restarting"),
+        ("five hundred", Reply(status=500), "went wrong"),
+        ("nothing", Reply([]), "no answer"),
+        ("cut", Reply(["a lot"], finish_reason="length"), "longest"),
+        ("dropped", Reply(["short"], headers={"x-minigpt4-dropped-messages": "2"}), "left out"),
+    ],
+)
+async def test_what_goes_wrong_is_said_in_a_sentence(here: Scene, name: str, reply: Reply, said: str) -> None:
+    _, _, asked = await ask(here, name, reply)
+    answer = await here.discord.answer_to(asked)
+    assert said in answer.text
+    assert "SECRET" not in answer.text
+    assert "Traceback" not in answer.text
+
+
+async def test_when_the_question_is_deleted_the_answer_still_comes(here: Scene) -> None:
+    hold = asyncio.Event()
+    _, _, asked = await ask(here, "deleted", Reply(["an ", "answer"], hold=hold))
+    first = await here.discord.first_sign(asked)
+    await here.discord.deletes(asked)
+    hold.set()
+    await here.discord.until(lambda: first.content == "an answer")
+
+
+async def test_a_deleted_answer_is_written_again(here: Scene) -> None:
+    hold = asyncio.Event()
+    _, _, asked = await ask(here, "moderated", Reply(["an ", "answer"], hold=hold))
+    first = await here.discord.first_sign(asked)
+    await here.discord.deletes(first)
+    hold.set()
+    assert (await here.discord.answer_to(asked)).text == "an answer"
+
+
+async def test_where_the_bot_may_not_write_nothing_breaks(here: Scene) -> None:
+    ann, locked = here.discord.user(), await here.discord.channel("locked", bot_may_write=False)
+    asked = await here.discord.says(locked, ann, "silence", attachments=[picture()], mention=True)
+    await here.discord.until(lambda: ("POST", f"/api/v10/channels/{locked.id}/messages") in here.discord.calls)
+    channel = await here.discord.channel()
+    # The refused answer doesn't keep its asker busy.
+    async with asyncio.timeout(20):
+        while True:
+            other = await here.discord.says(channel, ann, "here then", attachments=[picture()], mention=True)
+            if "You asked" in (await here.discord.answer_to(other)).text:
+                break
+    assert here.discord.answers_to(asked) == []
+
+
+async def test_a_broken_platform_gets_the_whole_answer_later(here: Scene) -> None:
+    hold = asyncio.Event()
+    _, _, asked = await ask(here, "outage", Reply(["an ", "answer"], hold=hold))
+    await here.discord.first_sign(asked)
+    here.discord.outage = 3
+    hold.set()
+    assert (await here.discord.answer_to(asked, ends="Regenerate", within=60)).text == "an answer"
+
+
+async def test_a_slow_answer_outlives_its_interaction(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    hold = asyncio.Event()
+    here.vision.on("patience", Reply(["an ", "answer"], hold=hold))
+    asked = await here.discord.command(channel, ann, "ask", question="patience", picture=picture())
+    await here.discord.first_sign(asked)
+    asked.created -= 1000  # the token has grown too old
+    hold.set()
+    assert (await here.discord.answer_to(asked)).text == "an answer"
+    # Both refusals of the old token were expected.
+    here.discord.violations[:] = [one for one in here.discord.violations if "Invalid Webhook Token" not in one]
+
+
+async def test_a_busy_bot_says_thinking_in_time(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    asked: list[Interaction] = []
+    for number in range(8):
+        user = here.discord.user(f"user{number}")
+        asked.append(await here.discord.command(channel, user, "ask", question=f"all {number}", picture=picture()))
+    for one in asked:
+        assert "all" in (await here.discord.answer_to(one)).text
+        assert one.acknowledged_after < 3
+    assert ann
+
+
+@pytest.mark.parametrize("name", ["help", "privacy", "reset", "forget"])
+async def test_short_commands_are_answered_to_the_asker_alone(here: Scene, name: str) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    answer = await here.discord.answer_to(await here.discord.command(channel, ann, name))
+    assert answer.last.ephemeral
+    expected = {"help": "/ask", "privacy": "two days", "reset": "anew", "forget": "forgotten"}[name]
+    assert expected in answer.text
+
+
+async def test_help_names_what_is_on(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    text = (await here.discord.answer_to(await here.discord.command(channel, ann, "help"))).text
+    for words in ("Describe picture", "Ask about picture…", "`/forget`", "up to 4"):
+        assert words in text
+
+
+async def test_people_are_spoken_to_in_their_language(here: Scene) -> None:
+    channel, li = await here.discord.channel(), here.discord.user("li", locale="zh-CN")
+    text = (await here.discord.answer_to(await here.discord.command(channel, li, "help"))).text
+    assert "图片" in text
+    menu = next(command for command in here.discord.commands if command["name"] == "Describe picture")
+    assert menu["name_localizations"]["zh-CN"] == "描述图片"
+
+
+async def test_reset_begins_a_new_conversation(here: Scene) -> None:
+    channel, ann, asked = await ask(here, "before")
+    await here.discord.answer_to(asked)
+    await here.discord.answer_to(await here.discord.command(channel, ann, "reset"))
+    after = await here.discord.says(channel, ann, "after", mention=True)
+    assert "Send me a picture" in (await here.discord.answer_to(after)).text
+
+
+async def test_forget_drops_the_pictures(here: Scene) -> None:
+    channel, ann, asked = await ask(here, "remember me")
+    await here.discord.answer_to(asked)
+    await here.discord.answer_to(await here.discord.command(channel, ann, "forget"))
+    after = await here.discord.says(channel, ann, "still there?", mention=True)
+    assert "Send me a picture" in (await here.discord.answer_to(after)).text
+
+
+async def test_logs_hold_no_contents_ids_or_secrets(here: Scene) -> None:
+    upload = Upload(picture().data, "private-name.png")
+    _, ann, asked = await ask(here, "a very private question", attachments=[upload])
+    await here.discord.answer_to(asked)
+    assert here.bot is not None
+    for secret in ("a very private question", ann.id, "private-name", here.discord.token, "Traceback"):
+        assert secret not in here.bot.printed
+
+
+async def _soon(happened: Callable[[], bool], *, within: float = 20) -> None:
+    """Wait for something that no request of the bot to Discord announces."""
+    async with asyncio.timeout(within):
+        while not happened():
+            await asyncio.sleep(0.05)
