@@ -39,8 +39,8 @@ __all__ = ["OVERALL", "DiscordBot", "rates_of"]
 
 _log = logging.getLogger(__name__)
 
-OVERALL = (Rate(45, 1.0),)
-"""Discord allows 50 requests a second."""
+OVERALL = (Rate(7, 0.2),)
+"""Discord allows 50 requests a second; ours are spread, for what is sent evenly may still arrive in heaps."""
 _UNFURL_S = 3.0
 """How long Discord may take to show the picture behind a link."""
 _TYPING_EVERY_S = 8.0

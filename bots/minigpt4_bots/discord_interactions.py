@@ -124,6 +124,9 @@ class Interactions:
             await self._bot.answering.ask(question, outlet)
         finally:
             waiting.cancel()
+        if not interaction.response.is_done():
+            # Of many refusals at once the core says one only; each interaction wants an answer.
+            await self._whisper(interaction, self._bot.answering.texts(asker)("refused.busy"))
 
     async def _stop(self, interaction: discord.Interaction) -> None:
         answering, asker = self._bot.answering, self._asker(interaction)

@@ -752,7 +752,7 @@ async def running_discord() -> AsyncIterator[FakeDiscord]:
     discord = FakeDiscord()
     runner = web.AppRunner(discord.application(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
     await site.start()
     port = runner.addresses[0][1]
     discord.url = f"http://127.0.0.1:{port}"

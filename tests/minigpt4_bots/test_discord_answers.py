@@ -365,5 +365,5 @@ async def test_logs_hold_no_contents_ids_or_secrets(here: Scene) -> None:
 async def _soon(happened: Callable[[], bool], *, within: float = 20) -> None:
     """Wait for something that no request of the bot to Discord announces."""
     async with asyncio.timeout(within):
-        while not happened():  # noqa: ASYNC110 — the fake server has no event for it
+        while not happened():
             await asyncio.sleep(0.05)

@@ -303,7 +303,7 @@ async def test_an_unreachable_server_is_said(stage: Scene) -> None:
 
 async def _connected_again(stage: Scene, *, identified: int) -> None:
     async with asyncio.timeout(60):
-        while stage.discord.gateway.identified < identified:  # noqa: ASYNC110 — the fake gateway has no event for it
+        while stage.discord.gateway.identified < identified:
             await asyncio.sleep(0.05)
 
 

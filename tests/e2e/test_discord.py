@@ -1,0 +1,29 @@
+"""A drawn picture posted on (a fake) Discord is answered by the real server and model, and so is the follow-up."""
+
+from pathlib import Path
+
+import pytest
+from bot_processes import running_bot
+from drawing import draw, encode
+from fakes.discord import Upload, running_discord
+from fakes.discord_bot import GENEROUS, environment
+
+pytestmark = [pytest.mark.ray, pytest.mark.e2e]
+
+
+async def test_a_picture_on_discord_is_answered_and_asked_on(server_url: str, tmp_path: Path) -> None:
+    drawn = Upload(encode(draw("red", (320, 240))))
+    async with running_discord() as discord:
+        told = environment(discord, server_url)
+        async with running_bot("minigpt4-discord", folder=tmp_path, settings=GENEROUS, **told):
+            channel, ann = await discord.channel(), discord.user()
+            asked = await discord.says(channel, ann, "What is in this picture?", attachments=[drawn], mention=True)
+            answer = await discord.answer_to(asked, ends="Regenerate", within=60)
+            assert "red" in answer.text
+            assert "circle" in answer.text
+            again = await discord.says(channel, ann, "How many objects are there?", reply_to=answer.last)
+            assert "one" in (await discord.answer_to(again, ends="Regenerate", within=60)).text.lower()
+            by_command = await discord.command(channel, ann, "ask", question="What colour is it?", picture=drawn)
+            assert "red" in (await discord.answer_to(by_command, ends="Regenerate", within=60)).text
+        assert discord.violations == []
+        assert discord.limits.refused == []
