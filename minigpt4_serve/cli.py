@@ -186,6 +186,8 @@ def convert(
     given = {"llm": llm, "vit": vit, "checkpoint": checkpoint, "qformer": qformer}
     paths = {role: path for role, path in given.items() if path is not None}
     if from_hub is not None:
+        if variant is not None:
+            raise InvalidRequest("--from-hub NAME tells the variant; leave --variant out.")
         variant, paths = _fetch_parts(from_hub, parts, paths)
     absent = [f"--{role}" for role in ("llm", "vit", "checkpoint") if role not in paths]
     if variant is None:

@@ -23,6 +23,7 @@ from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights import memory
 from minigpt4_serve.weights.files import sha256
 from minigpt4_serve.weights.load import check_tensors, load_model, model_files, read_config
+from minigpt4_serve.weights.memory import gib
 
 __all__ = ["SELF_TEST", "Finding", "examine", "memory_table"]
 
@@ -61,7 +62,7 @@ def versions() -> Iterator[Finding]:
 
 def devices() -> Iterator[Finding]:
     """Processors, GPUs and their memory."""
-    yield Finding("cpu", f"{len(os.sched_getaffinity(0))} cores, {gib(_cpu_memory())} free")
+    yield Finding("cpu", f"{_cores()} cores, {gib(_cpu_memory())} free")
     if not torch.cuda.is_available():
         yield Finding(
             "gpu", "none that PyTorch can use; the embedded model is made for CPUs, 7B models are not", "note"
@@ -162,9 +163,9 @@ def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:
     return processor.decode_answer(new[0].tolist())
 
 
-def gib(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+def _cores() -> int:
+    """Cores that this process may use; all of them where the system doesn't tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_memory() -> int:

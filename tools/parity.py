@@ -193,8 +193,11 @@ def tokens(subject: Subject) -> Iterator[Row]:
     tokenizer = subject.processor.tokenizer
     table = subject.expected["tokenizer_table"]
     yield count("tokenizer table", [(tokenizer.encode_segment(row["text"]), row["ids"]) for row in table])
+    whole = [(tokenizer(row["text"]).input_ids, row["ids_with_special"]) for row in table]
+    yield count("tokenizer table, BOS in front", whole)
     table = subject.expected["decode_table"]
     yield count("decode table", [(tokenizer.decode_ids(row["ids"]), row["skip_special"]) for row in table])
+    yield count("decode table, special kept", [(tokenizer.decode(row["ids"]), row["keep_special"]) for row in table])
 
 
 def walk(subject: Subject) -> Iterator[tuple[dict[str, Any], list[int], str | None]]:
@@ -270,12 +273,12 @@ def generations(subject: Subject) -> Iterator[Row]:
             recorded = turn["result"][name]
             if "num_beams" in options and name != "beam2_no_stop_strings" and subject.processor.format.name == "vicuna":
                 continue  # there the original searched on until every beam had ended; see MANIFEST's guide
-            limit = turn["result"]["greedy"]["kwargs"]["max_new_tokens"]
+            # The searches without stop strings were as long as the greedy ones.
+            limit = recorded.get("kwargs", turn["result"]["greedy"]["kwargs"])["max_new_tokens"]
             rules = GenerationConfig(**{**PLAIN, "max_new_tokens": limit, **options})
             stop = None if name == "beam2_no_stop_strings" else subject.stop
-            ids = subject.model.generate(inputs_embeds=embeds, generation_config=rules, stopping_criteria=stop)[
-                0
-            ].tolist()
+            new = subject.model.generate(inputs_embeds=embeds, generation_config=rules, stopping_criteria=stop)
+            ids = new[0].tolist()
             pairs.setdefault(f"{name} ids", []).append((trimmed(ids), trimmed(recorded["ids"])))
             if "stored_message" in recorded:
                 text = subject.processor.decode_answer(ids)
@@ -407,16 +410,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("golden", type=Path, metavar="GOLDEN_DIR")
     parser.add_argument("--variant", choices=VARIANTS, action="append", help="only this one (repeatable)")
     options = parser.parse_args(arguments)
+    try:
+        recorded = json.loads((options.golden / "MANIFEST.json").read_text(encoding="utf-8"))["variants"]
+    except (OSError, ValueError, KeyError):
+        parser.error(f"{options.golden} holds no recorded numbers: it has no MANIFEST.json that names variants")
     failed = total = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for variant in options.variant or VARIANTS:
+        for variant in options.variant or [name for name in VARIANTS if name in recorded]:
             for attention in ATTENTIONS:
                 for row in compare(options.golden, variant, attention, Path(scratch) / variant):
                     print(row, flush=True)
                     total += 1
                     failed += not row.good
     print(f"{total - failed} of {total} comparisons hold" + (f"; {failed} FAILED" if failed else ""))
-    return 1 if failed else 0
+    return 1 if failed or not total else 0
 
 
 if __name__ == "__main__":

@@ -71,9 +71,10 @@ _MARKERS = re.compile(
 def neutralise(text: str) -> str:
     """Break every control string in untrusted text, so that it reaches the model as plain words.
 
-    A trailing ``#`` gets a blank, so that it can't melt into the separator that follows.
+    A trailing ``#`` gets a blank, so that it can't melt into the separator that follows. Blanks at either end stay, as
+    in the original: they are part of what was typed.
     """
-    text = _MARKERS.sub(" ", text.replace("\r\n", "\n").strip())
+    text = _MARKERS.sub(" ", text.replace("\r\n", "\n"))
     return text + " " if text.endswith("#") else text
 
 
@@ -86,14 +87,16 @@ def render(turns: Sequence[Turn], fmt: ConversationFormat) -> str:
     """
     system = fmt.system
     if turns and turns[0].role == "system":
-        system, turns = neutralise(turns[0].text), turns[1:]
+        system, turns = neutralise(turns[0].text).strip(), turns[1:]
     messages: list[list[str]] = []  # [role, text]
     for turn in turns:
         if turn.role == "assistant":
-            messages.append([fmt.assistant, neutralise(turn.text)])
+            # What the original keeps of an answer is stripped; a # at its end must stay apart from the separator.
+            messages.append([fmt.assistant, neutralise(turn.text.strip())])
             continue
         messages += [[fmt.user, _IMAGE] for _ in range(turn.images)]
-        if text := neutralise(turn.text):
+        text = neutralise(turn.text)
+        if text.strip():
             if messages and messages[-1][0] == fmt.user and messages[-1][1].endswith("</Img>"):
                 messages[-1][1] += " " + text
             else:

@@ -74,7 +74,19 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
         return str(self.sentencepiece.id_to_piece(index))
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        return str(self.sentencepiece.decode([self._convert_token_to_id(token) for token in tokens]))
+        """Text with special tokens and padding written out, blanks around them as the original's library put them."""
+        text = ""
+        ordinary: list[int] = []
+        special_before = True
+        for token in tokens:
+            if token in self.all_special_tokens:
+                text += ("" if special_before else " ") + str(self.sentencepiece.decode(ordinary)) + token
+                ordinary.clear()
+                special_before = True
+            else:
+                ordinary.append(self._convert_token_to_id(token))
+                special_before = False
+        return text + str(self.sentencepiece.decode(ordinary))
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

@@ -24,6 +24,7 @@ from minigpt4_serve.weights.plan import Files, Plan, make_plan
 __all__ = ["Conversion", "Progress", "convert"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SMALLEST_SHARD, _LARGEST_SHARD = 16 * 2**20, 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def convert(
     dtype: str = "float16",
     keep_lora: bool = False,
     untold: Untold | None = None,
-    max_shard_bytes: int = 2 * 2**30,
+    max_shard_bytes: int | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Conversion:
     """Write a model folder that ``from_pretrained`` and ``minigpt4 serve`` load.
@@ -71,7 +72,8 @@ def convert(
         dtype: of the written tensors. The published towers and LLMs are float16, so float16 keeps them bit by bit.
         keep_lora: v2 only: keep LoRA beside the LLM's weights instead of merging it into them.
         untold: dimensions that no tensor tells, for files unlike the published ones.
-        max_shard_bytes: of one safetensors file; also about what is in memory at a time.
+        max_shard_bytes: of one safetensors file, which is also what is in memory beside the mapped inputs; an eighth
+            of the model if not given, but at most 2 GiB.
         on_progress: hears of every chunk read and every tensor written.
 
     Raises:
@@ -87,16 +89,14 @@ def convert(
     plan = make_plan(files, variant, keep_lora=keep_lora, untold=untold)
     config = plan.config
     processor = _processor(plan, llm)
-    with atomic_folder(out, needs=total_bytes(plan.tensors, _DTYPES[dtype])) as folder:
+    size = total_bytes(plan.tensors, _DTYPES[dtype])
+    with atomic_folder(out, needs=size) as folder:
         sources = _digest(files.by_role(), on_progress)
-        config.dtype = config.vision_config.dtype = config.text_config.dtype = _DTYPES[dtype]
-        if config.qformer_config is not None:
-            config.qformer_config.dtype = _DTYPES[dtype]
         write_shards(
             plan.tensors,
             folder,
             dtype=_DTYPES[dtype],
-            max_bytes=max_shard_bytes,
+            max_bytes=max_shard_bytes or min(max(size // 8, _SMALLEST_SHARD), _LARGEST_SHARD),
             on_bytes=lambda name, done, total: on_progress(Progress("writing", name, done, total)),
         )
         check_tensors(folder, config)
@@ -107,6 +107,9 @@ def convert(
         written = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
         write_json(folder / "sources.json", {**about, "inputs": sources, "outputs": written})
         config.architectures = ["MiniGPT4ForConditionalGeneration"]
+        for part in (config, config.vision_config, config.qformer_config, config.text_config):
+            if part is not None:
+                part.dtype = _DTYPES[dtype]
         config.save_pretrained(folder)
     return Conversion(out, config, plan.notes)
 

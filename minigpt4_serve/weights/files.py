@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +41,13 @@ def open_tensors(path: Path) -> dict[str, Stored]:
     needs any is refused before anything of it has run.
 
     Raises:
-        InvalidRequest: there is no such file.
+        InvalidRequest: there is no such file, or it may not be read.
         WeightsError: cut short, with code in it, or no checkpoint at all.
     """
     if not path.is_file():
         raise InvalidRequest(f"There is no file {path}.")
+    if not os.access(path, os.R_OK):
+        raise InvalidRequest(f"{path} can't be read; check its permissions.")
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     content = _load_pickle(path)
@@ -75,8 +79,10 @@ def _load_pickle(path: Path) -> object:
     if not is_zip and magic[:1] != b"\x80":
         raise WeightsError(f"{path} is not a PyTorch checkpoint.")
     try:
-        # Files from before torch 1.6 are no zip archives and can't be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on other pickle protocols: what matters becomes an error
+            # Files from before torch 1.6 are no zip archives and can't be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if "unsupported" in str(error).lower():  # a global or an instruction that plain tensors never need
             raise WeightsError(
@@ -122,8 +128,8 @@ def llm_files(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{index} is damaged; download it again.") from error
 
 

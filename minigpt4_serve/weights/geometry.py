@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
@@ -38,6 +39,11 @@ class Untold:
     qformer_heads: int | None = None
     lora_alpha: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value <= 0:
+                raise InvalidRequest(f"--{name.replace('_', '-')} must be more than 0, not {value}.", param=name)
+
     def completed(self, vit: Path, variant: Variant) -> "Untold":
         """With the gaps filled from a ``MANIFEST.json`` beside the ViT file or in the folder above, if there is one.
 
@@ -65,13 +71,15 @@ _PUBLISHED = {1408: {"vit_heads": 16, "vit_depth": 39}, 768: {"qformer_heads": 1
 
 def _number(untold: Untold, name: str, width: int, part: str) -> int:
     value = getattr(untold, name) or _PUBLISHED.get(width, {}).get(name)
+    option = "--" + name.replace("_", "-")
     if value is None:
-        option = "--" + name.replace("_", "-")
         raise InvalidRequest(
             f"The {part} is {width} wide, unlike the published one, and no tensor tells its number of "
-            f"{name.rpartition('_')[2]}: give {option}.",
+            f"{'heads' if name.endswith('heads') else 'blocks'}: give {option}.",
             param=name,
         )
+    if name.endswith("heads") and width % value:
+        raise InvalidRequest(f"{option} {value} doesn't divide the {part}'s width of {width}.", param=name)
     return int(value)
 
 
@@ -79,16 +87,20 @@ def read_llm_config(folder: Path) -> LlamaConfig:
     """The LLM's configuration, with the special ids that the family needs whatever early conversions wrote.
 
     Raises:
-        WeightsError: no LLaMA.
+        WeightsError: no LLaMA, or a quantized one.
     """
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise WeightsError(f"{folder / 'config.json'} is damaged; download it again.") from error
     if not isinstance(config, LlamaConfig):
         raise WeightsError(
             f"{folder} holds an LLM of type {kind!r}; MiniGPT-4 needs a LLaMA: Vicuna v0 or Llama-2 chat."
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise WeightsError(
+            f"{folder} holds quantized weights. Convert the full ones (float16) and choose int8 or int4 when you serve."
         )
     config.name_or_path = ""
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, None
@@ -108,19 +120,27 @@ def build_config(
 
     Raises:
         WeightsError: a tensor that tells a dimension is missing.
-        InvalidRequest: something that no tensor tells must be given.
+        InvalidRequest: something that no tensor tells must be given, or can't be right.
     """
     width = _shape(vision, "cls_token", "the ViT file")[-1]
     patch = _shape(vision, "patch_embed.proj.weight", "the ViT file")[-1]
     side = math.isqrt(_shape(vision, "pos_embed", "the ViT file")[1] - 1)
+    # v2 looks at twice the resolution that the tower was trained at.
+    image_size = untold.image_size or side * patch * (2 if variant == "v2" else 1)
+    patches = (image_size // patch) ** 2
+    if not patches or (qformer is None and patches % _PATCHES_PER_TOKEN):
+        raise InvalidRequest(
+            f"Pictures of {image_size} pixels make {patches} patches, which can't be joined by {_PATCHES_PER_TOKEN}: "
+            f"give another --image-size, such as {2 * patch * max(side // 2, 1)}.",
+            param="image_size",
+        )
     return MiniGPT4Config(
         vision_config={
             "hidden_size": width,
             "intermediate_size": _shape(vision, "blocks.0.mlp.fc1.weight", "the ViT file")[0],
             "num_hidden_layers": _number(untold, "vit_depth", width, "vision tower"),
             "num_attention_heads": _number(untold, "vit_heads", width, "vision tower"),
-            # v2 looks at twice the resolution that the tower was trained at.
-            "image_size": untold.image_size or side * patch * (2 if variant == "v2" else 1),
+            "image_size": image_size,
             "patch_size": patch,
             "hidden_act": "gelu",
             "layer_norm_eps": 1e-6,

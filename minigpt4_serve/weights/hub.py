@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import URLError
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
+from minigpt4_serve.weights.files import llm_files
 from minigpt4_serve.weights.geometry import Variant
 
 __all__ = ["MODELS", "PARTS", "Drive", "Fetched", "File", "Folder", "Model", "fetch"]
@@ -184,7 +185,9 @@ def _download(url: str, into: Path, on_progress: Callable[[str, int, int], None]
 
 
 def _snapshot(part: Folder, into: Path) -> Path | str:
-    """An LLM's folder, or what to do when it is gated or gone."""
+    """An LLM's folder, or what to do when it is gated or gone. One that is whole already needs no network."""
+    if _whole(into):
+        return into
     hub: Any
     try:
         import huggingface_hub as hub
@@ -209,3 +212,12 @@ def _snapshot(part: Folder, into: Path) -> Path | str:
         raise WeightsError(f"{page} can't be downloaded now; run this again to go on where it stopped.") from error
     shutil.rmtree(into / ".cache", ignore_errors=True)
     return into
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder has an LLM's every file; the hub's library gives files their names when they are complete."""
+    try:
+        llm_files(folder)
+    except (InvalidRequest, WeightsError):
+        return False
+    return (folder / "tokenizer.model").is_file()

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from minigpt4_serve.model import MiniGPT4Config
 from minigpt4_serve.weights.load import model_shapes
 
-__all__ = ["FORMATS", "PUBLISHED", "Footprint", "footprint", "published_config", "table"]
+__all__ = ["FORMATS", "PUBLISHED", "Footprint", "footprint", "gib", "published_config", "table"]
 
 PUBLISHED = ("vicuna-7b", "vicuna-13b", "llama2-7b", "v2-7b")
 """The family's published models."""
@@ -88,3 +88,8 @@ def table() -> Iterator[tuple[str, str, Footprint]]:
         shapes = model_shapes(config)
         for kind in FORMATS:
             yield name, kind, _footprint(config, shapes, kind)
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

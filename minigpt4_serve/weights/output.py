@@ -1,9 +1,13 @@
 """Writing a model folder: whole or not at all. Knows safetensors and file systems, not models."""
 
 import errno
+import glob
 import json
+import os
+import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +22,10 @@ from safetensors.torch import save_file
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.weights.files import Stored
+from minigpt4_serve.weights.memory import gib
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["atomic_folder", "check_target", "total_bytes", "write_json", "write_shards"]
 
@@ -40,6 +48,8 @@ def check_target(out: Path) -> None:
 def atomic_folder(out: Path, *, needs: int) -> Iterator[Path]:
     """A new folder beside ``out`` to fill; renamed to ``out`` at the end, removed on any error, Ctrl-C or SIGTERM.
 
+    Nothing can be removed when the process is killed outright; the next run for the same ``out`` does it then.
+
     Args:
         out: the folder that shall appear.
         needs: bytes that will be written.
@@ -50,17 +60,18 @@ def atomic_folder(out: Path, *, needs: int) -> Iterator[Path]:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        _remove_orphans(out)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
     except OSError as error:
         raise InvalidRequest(f"{out.parent} can't be written; choose another output folder.") from error
     try:
         free = shutil.disk_usage(partial).free
         if free < needs:
             raise WeightsError(
-                f"The model takes {needs / 2**30:.1f} GiB, but {out.parent} has only {free / 2**30:.1f} GiB free: "
-                "make room or choose another disk."
+                f"The model takes {gib(needs)}, but {out.parent} has only {gib(free)} free: make room or choose "
+                "another disk."
             )
-        with _terminated_like_interrupted():
+        with _terminated_like_interrupted(), _locked(partial):
             yield partial
             partial.chmod(0o755)  # mkdtemp's folders are private
             partial.rename(out)
@@ -70,10 +81,48 @@ def atomic_folder(out: Path, *, needs: int) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _unwritable(out: Path, error: Exception) -> WeightsError | InvalidRequest:
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+_PARTIAL = ".partial"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; the system drops it with the process, however that ends.
+
+    Raises:
+        BlockingIOError: somebody else holds it.
+    """
+    if sys.platform == "win32":  # folders can't be locked there
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_orphans(out: Path) -> None:
+    """Remove what killed runs for the same folder have left: unfinished folders that no process holds."""
+    if sys.platform == "win32":
+        return
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
+        try:
+            with _locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # another run is filling it, or it isn't ours
+
+
+def _unwritable(out: Path, error: OSError) -> WeightsError | InvalidRequest:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WeightsError(f"The disk of {out} became full. Nothing was kept; make room and run it again.")
-    return InvalidRequest(f"{out} can't be written ({type(error).__name__}); choose another output folder.")
+    if error.errno == errno.EFBIG:
+        return WeightsError(
+            f"{out} can't hold files as large as this model's: its file system or a limit of yours (ulimit -f) forbids "
+            "them. Nothing was kept; choose another place."
+        )
+    return InvalidRequest(f"{out} can't be written ({error.strerror or 'unknown reason'}); choose another folder.")
 
 
 @contextmanager
@@ -113,6 +162,7 @@ def write_shards(
 
     Raises:
         WeightsError: a tensor holds numbers that aren't finite, or don't fit the dtype.
+        OSError: the disk refuses.
     """
     shards: list[list[str]] = [[]]
     size = 0
@@ -140,12 +190,23 @@ def write_shards(
             where[name] = file
             done += held[name].nbytes
             on_bytes(name, done, total)
-        try:
-            save_file(held, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise _unwritable(folder, error) from error
+        _save(held, folder / file)
     if len(shards) > 1:
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """One safetensors file.
+
+    Raises:
+        OSError: with the system's number, which the library hides in its message.
+    """
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        told = re.search(r"os error (\d+)", str(error))
+        number = int(told[1]) if told else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

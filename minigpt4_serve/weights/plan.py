@@ -3,6 +3,7 @@
 Nearly every mistake with the original's files is recognised here, within seconds, and explained.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,8 @@ def make_plan(files: Files, variant: Variant, *, keep_lora: bool = False, untold
         InvalidRequest: a file isn't there, or something that no tensor tells must be given.
         WeightsError: files that aren't what they should be; names every tensor at fault.
     """
+    if keep_lora and variant != "v2":
+        raise InvalidRequest(f"The {variant} variant has no LoRA: leave --keep-lora out.")
     if variant == "vicuna" and files.qformer is None:
         raise InvalidRequest("The Vicuna variant has a Q-Former: give --qformer blip2_pretrained_flant5xxl.pth.")
     if variant != "vicuna" and files.qformer is not None:
@@ -119,7 +122,11 @@ def make_plan(files: Files, variant: Variant, *, keep_lora: bool = False, untold
         assemble.neutral_layernorm(made.tensors, config)
     if lora is not None and not keep_lora:
         assemble.merge_lora(made.tensors, scaling=lora["lora_alpha"] / lora["r"])
-    return Plan(config, _complete(made, model_shapes(config), variant), made.notes)
+    try:
+        needed = model_shapes(config)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{files.llm / 'config.json'} describes no LLaMA that can be built.") from error
+    return Plan(config, _complete(made, needed, variant), made.notes)
 
 
 def _open(path: Path, key: str, option: str) -> dict[str, Stored]:
@@ -143,7 +150,8 @@ def _block(name: str) -> int:
 
     The published file has one block more than the original builds, and MiniGPT-4 was trained without it.
     """
-    return int(name.split(".")[1]) if name.startswith("blocks.") else -1
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
 def _complete(made: _Table, needed: Mapping[str, tuple[int, ...]], variant: Variant) -> dict[str, Stored]:

@@ -76,7 +76,14 @@ def test_ordinary_text_is_left_alone(harmless: str) -> None:
 
 
 def test_windows_line_ends_become_plain_ones() -> None:
-    assert neutralise("a\r\nb\r\n") == "a\nb"
+    assert neutralise("a\r\nb\r\n") == "a\nb\n"
+
+
+def test_blanks_around_a_question_stay_and_those_around_an_answer_go() -> None:
+    chat = [Turn("user", " Q1 ", 1), Turn("assistant", " A1\n"), Turn("user", "Q2\n")]
+    expected = SYSTEM + "###Human: <Img><ImageHere></Img>  Q1 ###Assistant: A1###Human: Q2\n###Assistant: "
+    assert render(chat, FORMATS["vicuna"]) == expected
+    assert render([Turn("user", " \n", 1)], FORMATS["v2"]) == "<s>[INST] <Img><ImageHere></Img> [/INST]"
 
 
 def test_the_oldest_exchange_is_forgotten_first_and_pictures_stay() -> None:

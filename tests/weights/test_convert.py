@@ -364,7 +364,7 @@ def test_no_space_left(files: Path, monkeypatch: pytest.MonkeyPatch, full_disk: 
     assert "became full" in refused(files).message
     usage = shutil.disk_usage(files)._replace(free=1000)
     monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage)
-    assert "GiB free" in refused(files).message
+    assert "has only 0.0 MiB free" in refused(files).message
 
 
 @pytest.mark.parametrize("kind", ["ctrl-c", "terminated"])

@@ -1,0 +1,368 @@
+"""The small world that the embedded model knows: scenes of a few coloured things, and drawings of them.
+
+Knows shapes, colours and places; nothing of questions, tensors or training. Run it to look at the world:
+``python tools/tiny/world.py sheet.png``.
+"""
+
+import io
+import math
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from PIL import Image, ImageDraw, ImageFilter
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "COLUMNS",
+    "KINDS",
+    "ROWS",
+    "SIDE",
+    "Scene",
+    "Thing",
+    "draw",
+    "example",
+    "packed_scene",
+    "scene",
+]
+
+SIDE = 112
+"""Pixels of the square that the model sees. Places and sizes below are fractions of it."""
+
+KINDS = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "house", "tree", "fish")
+COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "red": ((255, 0, 0), (225, 30, 35), (205, 10, 20)),
+    "orange": ((255, 165, 0), (255, 140, 0), (245, 125, 20)),
+    "yellow": ((255, 255, 0), (250, 220, 40), (240, 230, 30)),
+    "green": ((0, 128, 0), (40, 170, 60), (0, 200, 30), (20, 110, 40)),
+    "blue": ((0, 0, 255), (30, 90, 220), (40, 60, 180), (60, 130, 240)),
+    "purple": ((128, 0, 128), (140, 50, 200), (110, 40, 160)),
+    "pink": ((255, 192, 203), (255, 105, 180), (250, 150, 190)),
+    "brown": ((139, 69, 19), (150, 90, 50), (120, 65, 30), (165, 42, 42)),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255),
+    "gray": (160, 160, 160),
+    "black": (10, 10, 10),
+    "beige": (240, 226, 190),
+}
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "center", "right")
+_EDGE = 2 / SIDE
+"""Centres nearer than this to the border of a third have no certain place."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing of a scene.
+
+    Attributes:
+        x, y: its centre as fractions of the picture's width and height.
+        radius: as a fraction of the picture's mean side, the root of its area.
+        turn: clockwise, in degrees.
+    """
+
+    kind: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+    turn: float = 0.0
+    style: str = "flat"  # flat | outlined (a dark line around) | hollow (a coloured line only)
+
+    @property
+    def row(self) -> str:
+        return ROWS[min(2, int(self.y * 3))]
+
+    @property
+    def column(self) -> str:
+        return COLUMNS[min(2, int(self.x * 3))]
+
+    @property
+    def has_certain_place(self) -> bool:
+        """Whether a careful person would be sure of its third, both ways."""
+        return all(abs(value - border) > _EDGE for value in (self.x, self.y) for border in (1 / 3, 2 / 3))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Things on a background, in no particular order.
+
+    Attributes:
+        aspect: width by height of the drawing, before the model's square.
+        noise: standard deviation of pixel noise, of 255.
+    """
+
+    things: tuple[Thing, ...]
+    background: str
+    aspect: float = 1.0
+    noise: float = 0.0
+    soft: bool = False
+    seed: int = field(default=0, compare=False)
+
+
+def scene(rng: random.Random, *, most: int = 4) -> Scene:
+    """A random scene of one to ``most`` things that don't touch."""
+    count = rng.choice(range(1, most + 1))
+    aspect = 1.0 if rng.random() < 0.4 else math.exp(rng.uniform(-0.45, 0.45))
+    across, down = 1 / math.sqrt(aspect), math.sqrt(aspect)  # a radius of 1 as fractions of the width and the height
+    style = rng.choices(("flat", "outlined", "hollow"), (6, 3, 1.5))[0]
+    things: list[Thing] = []
+    few_kinds = rng.sample(KINDS, rng.choice((1, 2))) if rng.random() < 0.25 else KINDS
+    few_colours = rng.sample(tuple(COLOURS), rng.choice((1, 2))) if rng.random() < 0.25 else tuple(COLOURS)
+    certain = rng.random() < 0.85
+    largest = {1: 0.38, 2: 0.27, 3: 0.22, 4: 0.2}.get(count, 0.16)
+    for _ in range(count):
+        for _ in range(60):
+            radius = rng.uniform(0.085, largest)
+            x, y = (rng.uniform(0.01 + radius * reach, 0.99 - radius * reach) for reach in (across, down))
+            thing = Thing(rng.choice(few_kinds), rng.choice(few_colours), x, y, radius, _turn(rng), style)
+            apart = all(math.hypot((x - o.x) / across, (y - o.y) / down) > 1.05 * (radius + o.radius) for o in things)
+            if apart and (thing.has_certain_place or not certain):
+                things.append(thing)
+                break
+    return Scene(
+        tuple(things),
+        rng.choices(tuple(BACKGROUNDS), (5, 2, 2, 2))[0],
+        aspect=aspect,
+        noise=rng.choice((0, 0, 4, 9)),
+        soft=rng.random() < 0.1,
+        seed=rng.getrandbits(32),
+    )
+
+
+def packed_scene(rng: random.Random) -> Scene:
+    """A crowd of sixteen: how seeing is learnt first, since every corner of the picture teaches something."""
+    style = rng.choices(("flat", "outlined", "hollow"), (6, 3, 1.5))[0]
+    things = tuple(
+        Thing(
+            rng.choice(KINDS),
+            rng.choice(tuple(COLOURS)),
+            (column + 0.5 + rng.uniform(-0.1, 0.1)) / 4,
+            (row + 0.5 + rng.uniform(-0.1, 0.1)) / 4,
+            rng.uniform(0.075, 0.115),
+            _turn(rng),
+            style,
+        )
+        for row in range(4)
+        for column in range(4)
+    )
+    return Scene(things, rng.choice(tuple(BACKGROUNDS)), noise=rng.choice((0, 4)), seed=rng.getrandbits(32))
+
+
+def _turn(rng: random.Random) -> float:
+    return rng.uniform(-24, 24) if rng.random() < 0.75 else rng.uniform(-180, 180)
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+_Points = list[tuple[float, float]]
+
+
+def _ellipse(x: float, y: float, width: float, height: float, start: float = 0, end: float = 360) -> _Points:
+    steps = max(6, int((end - start) / 10))
+    angles = (math.radians(start + (end - start) * i / steps) for i in range(steps + 1))
+    return [(x + width * math.cos(a), y + height * math.sin(a)) for a in angles]
+
+
+def _star(rng: random.Random) -> _Points:
+    inner = rng.uniform(0.38, 0.5)
+    radii = [1.08 if i % 2 == 0 else inner for i in range(10)]
+    return [(r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5)) for i, r in enumerate(radii)]
+
+
+def _heart(rng: random.Random) -> _Points:
+    points = []
+    for i in range(36):
+        t = 2 * math.pi * i / 36
+        points.append(
+            (
+                math.sin(t) ** 3,
+                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 15,
+            )
+        )
+    return points
+
+
+def _cross(rng: random.Random) -> _Points:
+    w = rng.uniform(0.24, 0.38)
+    quarter = [(w, -1), (w, -w), (1, -w), (1, w)]
+    points: _Points = []
+    for _ in range(4):
+        points += quarter
+        quarter = [(-y, x) for x, y in quarter]
+    return points
+
+
+def _moon(rng: random.Random) -> _Points:
+    outer = _ellipse(0, 0, 1, 1, 55, 305)
+    tip = math.radians(55)
+    x, y = math.cos(tip), math.sin(tip)
+    depth = rng.uniform(0.15, 0.45)  # how far left the inner arc bulges
+    inner = [(x - (x + depth) * math.sin(math.pi * i / 16), -y + 2 * y * i / 16) for i in range(1, 16)]
+    return [(px + 0.15, py) for px, py in outer + inner]
+
+
+def _triangle(rng: random.Random) -> _Points:
+    wide, high = rng.uniform(0.8, 1.0), rng.uniform(0.85, 1.05)
+    return [(rng.uniform(-0.12, 0.12), -high), (wide, high * 0.8), (-wide, high * 0.8)]
+
+
+def _square(rng: random.Random) -> _Points:
+    w, h = rng.uniform(0.78, 0.92), rng.uniform(0.78, 0.92)
+    return [(-w, -h), (w, -h), (w, h), (-w, h)]
+
+
+_Part = tuple[_Points, str]
+"""A polygon and its paint: ``own``, ``dark`` or ``light``."""
+
+
+def _house(rng: random.Random) -> list[_Part]:
+    w, eaves = rng.uniform(0.65, 0.8), rng.uniform(-0.3, -0.1)
+    over = rng.choice((0.0, 0.15))
+    body: _Points = [(-w, 0.95), (-w, eaves), (-w - over, eaves), (0, -1), (w + over, eaves), (w, eaves), (w, 0.95)]
+    parts: list[_Part] = [(body, "own")]
+    if rng.random() < 0.75:
+        parts.append(([(-0.16, 0.95), (-0.16, 0.35), (0.16, 0.35), (0.16, 0.95)], rng.choice(("dark", "light"))))
+    if rng.random() < 0.4:
+        parts += [([(s, 0), (s + 0.24, 0), (s + 0.24, 0.24), (s, 0.24)], "light") for s in (-0.52, 0.28)]
+    return parts
+
+
+def _tree(rng: random.Random) -> list[_Part]:
+    trunk: _Points = [(-0.15, 0.2), (0.15, 0.2), (0.15, 1), (-0.15, 1)]
+    look = rng.choice(("round", "fir", "fir", "cloud"))
+    if look == "round":
+        crown = [_ellipse(0, -0.3, 0.68, 0.7)]
+    elif look == "cloud":
+        crown = [_ellipse(-0.35, -0.1, 0.42, 0.4), _ellipse(0.35, -0.1, 0.42, 0.4), _ellipse(0, -0.55, 0.48, 0.45)]
+    else:
+        crown = [[(0, -1), (0.55, -0.2), (-0.55, -0.2)], [(0, -0.55), (0.75, 0.5), (-0.75, 0.5)]]
+    return [(trunk, rng.choice(("bark", "bark", "own"))), *((points, "own") for points in crown)]
+
+
+def _fish(rng: random.Random) -> list[_Part]:
+    tail = rng.uniform(0.38, 0.5)
+    body = _ellipse(-0.2, 0, 0.75, rng.uniform(0.42, 0.55))
+    parts: list[_Part] = [([(0.35, 0), (1, -tail), (1, tail)], "own"), (body, "own")]
+    if rng.random() < 0.8:
+        parts.append((_ellipse(-0.55, -0.12, 0.09, 0.09), rng.choice(("dark", "light"))))
+    return parts
+
+
+_SIMPLE: dict[str, Callable[[random.Random], _Points]] = {
+    "circle": lambda rng: _ellipse(0, 0, 0.95, rng.uniform(0.88, 1.0)),
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "heart": _heart,
+    "cross": _cross,
+    "moon": _moon,
+}
+_COMPOSED: dict[str, Callable[[random.Random], list[_Part]]] = {"house": _house, "tree": _tree, "fish": _fish}
+
+
+def _parts(kind: str, rng: random.Random) -> list[_Part]:
+    """Polygons in the square -1 … 1, y downwards."""
+    if kind in _SIMPLE:
+        return [(_SIMPLE[kind](rng), "own")]
+    parts = _COMPOSED[kind](rng)
+    if rng.random() < 0.5:
+        parts = [([(-x, y) for x, y in points], paint) for points, paint in parts]
+    return parts
+
+
+def example() -> Scene:
+    """The picture that ships with the model."""
+    things = (
+        Thing("star", "red", 0.24, 0.3, 0.17, 8),
+        Thing("moon", "yellow", 0.8, 0.22, 0.12, 0),
+        Thing("house", "blue", 0.72, 0.7, 0.24, 0),
+    )
+    return Scene(things, "white", aspect=4 / 3, seed=4)
+
+
+def draw(scene: Scene, side: int | None = None) -> Image.Image:
+    """The scene as an RGB picture of the scene's aspect; the same scene, the same picture.
+
+    Args:
+        side: pixels, the root of the picture's area; 128 to 224 if not given.
+    """
+    rng = random.Random(scene.seed)
+    chosen = rng.choice((128, 160, 224))
+    side = side or chosen
+    width, height = round(side * math.sqrt(scene.aspect)), round(side / math.sqrt(scene.aspect))
+    ground = _near(rng, BACKGROUNDS[scene.background], 6)
+    image = Image.new("RGB", (width, height), ground)
+    canvas = ImageDraw.Draw(image)
+    dark = (20, 20, 20) if scene.background != "black" or rng.random() < 0.2 else (235, 235, 235)
+    line = rng.uniform(0.012, 0.03) * side
+    for thing in scene.things:
+        _draw_thing(canvas, thing, (width, height), ground, dark, line, rng)
+    if scene.soft:
+        image = image.filter(ImageFilter.GaussianBlur(side / 224))
+    if rng.random() < 0.15:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=rng.randint(40, 90))
+        image = Image.open(file).convert("RGB")
+    if scene.noise:
+        grain = Image.effect_noise(image.size, 2 * scene.noise)  # gray, 128 in the mean
+        image = Image.blend(image, Image.merge("RGB", (grain,) * 3), 0.12)
+    return image
+
+
+def _draw_thing(
+    canvas: ImageDraw.ImageDraw,
+    thing: Thing,
+    size: tuple[int, int],
+    ground: tuple[int, int, int],
+    dark: tuple[int, int, int],
+    line: float,
+    rng: random.Random,
+) -> None:
+    own = _near(rng, rng.choice(COLOURS[thing.colour]), 10)
+    paints = {
+        "own": own,
+        "dark": (60, 40, 30),
+        "light": (250, 245, 235),
+        "bark": (110, 70, 40),
+    }
+    cos, sin = math.cos(math.radians(thing.turn)), math.sin(math.radians(thing.turn))
+    radius = thing.radius * math.sqrt(size[0] * size[1])
+    shape = random.Random(rng.getrandbits(32))
+    for points, paint in _parts(thing.kind, shape):
+        placed = [
+            (
+                thing.x * size[0] + radius * (x * cos - y * sin),
+                thing.y * size[1] + radius * (x * sin + y * cos),
+            )
+            for x, y in points
+        ]
+        if thing.style == "hollow":
+            thick = max(2, round(radius * 0.12))
+            canvas.polygon(placed, fill=ground)
+            canvas.line([*placed, placed[0], placed[1]], fill=own, width=thick, joint="curve")
+        else:
+            canvas.polygon(placed, fill=paints[paint])
+            if thing.style == "outlined":
+                canvas.line([*placed, placed[0], placed[1]], fill=dark, width=max(1, round(line)), joint="curve")
+
+
+def _near(rng: random.Random, colour: tuple[int, int, int], spread: int) -> tuple[int, int, int]:
+    red, green, blue = (max(0, min(255, channel + rng.randint(-spread, spread))) for channel in colour)
+    return red, green, blue
+
+
+def _sheet(rng: random.Random, columns: int = 8, rows: int = 6) -> Image.Image:
+    sheet = Image.new("RGB", (columns * 150, rows * 150), "white")
+    for i in range(columns * rows):
+        picture = draw(packed_scene(rng) if i % columns == columns - 1 else scene(rng))
+        picture.thumbnail((144, 144))
+        sheet.paste(picture, (i % columns * 150 + 3, i // columns * 150 + 3))
+    return sheet
+
+
+if __name__ == "__main__":
+    _sheet(random.Random(1)).save(sys.argv[1])
