@@ -105,6 +105,8 @@ class Question:
     """The message it replies to. None: the asker's latest conversation here goes on, unless pictures come along."""
     fetch: Callable[[MessageKey], Awaitable[Quoted | None]] | None = None
     """Looks up a message that isn't in memory."""
+    keeps_pictures: bool = False
+    """An edited question whose pictures the platform doesn't tell again: those in memory stay."""
     place: str = ""
     """JSON or other text from which the adapter finds the chat again after a restart; stored sealed."""
 
@@ -213,6 +215,7 @@ class Answering:
         self._pseudonyms = pseudonyms
         self.traffic = traffic
         self._active: dict[str, _Active] = {}
+        self._refusing: set[str] = set()
 
     @classmethod
     def build(
@@ -255,17 +258,17 @@ class Answering:
             self._stop(active, "")
             await active.done.wait()
         if active is not None:
-            await self.say(outlet, texts("refused.busy"))
+            await self._refuse(owner, outlet, texts("refused.busy"))
             return
         if (refusal := self._gate.check(question.asker)) is not None:
-            await self.say(outlet, self._refusal_text(texts, refusal))
+            await self._refuse(owner, outlet, self._refusal_text(texts, refusal))
             return
         before = self._memory.get(question.key)
         parent = question.parent
         if parent is None and not question.attachments:
             parent = self._memory.latest(self._place(question.asker))
         if parent is None and not question.attachments:
-            await self.say(outlet, texts("hint.no_picture"))
+            await self._refuse(owner, outlet, texts("hint.no_picture"))
             return
         question = replace(question, parent=None if parent == question.key else parent)
         await self._answer(
@@ -277,22 +280,11 @@ class Answering:
 
     async def regenerate(self, asker: Asker, message: MessageKey, outlet: Outlet, *, place: str = "") -> str | None:
         """Answer again the question that ``message`` answers, in its place; a sentence if that can't be done."""
-        owner = self._gate.user(asker)
-        texts = self.texts(asker)
-        showing = next((one for one in self._active.values() if message in one.messages), None)
-        if showing is not None and showing.display.finished:
-            await showing.done.wait()  # only its last words are to be shown
-        answer = self._memory.get(message)
-        turn = self._memory.get(answer.parent) if answer and answer.parent else None
-        if answer is None or turn is None or answer.parent is None:
-            return texts("again.forgotten")
-        if turn.owner != owner and not self._gate.is_admin(asker):
-            return texts("stopped.other")
-        if owner in self._active:
-            return texts("refused.busy")
-        if (refusal := self._gate.check(asker)) is not None:
-            return self._refusal_text(texts, refusal)
-        key, asked = answer.parent, turn
+        if (why_not := await self.why_not_regenerate(asker, message)) is not None:
+            return why_not
+        key, asked = self._question_of(message)
+        assert key is not None
+        assert asked is not None
 
         async def collect() -> _Collected:
             return _Collected([*self._known_chain(asked.parent), asked])
@@ -301,10 +293,27 @@ class Answering:
             Question(asker=asker, key=key, text=asked.text, parent=asked.parent, place=place),
             outlet,
             collect,
-            reuse=turn.answers,
+            reuse=asked.answers,
             temperature=self._settings.answers.regenerate_temperature,
         )
         return None
+
+    async def why_not_regenerate(self, asker: Asker, message: MessageKey) -> str | None:
+        """The sentence that ``regenerate`` would return at once; None if it would answer."""
+        showing = next((one for one in self._active.values() if message in one.messages), None)
+        if showing is not None and showing.display.finished:
+            await showing.done.wait()  # only its last words are to be shown
+        owner = self._gate.user(asker)
+        texts = self.texts(asker)
+        _, asked = self._question_of(message)
+        if asked is None:
+            return texts("again.forgotten")
+        if asked.owner != owner and not self._gate.is_admin(asker):
+            return texts("stopped.other")
+        if owner in self._active:
+            return texts("refused.busy")
+        refusal = self._gate.check(asker)
+        return None if refusal is None else self._refusal_text(texts, refusal)
 
     def stop(self, asker: Asker, message: MessageKey | None = None) -> str:
         """Stop the answer shown by ``message``, or the asker's own; returns what to tell them."""
@@ -382,13 +391,24 @@ class Answering:
         while True:
             await self.traffic.wait(outlet.traffic_key, Urgency.FIRST)
             try:
-                await outlet.send(Content(text))
+                await outlet.send(Content(text, own=True))
             except TryLater as refusal:
                 self.traffic.hold(outlet.traffic_key, refusal.seconds)
             except ChatGone:
                 return
             else:
                 return
+            finally:
+                self.traffic.arrived(outlet.traffic_key)
+
+    async def _refuse(self, owner: str, outlet: Outlet, text: str) -> None:
+        """Say why not, but only once at a time: who floods a chat with questions doesn't flood it with refusals."""
+        if owner not in self._refusing:
+            self._refusing.add(owner)
+            try:
+                await self.say(outlet, text)
+            finally:
+                self._refusing.discard(owner)
 
     # A bot's life
 
@@ -564,14 +584,16 @@ class Answering:
         if question.fetch is not None:
             was_forgotten = await self._fetch_chain(question, question.fetch, owner, loader)
         chain = self._known_chain(question.parent)
+        known = self._memory.get(question.key)
         pictures = await loader.load(question.attachments)
+        if question.keeps_pictures and known is not None:
+            pictures = known.pictures
         shown = chain[-1] if chain and chain[-1].role == "user" else None  # a picture that is asked about by a reply
         words = question.text or (shown.text if shown else "")
         if not words:
             count = len(pictures) + (len(shown.pictures) if shown else 0)
             default = texts("question.default_many" if count > 1 else "question.default")
             words = self._settings.answers.question or default
-        known = self._memory.get(question.key)
         turn = Turn(
             role="user",
             text=words,
@@ -579,6 +601,7 @@ class Answering:
             owner=owner,
             parent=question.parent,
             spoiler=any(file.spoiler for file in question.attachments),
+            # Where the answer stands, if this is asked again.
             answers=known.answers if known else (),
         )
         return _Collected([*chain, turn], loader.notes(texts), was_forgotten)
@@ -642,6 +665,12 @@ class Answering:
             self._memory.set_latest(active.place, keys[-1])
         else:
             self._memory.reset(active.place)
+
+    def _question_of(self, answer: MessageKey) -> tuple[MessageKey | None, Turn | None]:
+        found = self._memory.get(answer)
+        if found is None or found.role != "assistant" or found.parent is None:
+            return None, None
+        return found.parent, self._memory.get(found.parent)
 
     async def _delete(self, outlet: Outlet, message: str) -> None:
         await self.traffic.wait(f"{outlet.traffic_key} tidy", Urgency.TIDY)

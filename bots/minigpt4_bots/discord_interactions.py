@@ -189,9 +189,11 @@ class Interactions:
         return f"{self._bot.answering.help(asker, mention=mention, commands=commands)}\n\n{menus}"
 
     def _asker(self, interaction: discord.Interaction) -> Asker:
+        # A place of a kind that the library doesn't know is told apart by its server, or by the person.
+        channel = interaction.channel or discord.Object(interaction.guild_id or interaction.user.id)
         return asker_of(
             interaction.user,
-            interaction.channel,
+            channel,
             guild_id=interaction.guild_id,
             language=interaction.locale.value,
         )

@@ -148,6 +148,8 @@ class Rate:
 
     count: int
     per_s: float
+    progress_only: bool = False
+    """Texts that stay needn't keep it: it only spreads progress evenly."""
 
 
 class _Window:
@@ -162,6 +164,8 @@ class _Window:
         """The earliest time at which a write of that urgency keeps all rates."""
         ready = self.held_until
         for rate in self._rates:
+            if rate.progress_only and urgency < Urgency.PROGRESS:
+                continue
             # Progress leaves some of a larger allowance to the texts that stay.
             count = rate.count - rate.count // 3 if urgency >= Urgency.PROGRESS else rate.count
             if len(self._times) >= count:
@@ -170,6 +174,11 @@ class _Window:
 
     def take(self, now: float) -> None:
         self._times.append(now)
+
+    def arrived(self, now: float) -> None:
+        """The last write took until now: the platform counts when it arrives, not when it was sent."""
+        if self._times:
+            self._times[-1] = max(self._times[-1], now)
 
     def is_idle(self, now: float) -> bool:
         longest = max((rate.per_s for rate in self._rates), default=0.0)
@@ -219,6 +228,10 @@ class WaitingLine:
         """The platform wants silence in that chat."""
         window = self._window(chat)
         window.held_until = max(window.held_until, until)
+
+    def arrived(self, chat: str, now: float) -> None:
+        """What was granted last for that chat has been written."""
+        self._window(chat).arrived(now)
 
     def grant(self, now: float) -> list[Ticket]:
         """Those who may write now, and have left the line."""
@@ -295,6 +308,10 @@ class Traffic:
         """Nobody writes to that chat for so long."""
         self._line.hold(chat, asyncio.get_running_loop().time() + seconds)
 
+    def arrived(self, chat: str) -> None:
+        """The platform has answered the last write to that chat."""
+        self._line.arrived(chat, asyncio.get_running_loop().time())
+
     def _grant(self) -> None:
         loop = asyncio.get_running_loop()
         for ticket in self._line.grant(loop.time()):
@@ -322,6 +339,8 @@ class Content:
     text: str
     buttons: Buttons = Buttons.NONE
     spoiler: bool = False
+    own: bool = False
+    """Our own words: no Markdown, and commands in them may be clicked."""
 
 
 class TryLater(Exception):
@@ -438,9 +457,9 @@ class Display:
         if is_open and not text.strip():
             if page > 0:
                 return None
-            text, stays, spoiler = self._status, self.finished, False
+            text, stays, spoiler, own = self._status, self.finished, False, True
         else:
-            stays, spoiler = not is_open or self.finished, self.spoiler
+            stays, spoiler, own = not is_open or self.finished, self.spoiler, False
         is_last = is_open or (page == len(self._pages.settled) - 1 and not self._pages.open.strip())
         buttons = Buttons.NONE
         if is_last:
@@ -448,7 +467,7 @@ class Display:
         urgency = Urgency.ANSWER if stays else Urgency.PROGRESS
         if page == 0 and not self._written:
             urgency = Urgency.FIRST
-        return Write(page, Content(text, buttons, spoiler), stays, urgency)
+        return Write(page, Content(text, buttons, spoiler, own), stays, urgency)
 
     def _open_fence(self) -> str:
         fence = fence_at(self._pages.open)
@@ -520,6 +539,8 @@ async def deliver(
         except MessageGone:
             assert write is not None
             delivery.lost(write.page)
+        finally:
+            traffic.arrived(chat)
 
 
 class _Delivery:

@@ -48,6 +48,8 @@ class ChatMiniGPT4(BaseChatOpenAI):
         payload = super()._get_request_payload(input_, stop=stop, **kwargs)
         # Null is "yours"; a server with several models must be told a name.
         payload["model"] = payload.get("model") or None
+        # The base keeps connections beyond their event loop, where nobody can use or close them: let none be kept.
+        payload["extra_headers"] = {"Connection": "close", **(payload.get("extra_headers") or {})}
         return payload
 
     def bind_tools(self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **_: Any) -> NoReturn:

@@ -1,0 +1,407 @@
+"""A strict fake of Telegram's Bot API on loopback, and the steps of people in its chats.
+
+Strict means: what the real server refuses (too long, empty, malformed markup, unchanged, too often, a second receiver)
+is refused here with the same words. ``floods`` counts refusals for writing too often, ``mistakes`` lists what a good
+bot never does.
+"""
+
+import asyncio
+import html.parser
+import itertools
+import json
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+TOKEN = "123456789:AAFakeToken-only-for-loopback-0123456789"
+BOT = {"id": 123456789, "is_bot": True, "first_name": "Eyes", "username": "eyes_bot", "can_join_groups": True}
+_TAGS = {"b", "i", "s", "u", "code", "pre", "tg-spoiler"}
+Json = dict[str, Any]
+
+
+class Refused(Exception):
+    def __init__(self, code: int, description: str, **parameters: int) -> None:
+        super().__init__(description)
+        self.body: Json = {"ok": False, "error_code": code, "description": description}
+        if parameters:
+            self.body["parameters"] = parameters
+
+
+class _Markup(html.parser.HTMLParser):
+    """Telegram's HTML → text and entities, or a refusal."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.text = ""
+        self.entities: list[str] = []
+        self.stack: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in _TAGS:
+            raise Refused(400, f'Bad Request: can\'t parse entities: Unsupported start tag "{tag}" at byte offset 0')
+        if "code" in self.stack or ("pre" in self.stack and tag != "code"):
+            raise Refused(400, "Bad Request: can't parse entities: code holds another entity")
+        if tag in ("code", "pre") and set(self.stack) - {"pre"}:
+            raise Refused(400, "Bad Request: can't parse entities: code within another entity")
+        self.stack.append(tag)
+        self.entities.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.stack or self.stack.pop() != tag:
+            raise Refused(400, f"Bad Request: can't parse entities: Unexpected end tag {tag}")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parse(text: str, mode: str | None) -> tuple[str, list[str]]:
+    if mode is None:
+        return text, []
+    markup = _Markup()
+    markup.feed(text)
+    markup.close()
+    if markup.stack:
+        raise Refused(400, f"Bad Request: can't parse entities: Can't find end tag of {markup.stack[-1]}")
+    return markup.text, markup.entities
+
+
+@dataclass
+class Sent:
+    """One message of the bot."""
+
+    chat: int
+    id: int
+    text: str
+    entities: list[str]
+    buttons: list[str]
+    reply_to: int | None
+    thread: int | None
+    at: float
+    edits: int = 0
+    html: str = ""
+    deleted: bool = False
+
+
+@dataclass
+class FakeTelegram:
+    """Start with ``async with FakeTelegram().running() as telegram``."""
+
+    enforce: bool = True
+    has_drafts: bool = True
+    has_webhook: str = ""
+    secret: str = ""
+    url: str = ""
+    allowed_updates: list[str] = field(default_factory=list)
+    sent: dict[tuple[int, int], Sent] = field(default_factory=dict)
+    drafts: dict[int, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
+    calls: list[tuple[float, str, Json]] = field(default_factory=list)
+    toasts: list[str] = field(default_factory=list)
+    guests: dict[str, str] = field(default_factory=dict)
+    commands: dict[str, list[Json]] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)
+    floods: int = 0
+    refuse_next: list[Refused] = field(default_factory=list)
+    """Refusals for the next writes, in order."""
+    refuse_markup_in: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
+    """Chats that blocked the bot."""
+    second_receiver: bool = False
+    down: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._updates: list[Json] = []
+        self._arrived = asyncio.Event()
+        self._polling = 0
+        self._numbers = itertools.count(1000)
+        self._update_numbers = itertools.count(1)
+        self._writes: dict[Any, deque[float]] = defaultdict(lambda: deque(maxlen=40))
+
+    # The server
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["FakeTelegram"]:
+        app = web.Application()
+        app.router.add_route("*", "/file/bot{token}/{path:.*}", self._file)
+        app.router.add_route("*", "/bot{token}/{method}", self._call)
+        runner = web.AppRunner(app, shutdown_timeout=0.5, handler_cancellation=True)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _file(self, request: web.Request) -> web.Response:
+        data = self.files.get(request.match_info["path"])
+        if request.match_info["token"] != TOKEN or data is None:
+            return web.Response(status=404)
+        return web.Response(body=data)
+
+    async def _call(self, request: web.Request) -> web.Response:
+        method = request.match_info["method"]
+        values: Json = dict(await request.post())
+        for name, value in values.items():
+            if isinstance(value, str):
+                with suppress(ValueError):
+                    values[name] = value if name in ("text", "secret_token") else json.loads(value)
+        try:
+            if self.down:
+                raise Refused(502, "Bad Gateway")
+            if request.match_info["token"] != TOKEN:
+                raise Refused(401, "Unauthorized")
+            handler = getattr(self, f"_do_{method}", None)
+            if handler is None:
+                raise Refused(404, "Not Found: method not found")
+            if method != "getUpdates":
+                self.calls.append((time.monotonic(), method, values))
+            result = await handler(values) if asyncio.iscoroutinefunction(handler) else handler(values)
+        except Refused as refusal:
+            return web.json_response(refusal.body, status=refusal.body["error_code"])
+        return web.json_response({"ok": True, "result": result})
+
+    def _do_getMe(self, _: Json) -> Json:
+        return BOT
+
+    def _do_setMyCommands(self, values: Json) -> bool:
+        self.commands[values.get("language_code", "")] = values["commands"]
+        return True
+
+    def _do_deleteWebhook(self, _: Json) -> bool:
+        self.has_webhook = ""
+        return True
+
+    def _do_setWebhook(self, values: Json) -> bool:
+        self.has_webhook, self.secret = values["url"], values.get("secret_token", "")
+        return True
+
+    async def _do_getUpdates(self, values: Json) -> list[Json]:
+        if self.second_receiver or self._polling:
+            raise Refused(
+                409,
+                "Conflict: terminated by other getUpdates request; make sure that only one bot instance is running",
+            )
+        self.allowed_updates = values.get("allowed_updates", self.allowed_updates)
+        offset = int(values.get("offset", 0))
+        self._updates = [one for one in self._updates if one["update_id"] >= offset]
+        self._polling += 1
+        try:
+            if not self._updates:
+                self._arrived.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._arrived.wait(), float(values.get("timeout", 0)))
+        finally:
+            self._polling -= 1
+        if self.second_receiver:
+            raise Refused(409, "Conflict: terminated by other getUpdates request")
+        return self._updates[:100]
+
+    def _do_getFile(self, values: Json) -> Json:
+        name = str(values["file_id"])
+        if name not in self.files:
+            raise Refused(400, "Bad Request: wrong file_id or the file is temporarily unavailable")
+        if len(self.files[name]) > 20 * 2**20:
+            raise Refused(400, "Bad Request: file is too big")
+        return {"file_id": name, "file_unique_id": name, "file_size": len(self.files[name]), "file_path": name}
+
+    def _write(self, values: Json) -> tuple[str, list[str]]:
+        chat = int(values["chat_id"])
+        if self.refuse_next:
+            raise self.refuse_next.pop(0)
+        if chat in self.gone:
+            raise Refused(403, "Forbidden: bot was blocked by the user")
+        now = time.monotonic()
+        rates = [("all", 30, 1.0), (chat, 1, 1.0)] + ([((chat, "m"), 20, 60.0)] if chat < 0 else [])
+        for name, count, period in rates if self.enforce else ():
+            times = self._writes[name]
+            if len(times) >= count and now - times[-count] < period:
+                self.floods += 1
+                wait = int(period - (now - times[-count])) + 1
+                raise Refused(429, f"Too Many Requests: retry after {wait}", retry_after=wait)
+        for name, _, _ in rates:
+            self._writes[name].append(now)
+        if values.get("parse_mode") and chat in self.refuse_markup_in:
+            raise Refused(400, "Bad Request: can't parse entities: we don't want to")
+        try:
+            text, entities = parse(values.get("text", ""), values.get("parse_mode"))
+        except Refused as refusal:
+            self.mistakes.append(f"{refusal}: {values['text'][:200]}")
+            raise
+        if len(text.encode("utf-16-le")) // 2 > 4096:
+            self.mistakes.append("too long")
+            raise Refused(400, "Bad Request: message is too long")
+        return text, entities
+
+    def _do_sendMessage(self, values: Json) -> Json:
+        text, entities = self._write(values)
+        if not text.strip():
+            self.mistakes.append("empty")
+            raise Refused(400, "Bad Request: message text is empty")
+        if values.get("link_preview_options", {}).get("is_disabled") is not True:
+            self.mistakes.append("link previews are on")
+        reply = values.get("reply_parameters", {}).get("message_id")
+        chat, number = int(values["chat_id"]), next(self._numbers)
+        entities += [one["type"] for one in values.get("entities", [])]
+        self.sent[chat, number] = Sent(
+            chat,
+            number,
+            text,
+            entities,
+            _labels(values),
+            reply,
+            values.get("message_thread_id"),
+            time.monotonic(),
+            html=values["text"],
+        )
+        return self.as_json(self.sent[chat, number])
+
+    def _do_editMessageText(self, values: Json) -> Json:
+        message = self.sent.get((int(values["chat_id"]), int(values["message_id"])))
+        if message is None or message.deleted:
+            raise Refused(400, "Bad Request: message to edit not found")
+        text, entities = self._write(values)
+        entities += [one["type"] for one in values.get("entities", [])]
+        if (text, entities, _labels(values)) == (message.text, message.entities, message.buttons):
+            raise Refused(400, "Bad Request: message is not modified: specified new message content is the same")
+        message.text, message.entities, message.buttons = text, entities, _labels(values)
+        message.html = values["text"]
+        message.edits += 1
+        return self.as_json(message)
+
+    def _do_deleteMessage(self, values: Json) -> bool:
+        message = self.sent.get((int(values["chat_id"]), int(values["message_id"])))
+        if message is None or message.deleted:
+            raise Refused(400, "Bad Request: message to delete not found")
+        message.deleted = True
+        return True
+
+    def _do_sendMessageDraft(self, values: Json) -> bool:
+        if not self.has_drafts:
+            raise Refused(404, "Not Found")
+        chat = int(values["chat_id"])
+        if chat < 0 or not int(values["draft_id"]):
+            self.mistakes.append("a draft outside of a private chat, or without a number")
+            raise Refused(400, "Bad Request: PEER_ID_INVALID")
+        text, _ = self._write(values)
+        self.drafts[chat].append((int(values["draft_id"]), text))
+        return True
+
+    def _do_answerCallbackQuery(self, values: Json) -> bool:
+        self.toasts.append(str(values.get("text", "")))
+        return True
+
+    def _do_answerGuestQuery(self, values: Json) -> Json:
+        query = str(values["guest_query_id"])
+        if query in self.guests:
+            self.mistakes.append("answered a guest twice")
+            raise Refused(400, "Bad Request: query is already answered")
+        content = values["result"]["input_message_content"]
+        self.guests[query], _ = parse(content["message_text"], content.get("parse_mode"))
+        return {"inline_message_id": query}
+
+    # What people see
+
+    def shown(self, chat: int) -> list[Sent]:
+        """The bot's messages in a chat, oldest first."""
+        return [one for one in self.sent.values() if one.chat == chat and not one.deleted]
+
+    def as_json(self, sent: Sent) -> Json:
+        """A message of the bot as Telegram tells it."""
+        message = {
+            "message_id": sent.id,
+            "date": int(time.time()),
+            "chat": chat_of(sent.chat),
+            "from": BOT,
+            "text": sent.text,
+        }
+        if sent.thread is not None:
+            message |= {"message_thread_id": sent.thread, "is_topic_message": True}
+        return message
+
+    # What people do
+
+    def upload(self, data: bytes) -> str:
+        """A file on the server."""
+        name = f"file{next(self._numbers)}"
+        self.files[name] = data
+        return name
+
+    def photo(self, data: bytes) -> Json:
+        """The fields of a message with a photo."""
+        size = {"file_id": self.upload(data), "file_unique_id": "u", "width": 64, "height": 48, "file_size": len(data)}
+        return {"photo": [{**size, "file_id": "thumbnail"}, size]}
+
+    def document(self, data: bytes, kind: str | None = "image/png", name: str = "a.png", **more: Any) -> Json:
+        """The fields of a message with a file."""
+        document = {"file_id": self.upload(data), "file_unique_id": "u", "file_name": name, "file_size": len(data)}
+        return {"document": {**document, **({"mime_type": kind} if kind else {}), **more}}
+
+    def message(self, chat: int, user: int, text: str = "", *, language: str = "en", **fields: Any) -> Json:
+        """A message by a person; mentions and commands get their entities."""
+        where = "caption" if "photo" in fields or "document" in fields or "video" in fields else "text"
+        message: Json = {
+            "message_id": next(self._numbers),
+            "date": int(time.time()),
+            "chat": chat_of(chat),
+            "from": person(user, language),
+            **({where: text} if text else {}),
+            **fields,
+        }
+        if f"@{BOT['username']}" in text:
+            offset = len(text[: text.index(f"@{BOT['username']}")].encode("utf-16-le")) // 2
+            entity = {"type": "mention", "offset": offset, "length": len(BOT["username"]) + 1}
+            message["entities" if where == "text" else "caption_entities"] = [entity]
+        return message
+
+    async def update(self, kind: str, value: Json) -> None:
+        """Something happens; the bot is told by its next poll, or by its webhook."""
+        update = {"update_id": next(self._update_numbers), kind: value}
+        if self.has_webhook:
+            headers = {"X-Telegram-Bot-Api-Secret-Token": self.secret}
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(self.has_webhook, json=update, headers=headers) as response,
+            ):
+                assert response.status == 200
+            return
+        self._updates.append(update)
+        self._arrived.set()
+
+    async def say(self, chat: int, user: int, text: str = "", **fields: Any) -> Json:
+        """A person writes."""
+        message = self.message(chat, user, text, **fields)
+        await self.update("message", message)
+        return message
+
+    async def press(self, sent: Sent, user: int, data: str) -> None:
+        """A person presses a button."""
+        query = {
+            "id": str(next(self._numbers)),
+            "from": person(user, "en"),
+            "chat_instance": "1",
+            "data": data,
+            "message": self.as_json(sent),
+        }
+        await self.update("callback_query", query)
+
+
+def person(user: int, language: str) -> Json:
+    return {"id": user, "is_bot": False, "first_name": "Anna", "language_code": language}
+
+
+def chat_of(chat: int) -> Json:
+    if chat > 0:
+        return {"id": chat, "type": "private", "first_name": "Anna"}
+    return {"id": chat, "type": "supergroup", "title": "Group", "is_forum": True}
+
+
+def _labels(values: Json) -> list[str]:
+    rows = values.get("reply_markup", {}).get("inline_keyboard", [])
+    return [button["callback_data"] for row in rows for button in row]
