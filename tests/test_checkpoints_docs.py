@@ -1,4 +1,4 @@
-"""docs/checkpoints.md does what it shows: options exist, the table is computed, the boxes are read, messages are real."""
+"""docs/checkpoints.md does what it shows: options exist, the table is computed, boxes are read, messages are real."""
 
 import re
 from pathlib import Path

@@ -116,6 +116,7 @@ class ChatOutlet:
         self._texts = texts
         self._draft_id = draft_id
         self._has_replied = False
+        self._write = _Writing()
         self.previews = previews
         self.traffic_key = str(spot.chat)
 
@@ -146,7 +147,7 @@ class ChatOutlet:
 
         with _translated():
             try:
-                message = await _with_plain_fallback(send, content)
+                message = await self._write(send, content)
             except ChatMigrated as moved:
                 # The group became a supergroup: it goes on under a new id.
                 self._spot = Spot(moved.new_chat_id, self._spot.thread)
@@ -169,7 +170,7 @@ class ChatOutlet:
 
         with _translated():
             try:
-                await _with_plain_fallback(edit, content)
+                await self._write(edit, content)
             except BadRequest as error:
                 if "message is not modified" not in error.message.lower():
                     raise
@@ -188,7 +189,7 @@ class ChatOutlet:
             )
 
         try:
-            await _with_plain_fallback(draft, content)
+            await self._write(draft, content)
         except (BadRequest, InvalidToken, Forbidden):
             # An older server answers 404 to what it doesn't know, which the library takes for a wrong token.
             self.previews = False
@@ -217,6 +218,7 @@ class GuestOutlet:
         self._bot = bot
         self._query = query
         self._is_answered = False
+        self._write = _Writing()
         self.traffic_key = f"guest {query}"
 
     def key_of(self, message: str) -> MessageKey:
@@ -247,7 +249,7 @@ class GuestOutlet:
             await self._bot.answer_guest_query(self._query, InlineQueryResultArticle("answer", "…", words))
 
         with _translated():
-            await _with_plain_fallback(answer, content)
+            await self._write(answer, content)
         self._is_answered = True
 
     async def delete(self, message: str) -> None:
@@ -257,21 +259,37 @@ class GuestOutlet:
         """Nothing is shown before the end."""
 
 
-async def _with_plain_fallback(write: Callable[[dict[str, Any]], Awaitable[_Sent]], content: Content) -> _Sent:
-    """Write with markup; without it if Telegram can't parse what we made."""
-    if content.own:
-        return await write({"text": content.text})
-    rendered = telegram_html(content.text, spoiler=content.spoiler)
-    if not telegram_plain(content.text).strip():
-        return await write({"text": _EMPTY})
-    try:
-        return await write({"text": rendered, "parse_mode": "HTML"})
-    except BadRequest as error:
-        reason = error.message.lower()
-        if "can't parse entities" not in reason and "too long" not in reason:
-            raise
+class _Writing:
+    """How text goes out: with markup, and without it from when Telegram couldn't parse what we made."""
+
+    def __init__(self) -> None:
+        self._plain = False
+
+    async def __call__(self, write: Callable[[dict[str, Any]], Awaitable[_Sent]], content: Content) -> _Sent:
+        """Write once.
+
+        Raises:
+            TryLater: the markup was refused. Even that counts as a write, so the plain text must wait for its turn.
+        """
+        if content.own:
+            return await write({"text": content.text})
+        if not telegram_plain(content.text).strip():
+            return await write({"text": _EMPTY})
+        if self._plain:
+            return await write(_plain_words(content))
+        try:
+            return await write({"text": telegram_html(content.text, spoiler=content.spoiler), "parse_mode": "HTML"})
+        except BadRequest as error:
+            reason = error.message.lower()
+            if "can't parse entities" not in reason and "too long" not in reason:
+                raise
+        self._plain = True
+        raise TryLater(_ONE_CHAT[0].per_s)
+
+
+def _plain_words(content: Content) -> dict[str, Any]:
     plain = telegram_plain(content.text)[:_LIMIT]
     while utf16_length(plain) > _LIMIT:
         plain = plain[:-1]
     under = [MessageEntity(MessageEntity.SPOILER, 0, utf16_length(plain))] if content.spoiler else None
-    return await write({"text": plain, "entities": under})
+    return {"text": plain, "entities": under}

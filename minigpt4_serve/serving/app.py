@@ -46,7 +46,7 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
     # What Ray and Serve tell their own developers; ours comes through on_progress and as errors.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_progress("starting Ray")
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    _start_cluster()
     serve.start(http_options={"host": settings.host, "port": settings.port})
     on_progress("loading the model")
     try:
@@ -58,6 +58,25 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         raise EngineFailed(
             ours[1] if ours else "The server could not start; Ray's logs in /tmp/ray say why."
         ) from error
+
+
+def _start_cluster() -> None:
+    """A local Ray cluster. Ray gives its own parts thirty seconds, which a busy machine exceeds: one more try is made.
+
+    Raises:
+        EngineFailed: not even then.
+    """
+    for attempt in range(2):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        except Exception as error:  # Ray raises plain Exception here
+            ray.shutdown()
+            if attempt:
+                raise EngineFailed(
+                    "Ray could not start: the machine is very busy, or /tmp is full. Its logs in /tmp/ray say why."
+                ) from error
+        else:
+            return
 
 
 def stop() -> None:
