@@ -1,10 +1,11 @@
 """Train the embedded model: pictures, then seeing and speaking apart, then both together.
 
-``python tools/tiny/train.py RUN_DIR pictures|vision|oracle|ridge|tune|export [--minutes M] [--processes N]``
+``python tools/tiny/train.py RUN_DIR begin|pictures|vision|oracle|ridge|tune|export [--minutes M] [--processes N]``
 
 Every stage saves its state each minute and goes on from there when it is started again, also on another machine. Rates
 follow the share of the stage's minutes that has been spent, so a slower machine learns less but ends in order.
-``vision`` and ``oracle`` don't need each other: run them side by side.
+``vision`` and ``oracle`` don't need each other: run them side by side. ``begin`` makes a new run of the model that is
+committed, to go on from.
 """
 
 import argparse
@@ -19,6 +20,9 @@ from network import new_model, optimizers
 from torch import distributed, nn
 
 __all__ = ["Training"]
+
+HEADS = Path(__file__).parent / "heads.safetensors"
+"""What the eyes were asked while they learnt: not part of the model, but needed to go on training."""
 
 
 class Training:
@@ -45,7 +49,7 @@ class Training:
         if file.exists():
             held: dict[str, Any] = torch.load(file, weights_only=True)
             load_modules(modules, held["modules"])
-            for optimizer, state in zip(optimizers, held["optimizers"], strict=True):
+            for optimizer, state in zip(optimizers, held["optimizers"] or [], strict=bool(held["optimizers"])):
                 optimizer.load_state_dict(state)
             self.step, self.spent = held["step"], held["spent"]
             self._saved = self.spent
@@ -366,6 +370,7 @@ def export(run: Path, out: Path) -> None:
     from evaluate import answers, load
     from network import QUERIES
     from questions import Dialogue
+    from safetensors.torch import save_file
     from world import SIDE, draw, example
 
     from minigpt4_serve.model import MiniGPT4ImageProcessor, MiniGPT4Processor
@@ -387,6 +392,7 @@ def export(run: Path, out: Path) -> None:
         image_token_id=model.config.image_token_id,
     )
     processor.save_pretrained(out)
+    save_file({name: tensor.contiguous() for name, tensor in eyes_of(run, model).state_dict().items()}, HEADS)
     picture = draw(example(), side=480)
     picture.save(out / "example.png", optimize=True)
     question = "What is in this picture?"
@@ -396,15 +402,41 @@ def export(run: Path, out: Path) -> None:
     print(answer)
 
 
+def begin(run: Path, folder: Path) -> None:
+    """A new run from a model that was exported before, so that training goes on from what is committed.
+
+    The optimizers start afresh; ``vision`` can go on, or ``ridge`` (which then only looks) and ``tune``.
+    """
+    import shutil
+
+    from evaluate import load
+    from safetensors.torch import load_file
+    from vision import SeeingHeads
+
+    model, _ = load(folder)
+    heads = SeeingHeads(model.config.vision_config.hidden_size)
+    heads.load_state_dict(load_file(HEADS))
+    run.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "tokenizer.model", run / "tokenizer.model")
+    modules = {"vision": model.vision_model, "qformer": model.qformer, "queries": model.query_tokens, "heads": heads}
+    states = {name: state_of(module) for name, module in modules.items()}
+    torch.save({"modules": states, "optimizers": [], "step": 0, "spent": 0.0}, run / "vision.pt")
+    torch.save(model.state_dict(), run / "joined.pt")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run's pictures and checkpoints")
-    parser.add_argument("stage", choices=("pictures", "vision", "oracle", "ridge", "tune", "export"))
+    parser.add_argument("stage", choices=("begin", "pictures", "vision", "oracle", "ridge", "tune", "export"))
     parser.add_argument("--minutes", type=float, default=35.0, help="length of the stage vision, oracle or tune")
     parser.add_argument("--processes", type=int, default=2, help="for drawing and for tune")
-    parser.add_argument("--out", type=Path, default=Path("minigpt4_serve/weights/tiny"), help="for export")
+    parser.add_argument(
+        "--out", type=Path, default=Path("minigpt4_serve/weights/tiny"), help="for export, and for begin"
+    )
     given = parser.parse_args()
-    if given.stage == "pictures":
+    if given.stage == "begin":
+        begin(given.run, given.out)
+    elif given.stage == "pictures":
         from pictures import render
 
         render(given.run / "pictures", shards=18, packed=4, processes=given.processes)
@@ -414,7 +446,8 @@ def main() -> None:
         train_oracle(given.run, given.minutes)
     elif given.stage == "ridge":
         look(given.run, shards=5)
-        fit_projection(given.run)
+        if (given.run / "oracle.pt").exists():
+            fit_projection(given.run)
     elif given.stage == "tune":
         (given.run / "meeting").unlink(missing_ok=True)
         if given.processes > 1:
