@@ -11,7 +11,7 @@ from minigpt4_serve.settings import TINY_MODEL
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "tiny"))
 
-FACTS = ("colour", "which", "count_all", "exists", "background")
+FACTS = ("which", "count_all", "background", "caption", "exists")
 
 
 @pytest.fixture(scope="module")
