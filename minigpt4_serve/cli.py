@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 
 _DEFAULT_QUESTION = "What is in this picture?"
-_DEMO_QUESTIONS = ("What is in this picture?", "How many objects are there?", "And which one is the biggest?")
+_DEMO_QUESTIONS = ("What is the background?", "How many objects are there?", "What are they?")
 
 ServerOption = Annotated[
     str | None,
