@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from processes import running_server
+
+# The same examples in every run: what passed yesterday passes today, and a failure can be repeated.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 
 GOLDEN = Path(__file__).parent / "golden"
 

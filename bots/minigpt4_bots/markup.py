@@ -109,13 +109,18 @@ def safe_markdown(text: str, *, spoiler: bool = False) -> str:
         for index, piece in enumerate(block.pieces):
             if index and not spoiler:
                 line += "||"
-            line += inert(piece.text, _in_backticks, lambda ticks, code: f"{ticks}{code}{ticks}")
+            line += inert(piece.text, _in_backticks, lambda ticks, code: f"{ticks}{code}{ticks}", _no_fence)
             open_spoiler = piece.hidden
         lines.append(line.replace("||", f"|{ZERO_WIDTH}|") if spoiler else line)
     whole = "\n".join(lines)
     if spoiler:
         return f"||{whole}||" if whole.strip() else whole
     return f"{whole}||" if open_spoiler else whole
+
+
+def _no_fence(words: str) -> str:
+    """Words that can't open or close a code block: platforms take three backticks anywhere in a line for one."""
+    return words.replace("```", f"`{ZERO_WIDTH}`{ZERO_WIDTH}`")
 
 
 def inert(
