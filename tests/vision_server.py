@@ -42,8 +42,7 @@ class VisionServer:
     Attributes:
         url: ends in ``/v1``.
         answers: popped one by one: a refusal, a text, or a callable that gets the pictures and the question; when none
-        is
-            left, the colours of the pictures' middles are named.
+            is left, the colours of the pictures' middles are named.
         requests: the bodies that were accepted as well-formed.
     """
 

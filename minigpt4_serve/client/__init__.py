@@ -1,8 +1,7 @@
 """What agents' integrations share: asking any OpenAI-compatible vision server about pictures from anywhere.
 
 Knows HTTP, pictures and the error tree; no LangChain, no MCP, no torch. Everything that could be wrong with a picture
-is found here, before the server is bothered, and every failure is a ``MiniGPT4Error`` whose sentence an agent can act
-on.
+is found here, before the server is bothered; every failure is a ``MiniGPT4Error`` whose sentence an agent can act on.
 """
 
 from minigpt4_serve.client.address import (

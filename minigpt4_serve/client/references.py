@@ -37,8 +37,7 @@ class PictureSources:
     Attributes:
         folders: files in and below these folders may be read; none if empty.
         urls: True for any public https address, or the only hosts that are allowed. An address that a model makes up
-        can
-            carry words of the conversation out: name the hosts where that matters.
+            can carry words of the conversation out: name the hosts where that matters.
         limits: of one picture.
         fetcher: replaced in tests; made from ``urls`` and ``limits`` if not given.
     """
