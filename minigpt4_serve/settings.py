@@ -51,6 +51,9 @@ class EngineSettings(_Settings):
     """Answers computed at the same time."""
     max_waiting: int = Field(default=128, ge=0)
     """Requests that may wait for a slot; one more is refused."""
+    max_pieces_per_s: int = Field(default=500, ge=1)
+    """Pieces of answers told in a second, all answers together: the more there are, the larger their pieces. No piece
+    is held back for longer than 50 ms."""
     max_prefill_tokens: int = Field(default=1024, ge=16)
     """Prompt positions that one step computes beside the running answers: more is faster, less is smoother."""
     block_size: int = Field(default=16, ge=1)
