@@ -102,12 +102,12 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
 
 
 def _start_cluster() -> None:
-    """A local Ray cluster. Ray gives its own parts thirty seconds, which a busy machine exceeds: one more try is made.
+    """A local Ray cluster. Ray gives its parts thirty seconds, which a busy machine exceeds: two more tries are made.
 
     Raises:
         EngineFailed: not even then.
     """
-    for attempt in range(2):
+    for attempt in range(3):
         try:
             # Never by accident in a cluster that somebody else left running here.
             address = os.environ.get("RAY_ADDRESS", "local")
@@ -120,7 +120,7 @@ def _start_cluster() -> None:
             )
         except Exception as error:  # Ray raises plain Exception here
             ray.shutdown()
-            if attempt:
+            if attempt == 2:
                 raise EngineFailed(
                     "Ray could not start: the machine is very busy, or /tmp is full. Its logs in /tmp/ray say why."
                 ) from error
