@@ -47,8 +47,8 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
 def _stretch(image: Image.Image, side: int) -> Image.Image:
     """The picture as a square, first one way and then the other.
 
-    Which way comes first changes pixels, because what overshoots is cut off in between, and Pillow 13 takes another order
-    than the versions before for tall pictures. Here it is written out, as it was when the original's numbers were
+    Which way comes first changes pixels, because what overshoots is cut off in between, and for tall pictures Pillow 13
+    takes another order than the versions before. Here it is written out, as it was when the original's numbers were
     recorded: pixels are the same with every Pillow.
     """
     width, height = image.size
