@@ -18,9 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.serving.api import ChatCompletionRequest, parse_chat_request
-from minigpt4_serve.serving.auth import RequireKey
+from minigpt4_serve.serving.auth import Admission, RequireKey
 from minigpt4_serve.serving.chat import ChatService
 from minigpt4_serve.serving.completions import ChatCompletion
+from minigpt4_serve.serving.keys import KeyRing
+from minigpt4_serve.serving.quotas import LocalQuotas, Quotas
 from minigpt4_serve.serving.refusals import INTERNAL, error_response, install
 
 __all__ = ["create_app"]
@@ -28,13 +30,22 @@ __all__ = ["create_app"]
 _log = logging.getLogger(__name__)
 
 
-def create_app(service: ChatService) -> FastAPI:
-    """The application around one chat service."""
+def create_app(service: ChatService, quotas: Quotas | None = None) -> FastAPI:
+    """The application around one chat service.
+
+    Args:
+        quotas: where requests of keys are counted; in this process if not given.
+
+    Raises:
+        InvalidRequest: the settings name a keys file that can't be read or holds no key.
+    """
+    settings = service.settings
+    keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
     app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
     started = int(time.time())
 
     install(app)
-    app.add_middleware(RequireKey, api_key=service.settings.api_key)
+    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas())
     app.add_middleware(_RequestName)
 
     def card() -> dict[str, Any]:
@@ -78,7 +89,10 @@ def create_app(service: ChatService) -> FastAPI:
         """One answer, whole or streamed as server-sent events."""
         wanted = parse_chat_request(await _read_body(request, service.settings.max_body_bytes))
         _check_model(wanted.model, service)
+        admission = Admission.of(request.scope)
         chat = await service.prepare(wanted)
+        if admission is not None:
+            await admission.charge(len(chat.prompt.pictures))
         # Not the request's own name: a client may give two requests the same.
         engine_id = uuid.uuid4().hex
         completion = ChatCompletion(service.name, wanted, chat, engine_id)
