@@ -90,8 +90,18 @@ class ServeSettings(_Settings):
     """Largest picture, encoded, in bytes."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, decoded, in pixels (width × height)."""
+    max_image_frames: int = Field(default=1000, ge=1)
+    """Longest animation, in frames; only the first one is looked at."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     """Largest request body, in bytes; base64 makes pictures a third larger."""
+    body_timeout_s: float = Field(default=60, gt=0)
+    """A request's body must have arrived by then."""
+    max_request_s: float = Field(default=600, gt=0)
+    """Longest time for an answer, waiting included; a request's own ``timeout`` can only shorten it."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts whose pictures are fetched over https; none by default, ``*`` allows every public one."""
+    fetch_timeout_s: float = Field(default=10, gt=0)
+    """Seconds to fetch one picture, redirects included."""
     api_key: SecretStr | None = None
     """One key without limits that clients may send; more, with limits, are in ``keys_file``."""
     keys_file: Path | None = None

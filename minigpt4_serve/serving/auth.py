@@ -46,8 +46,8 @@ class Admission:
             self._note(await self._quotas.charge(self._key, self._lease, images))
 
     def end(self, status: int) -> None:
-        """The request is over; who was turned away for lack of room has shown nothing."""
-        self._quotas.end(self._key, self._lease, refund=status == 429 or status >= 500)
+        """The request is over; the pictures of one that was refused don't count."""
+        self._quotas.end(self._key, self._lease, refund=status >= 400)
 
     def _note(self, standing: Standing) -> None:
         self.headers = standing.headers
@@ -92,7 +92,7 @@ class RequireKey:
         return keys.find(key.strip()) if scheme.lower() == "bearer" else None
 
     async def _counted(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 499  # the client left: its pictures count
+        status = 0  # the client left: its pictures count
 
         async def send_counted(message: MutableMapping[str, Any]) -> None:
             nonlocal status
