@@ -218,8 +218,8 @@ class Engine:
             grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
             features, pixels = await self._images.resolve(prompt.pictures)
             request = self._make_request(prompt, sampling, request_id, started)
-            for answer in request.answers if grammar else ():
-                answer.grammar = grammar.fork()
+            for answer in request.answers:
+                answer.grammar = grammar and grammar.fork()
             request.features, request.pixels = features, pixels
             self._inbox.put(request)
             self.check_health()  # it may have died since the check above: then nobody reads the inbox any more
