@@ -23,7 +23,7 @@ def serving(small_model: Any, **settings: Any) -> Iterator[tuple[httpx.Client, C
     chosen = ServeSettings(model_name="small", **settings)
     engine = Engine(model, processor, chosen.engine)
     engine.start()
-    service = ChatService(model, processor, engine, chosen)
+    service = ChatService(processor, model.generation_config, engine, chosen)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
