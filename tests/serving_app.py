@@ -20,7 +20,7 @@ from minigpt4_serve.settings import ServeSettings
 def serving(small_model: Any, **settings: Any) -> Iterator[tuple[httpx.Client, ChatService]]:
     """(client, service) of a server with the model on loopback; ``settings`` are ServeSettings'."""
     model, processor = small_model
-    chosen = ServeSettings(model_name="small", **settings)
+    chosen = ServeSettings(**{"model_name": "small", **settings})
     engine = Engine(model, processor, chosen.engine)
     engine.start()
     service = ChatService(processor, model.generation_config, engine, chosen)

@@ -1,6 +1,8 @@
 """Who gets in: keys on every route, limits in the answers, and a server without keys that answers this machine only."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,20 +117,32 @@ def test_limits_are_told_and_kept(small_model: Any, tmp_path: Path) -> None:
         assert client.get("/v1/models", headers=_bearer(key)).status_code == 200, "looking costs nothing"
 
 
-def test_a_stream_is_in_progress_until_its_end_or_the_clients(small_model: Any, tmp_path: Path) -> None:
+def test_a_stream_is_in_progress_until_its_end_or_the_clients(
+    small_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "keys.json"
     key = add_key(file, "guest", KeyLimits(concurrent_requests=1))
-    long = {**HELLO, "max_tokens": 400, "temperature": 1.0, "stream": True}
+    long = {**HELLO, "max_tokens": 400, "min_tokens": 300, "temperature": 0, "stream": True}
     with serving(small_model, keys_file=file) as (client, service):
+        # The engine makes thirty steps and no more until it may: the stream has begun and can't be over.
+        steps = threading.Semaphore(30)
+        real = service.engine._runner.step  # type: ignore[union-attr]
+
+        def step(*given: Any) -> Any:
+            assert steps.acquire(timeout=60)
+            return real(*given)
+
+        monkeypatch.setattr(service.engine._runner, "step", step)  # type: ignore[union-attr]
         with client.stream("POST", CHAT, json=long, headers=_bearer(key)) as stream:
             next(stream.iter_text())
-            if service.engine.stats().running:  # else it was over before we could ask
-                refused = client.post(CHAT, json=HELLO, headers=_bearer(key))
-                assert refused.status_code == 429
-                assert "in progress" in refused.json()["error"]["message"]
+            refused = client.post(CHAT, json=HELLO, headers=_bearer(key))
+            assert refused.status_code == 429
+            assert "in progress" in refused.json()["error"]["message"]
+        steps.release(10_000)
         for _ in range(100):
             if client.post(CHAT, json=HELLO, headers=_bearer(key)).status_code == 200:
                 break
+            time.sleep(0.05)
         else:
             raise AssertionError("the slot is still taken")
 
