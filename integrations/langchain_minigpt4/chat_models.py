@@ -3,8 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from langchain_core.language_models import LanguageModelInput
-from langchain_core.language_models.chat_models import LangSmithParams
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.tools import BaseTool
 from langchain_openai.chat_models.base import BaseChatOpenAI
@@ -35,7 +34,7 @@ class ChatMiniGPT4(BaseChatOpenAI):
     model_name: str = Field(default="", alias="model")
     """The only one that the server lists if empty, asked for before each answer."""
     openai_api_base: str | None = Field(default_factory=server_address, alias="base_url")
-    openai_api_key: SecretStr | None = Field(default_factory=server_key, alias="api_key")  # type: ignore[assignment]
+    openai_api_key: SecretStr | None = Field(default_factory=server_key, alias="api_key")
     stream_usage: bool | None = True
 
     @field_validator("openai_api_base")
