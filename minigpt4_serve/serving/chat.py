@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from minigpt4_serve.engine import Delta, Engine, Prompt, SamplingParams
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidRequest
 from minigpt4_serve.model import MiniGPT4Processor, Turn
-from minigpt4_serve.model.conversation import drop_oldest_text
+from minigpt4_serve.model.conversation import forget, forgettable
 from minigpt4_serve.pictures import Picture
 from minigpt4_serve.serving.api import ChatCompletionRequest, ImagePart
 from minigpt4_serve.serving.images import PictureReader
@@ -95,16 +95,19 @@ class ChatService:
     def _shorten(self, turns: Sequence[Turn]) -> tuple[list[Turn], int]:
         """What can't possibly fit is dropped before it is tokenised: megabytes of text would take minutes."""
         most = self.context_length * self._processor.tokenizer.longest_piece
-        left, dropped = list(turns), 0
-        while (size := sum(len(turn.text) for turn in left)) > most:
-            shorter = drop_oldest_text(left)
-            if shorter is None:
-                raise ContextLengthExceeded(
-                    f"The question has {size} characters; the model reads at most {self.context_length} tokens.",
-                    param="messages",
-                )
-            left, dropped = shorter[0], dropped + shorter[1]
-        return left, dropped
+        size = sum(len(turn.text) for turn in turns)
+        if size <= most:
+            return list(turns), 0
+        begin = int(turns[0].role == "system")
+        for end in forgettable(turns):
+            size -= sum(len(turn.text) for turn in turns[begin:end])
+            begin = end
+            if size <= most:
+                return forget(turns, end)
+        raise ContextLengthExceeded(
+            f"The question has {size} characters; the model reads at most {self.context_length} tokens.",
+            param="messages",
+        )
 
     def sampling(self, request: ChatCompletionRequest) -> SamplingParams:
         """The request's wishes over the model's own generation rules; greedy if neither says how to sample."""
