@@ -15,7 +15,7 @@ from minigpt4_serve.errors import EngineFailed, InvalidRequest, WeightsError
 from minigpt4_serve.serving.replica import EngineReplica, Ingress
 from minigpt4_serve.settings import ScaleSettings, ServeSettings
 
-__all__ = ["build", "start", "stop"]
+__all__ = ["build", "deploy", "start", "stop"]
 
 
 def build(args: ServeSettings) -> serve.Application:
@@ -87,13 +87,27 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
     # What Ray and Serve tell their own developers; ours comes through on_progress and as errors.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_progress("starting Ray")
-    _start_cluster()
+    _start_cluster(settings.metrics_port)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     on_progress("loading the model")
     try:
+        deploy(settings)
+    except EngineFailed:
+        stop()
+        raise
+
+
+def deploy(settings: ServeSettings) -> None:
+    """Run the application on the cluster, and return when it answers. If it runs already, its processes are replaced.
+
+    Replaced ones finish their answers first (``scale.drain_s``).
+
+    Raises:
+        EngineFailed: it didn't come up; an application that ran before goes on.
+    """
+    try:
         serve.run(build(settings), name="minigpt4", route_prefix="/")
     except RuntimeError as error:
-        stop()
         # Ray hands on what the replica raised as text; the sentence of ours in it is what helps.
         ours = re.search(r"minigpt4_serve\.errors\.\w+: (.+)", str(error))
         raise EngineFailed(
@@ -101,7 +115,7 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         ) from error
 
 
-def _start_cluster() -> None:
+def _start_cluster(metrics_port: int | None) -> None:
     """A local Ray cluster. Ray gives its parts thirty seconds, which a busy machine exceeds: two more tries are made.
 
     Raises:
@@ -114,6 +128,7 @@ def _start_cluster() -> None:
             ray.init(
                 address,
                 include_dashboard=False,
+                _metrics_export_port=metrics_port,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,

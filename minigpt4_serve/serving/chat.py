@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from transformers import GenerationConfig
 
@@ -12,6 +13,7 @@ from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import MiniGPT4Processor, Turn
 from minigpt4_serve.pictures import ImageLimits, Picture, read_data_url
 from minigpt4_serve.serving.api import ChatCompletionRequest, ImagePart
+from minigpt4_serve.serving.balance import note_answer
 from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["ChatService", "PreparedChat", "Remote"]
@@ -42,6 +44,9 @@ class Remote(Protocol):
 
     async def check_health(self) -> None:
         """As ``Engine.check_health``."""
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What is known of each engine; see ``ChatService.replicas``."""
 
 
 class ChatService:
@@ -119,9 +124,20 @@ class ChatService:
             length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
         )
 
-    def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:
+    async def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:
         """The answer piece by piece; closing the iterator aborts it in the engine."""
-        return self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+        deltas = self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+        async with aclosing(deltas):  # type: ignore[type-var]  # both engines' are generators
+            async for delta in deltas:
+                if delta.usage is not None and delta.timings is not None:
+                    note_answer(delta.usage, delta.timings)
+                yield delta
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What each engine counts, as ``EngineStats`` names it, with its ``name``."""
+        if isinstance(self.engine, Engine):
+            return [{"name": "here", **asdict(self.engine.stats())}]
+        return self.engine.replicas()
 
     async def check_health(self) -> None:
         """Raise ``EngineFailed`` unless the engine answers."""

@@ -3,39 +3,33 @@
 Errors before the first piece of an answer keep their real status; later ones arrive as an event of the stream.
 """
 
-import logging
-import re
 import time
 import uuid
-from collections.abc import MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Route
 
 from minigpt4_serve import __version__
-from minigpt4_serve.errors import MiniGPT4Error, ModelNotFound, PayloadTooLarge
+from minigpt4_serve.errors import ModelNotFound, PayloadTooLarge
 from minigpt4_serve.serving.api import ChatCompletionRequest, parse_chat_request
 from minigpt4_serve.serving.auth import RequireKey
 from minigpt4_serve.serving.chat import ChatService
 from minigpt4_serve.serving.completions import ChatCompletion
-from minigpt4_serve.serving.refusals import INTERNAL, error_response, install
+from minigpt4_serve.serving.refusals import install
+from minigpt4_serve.serving.sight import Meter, Sight
 
 __all__ = ["create_app"]
 
-_log = logging.getLogger(__name__)
 
-
-def create_app(service: ChatService) -> FastAPI:
-    """The application around one chat service."""
+def create_app(service: ChatService, meter: Meter | None = None) -> FastAPI:
+    """The application around one chat service; ``meter`` counts what it does."""
     app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
     started = int(time.time())
 
     install(app)
     app.add_middleware(RequireKey, api_key=service.settings.api_key)
-    app.add_middleware(_RequestName)
 
     def card() -> dict[str, Any]:
         return {
@@ -61,6 +55,11 @@ def create_app(service: ChatService) -> FastAPI:
         """Loaded, warmed up and alive: a replica that routes requests is all three."""
         await service.check_health()
         return JSONResponse({"status": "ready", "model": service.name})
+
+    @app.get("/status")
+    async def status() -> Response:
+        """What each engine last said of itself; `minigpt4 serve --status` draws it."""
+        return JSONResponse({"model": service.name, "engines": service.replicas()})
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -94,6 +93,8 @@ def create_app(service: ChatService) -> FastAPI:
         headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(completion.events(first, deltas), media_type="text/event-stream", headers=headers)
 
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    app.add_middleware(Sight, paths=paths, meter=meter)
     return app
 
 
@@ -122,38 +123,3 @@ async def _read_body(request: Request, limit: int) -> bytes:
                 f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures."
             )
     return bytes(body)
-
-
-class _RequestName:
-    """Every request has a name, ``x-request-id``, and what breaks unexpectedly gets OpenAI's shape.
-
-    Who named the request, a proxy such as Ray's in front of us, also puts the name on the answer; otherwise we do both.
-    Plain ASGI: Starlette's ``BaseHTTPMiddleware`` would stand between a leaving client and its stream.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        named = re.fullmatch(r"[\w.:-]{1,128}", given) is not None
-        request_id = given if named else f"req-{uuid.uuid4().hex}"
-        begun = False
-
-        async def send_named(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                if not given:
-                    message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_named)
-        except Exception:
-            _log.exception("request %s failed", request_id)
-            if not begun:
-                await error_response(MiniGPT4Error(INTERNAL))(scope, receive, send_named)
