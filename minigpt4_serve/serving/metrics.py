@@ -1,15 +1,14 @@
 """What operators can watch: every metric by name, and how one answer or one look at the engine is counted.
 
-Knows Ray's metrics; they appear on Ray's metrics port as ``ray_<name>``, counters with ``_total`` behind it. Contents
-never become a label.
+Knows Ray's metrics, and loads Ray only where one is made. They appear on Ray's metrics port as ``ray_<name>``, counters
+with ``_total`` behind it. Contents never become a label.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ray.serve import metrics
-
-from minigpt4_serve.engine import Timings, Usage
+if TYPE_CHECKING:
+    from minigpt4_serve.engine import Timings, Usage
 
 __all__ = ["METRICS", "EngineMeter", "HttpMeter", "Metric"]
 
@@ -63,6 +62,8 @@ METRICS = {**_OF_ANSWERS, **{name: metric for name, (metric, _) in _OF_ENGINES.i
 
 
 def _make(name: str, metric: Metric) -> Any:
+    from ray.serve import metrics
+
     labels: Any = metric.labels  # Ray's annotation says one label; it takes any number
     if metric.kind == "histogram":
         return metrics.Histogram(name, metric.text, boundaries=list(_SECONDS), tag_keys=labels)
@@ -76,7 +77,7 @@ class HttpMeter:
     def __init__(self) -> None:
         self._metrics = {name: _make(name, metric) for name, metric in _OF_ANSWERS.items()}
 
-    def answer(self, usage: Usage, timings: Timings) -> None:
+    def answer(self, usage: "Usage", timings: "Timings") -> None:
         """An answer has reached its end."""
         observed = {
             "ttft": timings.ttft_s,
@@ -121,8 +122,3 @@ class EngineMeter:
             elif (grown := stats[field] - self._told.get(name, 0)) > 0:
                 self._metrics[name].inc(grown)
                 self._told[name] = stats[field]
-
-
-def exported_names() -> Sequence[str]:
-    """Every series as Prometheus sees it."""
-    return [metric.exported(name) for name, metric in METRICS.items()]
