@@ -4,7 +4,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, Overloaded
+from minigpt4_serve.errors import DeadlineExceeded, InvalidRequest, MiniGPT4Error, Overloaded
 
 __all__ = ["ERROR_HEADER", "INTERNAL", "error_response", "install"]
 
@@ -27,6 +27,8 @@ def error_response(error: MiniGPT4Error) -> JSONResponse:
     headers = {ERROR_HEADER.decode(): error.code}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if isinstance(error, DeadlineExceeded):
+        headers["x-should-retry"] = "false"  # OpenAI's clients would ask again at once
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 

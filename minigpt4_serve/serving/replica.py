@@ -97,5 +97,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from minigpt4_serve.serving.metrics import HttpMeter
         from minigpt4_serve.serving.routes import create_app
+        from minigpt4_serve.serving.shared_quotas import SharedQuotas
 
-        return create_app(self._service, HttpMeter())
+        quotas = SharedQuotas() if self._service.settings.keys_file else None
+        return create_app(self._service, quotas, HttpMeter())

@@ -1,35 +1,55 @@
-"""The HTTP surface as a plain FastAPI factory: chat completions, models, health. Knows HTTP and wire types, no Ray.
+"""The HTTP surface as a plain FastAPI factory: answers, models, health. Knows HTTP and wire types, no Ray.
 
 Errors before the first piece of an answer keep their real status; later ones arrive as an event of the stream.
 """
 
+import asyncio
 import time
 import uuid
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from math import inf
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from minigpt4_serve import __version__
-from minigpt4_serve.errors import ModelNotFound, PayloadTooLarge
+from minigpt4_serve.engine import Delta
+from minigpt4_serve.errors import DeadlineExceeded, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.serving.api import ChatCompletionRequest, parse_chat_request
-from minigpt4_serve.serving.auth import RequireKey
-from minigpt4_serve.serving.chat import ChatService
+from minigpt4_serve.serving.auth import Admission, RequireKey
+from minigpt4_serve.serving.chat import ChatService, PreparedChat
 from minigpt4_serve.serving.completions import ChatCompletion
+from minigpt4_serve.serving.deadline import before, until
+from minigpt4_serve.serving.keys import KeyRing
+from minigpt4_serve.serving.openapi import described
+from minigpt4_serve.serving.quotas import LocalQuotas, Quotas
 from minigpt4_serve.serving.refusals import install
+from minigpt4_serve.serving.responses import ResponseAnswer
+from minigpt4_serve.serving.responses_api import ResponsesRequest, parse_responses_request
 from minigpt4_serve.serving.sight import Meter, Sight
+from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["create_app"]
 
 
-def create_app(service: ChatService, meter: Meter | None = None) -> FastAPI:
-    """The application around one chat service; ``meter`` counts what it does."""
+def create_app(service: ChatService, quotas: Quotas | None = None, meter: Meter | None = None) -> FastAPI:
+    """The application around one chat service.
+
+    Args:
+        quotas: where requests of keys are counted; in this process if not given.
+        meter: counts what the application does.
+
+    Raises:
+        InvalidRequest: the settings name a keys file that can't be read or holds no key.
+    """
+    settings = service.settings
+    keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
     app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
     started = int(time.time())
 
     install(app)
-    app.add_middleware(RequireKey, api_key=service.settings.api_key)
+    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas())
 
     def card() -> dict[str, Any]:
         return {
@@ -43,6 +63,67 @@ def create_app(service: ChatService, meter: Meter | None = None) -> FastAPI:
             "max_image_bytes": service.settings.max_image_bytes,
             "capabilities": {"vision": True, "streaming": True},
         }
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """The one model, with what it can do."""
+        return JSONResponse({"object": "list", "data": [card()]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        """The model's card."""
+        _check_model(name, service)
+        return JSONResponse(card())
+
+    async def answer(request: Request, wanted: ChatCompletionRequest, speak: Speak) -> Response:
+        """Ask the engine, and answer in a route's words: whole, or as server-sent events."""
+        _check_model(wanted.model, service)
+        deadline = asyncio.get_running_loop().time() + min(wanted.timeout or inf, settings.max_request_s)
+        admission = Admission.of(request.scope)
+        if admission is not None:
+            await admission.charge(wanted.num_pictures)
+        async with before(deadline):
+            chat = await service.prepare(wanted)
+        # Not the request's own name: a client may give two requests the same.
+        engine_id = uuid.uuid4().hex
+        spoken = speak(chat, engine_id)
+        deltas = until(service.stream(chat, request_id=engine_id), deadline)
+        headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
+        if not wanted.stream:
+            return JSONResponse(await spoken.whole(deltas), headers=headers)
+        # The first piece is awaited before the status line is sent: a refusal keeps its own status.
+        first = await anext(deltas)
+        if first.queue_position is not None:
+            headers["x-minigpt4-queue-position"] = str(first.queue_position)
+            headers["x-minigpt4-expected-wait"] = f"{first.expected_wait_s or 0:.1f}"
+        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(spoken.events(first, deltas), media_type="text/event-stream", headers=headers)
+
+    @app.post("/v1/chat/completions", openapi_extra=described(ChatCompletionRequest))
+    async def chat_completions(request: Request) -> Response:
+        """One answer, whole or streamed as server-sent events."""
+        wanted = parse_chat_request(await _read_body(request, settings))
+        return await answer(request, wanted, lambda chat, name: ChatCompletion(service.name, wanted, chat, name))
+
+    @app.post("/v1/responses", openapi_extra=described(ResponsesRequest))
+    async def responses(request: Request) -> Response:
+        """The same in the words of OpenAI's newer API. Nothing is stored."""
+        wanted = parse_responses_request(await _read_body(request, settings))
+        try:
+            return await answer(
+                request, wanted.as_chat(), lambda chat, name: ResponseAnswer(service.name, wanted, chat, name)
+            )
+        except MiniGPT4Error as error:
+            error.param = wanted.name_of(error.param)
+            raise
+
+    _add_probes(app, service)
+    app.add_middleware(Sight, meter=meter)
+    return app
+
+
+def _add_probes(app: FastAPI, service: ChatService) -> None:
+    """How the server is, for those who keep it running."""
 
     @app.get("/health")
     async def health() -> Response:
@@ -61,49 +142,15 @@ def create_app(service: ChatService, meter: Meter | None = None) -> FastAPI:
         """What each engine last said of itself; `minigpt4 serve --status` draws it."""
         return JSONResponse({"model": service.name, "engines": service.replicas()})
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        """The one model, with what it can do."""
-        return JSONResponse({"object": "list", "data": [card()]})
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        """The model's card."""
-        _check_model(name, service)
-        return JSONResponse(card())
+class _Spoken(Protocol):
+    """An answer in the words of one API."""
 
-    @app.post("/v1/chat/completions", openapi_extra=_REQUEST_SCHEMA)
-    async def chat_completions(request: Request) -> Response:
-        """One answer, whole or streamed as server-sent events."""
-        wanted = parse_chat_request(await _read_body(request, service.settings.max_body_bytes))
-        _check_model(wanted.model, service)
-        chat = await service.prepare(wanted)
-        # Not the request's own name: a client may give two requests the same.
-        engine_id = uuid.uuid4().hex
-        completion = ChatCompletion(service.name, wanted, chat, engine_id)
-        deltas = service.stream(chat, request_id=engine_id)
-        headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
-        if not wanted.stream:
-            return JSONResponse(await completion.whole(deltas), headers=headers)
-        # The first piece is awaited before the status line is sent: a refusal keeps its own status.
-        first = await anext(deltas)
-        if first.queue_position is not None:
-            headers["x-minigpt4-queue-position"] = str(first.queue_position)
-            headers["x-minigpt4-expected-wait"] = f"{first.expected_wait_s or 0:.1f}"
-        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(completion.events(first, deltas), media_type="text/event-stream", headers=headers)
-
-    paths = {route.path for route in app.routes if isinstance(route, Route)}
-    app.add_middleware(Sight, paths=paths, meter=meter)
-    return app
+    async def whole(self, deltas: AsyncIterator[Delta]) -> dict[str, Any]: ...
+    def events(self, first: Delta, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]: ...
 
 
-_REQUEST_SCHEMA: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
-    }
-}
+Speak = Callable[[PreparedChat, str], _Spoken]
 
 
 def _check_model(name: str | None, service: ChatService) -> None:
@@ -111,15 +158,20 @@ def _check_model(name: str | None, service: ChatService) -> None:
         raise ModelNotFound(f"There is no model of that name here; this server serves '{service.name}'.", param="model")
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, counted while it is read: a declared length may lie."""
-    if int(request.headers.get("content-length") or 0) > limit:
-        raise PayloadTooLarge(f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures.")
+async def _read_body(request: Request, settings: ServeSettings) -> bytearray:
+    """The body, counted while it is read: a declared length may lie, or be missing."""
+    limit = settings.max_body_bytes
+    too_large = PayloadTooLarge(f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise PayloadTooLarge(
-                f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures."
-            )
-    return bytes(body)
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise DeadlineExceeded(f"The request's body did not arrive within {settings.body_timeout_s:g} s.") from None
+    return body

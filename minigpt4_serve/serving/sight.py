@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Collection, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -44,13 +44,11 @@ class Sight:
     Who named the request, a proxy such as Ray's in front of us, also puts the name on the answer; otherwise we do both.
 
     Args:
-        paths: the server's own; others are counted together, so that strangers can't make up labels.
         meter: None counts nothing.
     """
 
-    def __init__(self, app: ASGIApp, *, paths: Collection[str], meter: Meter | None) -> None:
+    def __init__(self, app: ASGIApp, *, meter: Meter | None) -> None:
         self._app = app
-        self._paths = paths
         self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +87,8 @@ class Sight:
 
     def _note(self, scope: Scope, request_id: str, status: int, refusal: str | None, balance: Balance) -> None:
         seconds = time.monotonic() - balance.began
-        path = scope["path"] if scope["path"] in self._paths else "other"
+        # The route's own path: strangers must not be able to make up labels.
+        path: str = getattr(scope.get("route"), "path", "other")
         line: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": path, "status": status}
         line["seconds"] = round(seconds, 4)
         if refusal is not None:
