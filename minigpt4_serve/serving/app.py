@@ -48,6 +48,8 @@ def build(args: ServeSettings) -> serve.Application:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=scale.drain_s,
         ray_actor_options={"num_cpus": 0},  # an engine must never miss its CPU for them
+        # In an update the new one starts before an old one goes: it needs no room. An engine may have no second GPU.
+        max_surge_percent=1,
     )
     return http.bind(args, engines.bind(args))  # type: ignore[attr-defined, no-any-return]
 
