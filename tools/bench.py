@@ -21,6 +21,7 @@ import json
 import platform
 import random
 import statistics
+import subprocess
 import sys
 import time
 import uuid
@@ -845,4 +846,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:  # the way through Ray Serve has a tool of its own
+        tool = str(Path(__file__).with_name("bench_serve.py"))
+        raise SystemExit(subprocess.run([sys.executable, tool, *sys.argv[2:]], check=False).returncode)  # noqa: S603
     raise SystemExit(main())

@@ -1,8 +1,9 @@
 """From an OpenAI chat request to a prompt for the engine. Knows wire types, model and engine; no HTTP and no Ray."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from transformers import GenerationConfig
 
@@ -12,6 +13,7 @@ from minigpt4_serve.model import MiniGPT4Processor, Turn
 from minigpt4_serve.model.conversation import forget, forgettable
 from minigpt4_serve.pictures import Picture
 from minigpt4_serve.serving.api import ChatCompletionRequest, ImagePart
+from minigpt4_serve.serving.balance import note_answer
 from minigpt4_serve.serving.images import PictureReader
 from minigpt4_serve.settings import ServeSettings
 
@@ -43,6 +45,9 @@ class Remote(Protocol):
 
     async def check_health(self) -> None:
         """As ``Engine.check_health``."""
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What is known of each engine; see ``ChatService.replicas``."""
 
 
 class ChatService:
@@ -137,9 +142,20 @@ class ChatService:
             json_schema=request.json_schema,
         )
 
-    def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:
+    async def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:
         """The answer piece by piece; closing the iterator aborts it in the engine."""
-        return self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+        deltas = self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+        async with aclosing(deltas):  # type: ignore[type-var]  # both engines' are generators
+            async for delta in deltas:
+                if delta.usage is not None and delta.timings is not None:
+                    note_answer(delta.usage, delta.timings)
+                yield delta
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What each engine counts, as ``EngineStats`` names it, with its ``name``."""
+        if isinstance(self.engine, Engine):
+            return [{"name": "here", **asdict(self.engine.stats())}]
+        return self.engine.replicas()
 
     async def check_health(self) -> None:
         """Raise ``EngineFailed`` unless the engine answers."""
