@@ -389,17 +389,15 @@ class Answering:
     async def say(self, outlet: Outlet, text: str) -> None:
         """Send one short message of our own, when the platform's limits allow."""
         while True:
-            await self.traffic.wait(outlet.traffic_key, Urgency.FIRST)
             try:
-                await outlet.send(Content(text, own=True))
+                async with self.traffic.slot(outlet.traffic_key, Urgency.FIRST):
+                    await outlet.send(Content(text, own=True))
             except TryLater as refusal:
                 self.traffic.hold(outlet.traffic_key, refusal.seconds)
             except ChatGone:
                 return
             else:
                 return
-            finally:
-                self.traffic.arrived(outlet.traffic_key)
 
     async def _refuse(self, owner: str, outlet: Outlet, text: str) -> None:
         """Say why not, but only once at a time: who floods a chat with questions doesn't flood it with refusals."""
@@ -427,7 +425,8 @@ class Answering:
             text = Texts(note["language"])("restarted.note")
             while True:
                 try:
-                    await explain(note["place"], note["message"], text)
+                    async with self.traffic.slot(f"unfinished {pending.id}", Urgency.ANSWER):
+                        await explain(note["place"], note["message"], text)
                 except TryLater as refusal:
                     await asyncio.sleep(refusal.seconds)
                     continue
@@ -673,9 +672,9 @@ class Answering:
         return found.parent, self._memory.get(found.parent)
 
     async def _delete(self, outlet: Outlet, message: str) -> None:
-        await self.traffic.wait(f"{outlet.traffic_key} tidy", Urgency.TIDY)
         with contextlib.suppress(TryLater, ChatGone):
-            await outlet.delete(message)
+            async with self.traffic.slot(f"{outlet.traffic_key} tidy", Urgency.TIDY):
+                await outlet.delete(message)
 
     def _stop(self, active: _Active, note: str) -> None:
         active.note = note
