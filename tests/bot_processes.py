@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+_OURS = ("MINIGPT4_", "DISCORD_", "TELEGRAM_")
 BIN = Path(sys.executable).parent
 
 
@@ -72,7 +73,7 @@ async def running_bot(
     file = folder / "settings.yaml"
     if settings or not file.exists():
         file.write_text(settings)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MINIGPT4_", "DISCORD_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     process = await asyncio.create_subprocess_exec(
         str(BIN / script),
         "--settings",

@@ -260,7 +260,7 @@ class InteractionOutlet:
                 try:
                     return await self._send(content)
                 except discord.HTTPException as error:
-                    if error.code not in _TOO_LATE or content.own:
+                    if error.code not in _TOO_LATE or content.buttons is Buttons.NONE:
                         raise
                 # Nobody can be answered that way any more, but where the bot may write it can.
                 view = buttons_view(content.buttons, self._texts, self._asker) or discord.utils.MISSING

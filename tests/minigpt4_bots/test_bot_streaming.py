@@ -337,7 +337,7 @@ async def test_previews_grow_and_one_message_stays() -> None:
     for piece in ("One", " two", " three"):
         display.feed(piece)
         shown += piece
-        await until(lambda: stage.drafts[-1:] == [shown])
+        await until(lambda shown=shown: stage.drafts[-1:] == [shown])
     display.finish()
     messages = await writing
     assert stage.history == ["Looking …", "One two three"]
