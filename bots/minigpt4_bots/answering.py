@@ -673,7 +673,7 @@ class Answering:
 
     async def _delete(self, outlet: Outlet, message: str) -> None:
         with contextlib.suppress(TryLater, ChatGone):
-            async with self.traffic.slot(f"{outlet.traffic_key} tidy", Urgency.TIDY):
+            async with self.traffic.slot(outlet.traffic_key, Urgency.TIDY):
                 await outlet.delete(message)
 
     def _stop(self, active: _Active, note: str) -> None:

@@ -49,9 +49,9 @@ _STATUS = ("👀", "💭", "⏳")
 """How our own progress lines begin, in every language."""
 
 
-def rates_of(chat: str) -> Sequence[Rate]:
-    """5 sends and 5 edits per 5 s and channel, 5 per 2 s and interaction; a little less, as clocks differ."""
-    return (Rate(4, 2.5),) if chat.startswith("interaction ") else (Rate(5, 5.25),)
+def rates_of(_: str) -> Sequence[Rate]:
+    """5 writes per 5 s and channel or interaction; a little less, as clocks differ."""
+    return (Rate(5, 5.25),)
 
 
 class _Recent:

@@ -570,8 +570,7 @@ async def deliver(
             continue
         if write is None and not delivery.leftover:
             return delivery.messages
-        # Removing the placeholder is no message: it doesn't use up the chat's allowance, only the overall one.
-        ticket = traffic.join(f"{chat} tidy", Urgency.TIDY) if write is None else traffic.join(chat, write.urgency)
+        ticket = traffic.join(chat, Urgency.TIDY if write is None else write.urgency)
         await traffic.turn(ticket)
         granted, ticket = ticket, None
         # What is newest now, not what was when the waiting began.

@@ -313,6 +313,7 @@ async def test_a_full_server_is_asked_again(scene: Scene) -> None:
         (Reply(pieces=["Half ", "x"], error_after=1, code="engine_failed"), "Half \n\n⚠️ The picture server is restart"),
         (Reply(pieces=[]), "The model gave no answer."),
         (Reply(pieces=["Long"], finish_reason="length"), "Long\n\nThe answer reached its longest allowed length."),
+        (Reply(pieces=["Ok"], finish_reason=None), "Ok"),
         (Reply(pieces=["Ok"], headers={"x-minigpt4-dropped-messages": "2"}), "Ok\n\nThe oldest messages"),
     ],
 )
