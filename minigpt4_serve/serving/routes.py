@@ -53,13 +53,13 @@ def create_app(service: ChatService) -> FastAPI:
     @app.get("/health")
     async def health() -> Response:
         """Is the engine alive? 503 if not: then the replica is about to be replaced."""
-        service.engine.check_health()
+        await service.check_health()
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready")
     async def ready() -> Response:
         """Loaded, warmed up and alive: a replica that routes requests is all three."""
-        service.engine.check_health()
+        await service.check_health()
         return JSONResponse({"status": "ready", "model": service.name})
 
     @app.get("/v1/models")
