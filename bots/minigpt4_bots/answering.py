@@ -470,13 +470,12 @@ class Answering:
         display = Display(limit=outlet.limit, measure=outlet.measure, status=texts("progress.looking"))
         active = self._active[owner] = _Active(question.key, self._place(question.asker), display)
         number = self._gate.enter(question.asker)
-        pending = self.storage.begin_answer(
-            platform=self._platform, user=owner, place=self._sealed(question, texts, None)
-        )
+        row = self.storage.begin_answer(platform=self._platform, user=owner, place=self._sealed(question, texts, None))
+        pending: int | None = row
 
         def note_message(message: str) -> None:
             active.messages.add(outlet.key_of(message))
-            self.storage.move_answer(pending, self._sealed(question, texts, message))
+            self.storage.move_answer(row, self._sealed(question, texts, message))
 
         spoken: list[str] = []
         active.work = asyncio.create_task(self._fill(display, question, texts, collect, spoken, number, temperature))
@@ -497,10 +496,14 @@ class Answering:
                 await self._delete(outlet, old.message)
         except ChatGone:
             _log.info("the chat of user %s can't be written to any more", owner)
+        except asyncio.CancelledError:
+            pending = None  # the bot ends before this could be said: its next start does
+            raise
         finally:
             active.work.cancel()
             writing.cancel()
-            self.storage.finish_answer(pending)
+            if pending is not None:
+                self.storage.finish_answer(pending)
             if self._active.get(owner) is active:
                 del self._active[owner]
             active.done.set()

@@ -459,6 +459,16 @@ async def test_an_answer_cut_off_by_a_crash_is_explained(scene: Scene) -> None:
     asking.cancel()
 
 
+async def test_what_can_not_be_explained_at_the_end_is_left_for_the_next_start(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(hold=asyncio.Event()))
+    asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
+    await until(lambda: scene.vision.running_now)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert len(scene.bot.storage.unfinished_answers("test")) == 1
+
+
 async def test_closing_explains_what_it_cuts_off(scene: Scene) -> None:
     scene.vision.on("Slow", Reply(pieces=["Part", "x"], hold=asyncio.Event()))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
