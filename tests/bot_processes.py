@@ -28,7 +28,7 @@ class BotProcess:
             self._news.set()
         self._news.set()
 
-    async def prints(self, words: str, *, within: float = 60, times: int = 1) -> None:
+    async def prints(self, words: str, *, within: float = 150, times: int = 1) -> None:
         """Wait until it has written ``words`` so many times."""
         try:
             async with asyncio.timeout(within):
@@ -39,7 +39,7 @@ class BotProcess:
         except TimeoutError:
             raise AssertionError(f"no {words!r} within {within} s; it printed:\n{self.printed}") from None
 
-    async def ends(self, *, within: float = 30) -> int:
+    async def ends(self, *, within: float = 90) -> int:
         """Wait for the end; returns the exit status."""
         async with asyncio.timeout(within):
             status = await self.process.wait()

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from minigpt4_bots.access import Asker, Gate, Refusal
 from minigpt4_bots.conversation import (
@@ -130,6 +130,8 @@ class _Active:
     display: Display
     done: asyncio.Event = field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
+    whole: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
+    """In which the answer is given, its last words included."""
     messages: set[MessageKey] = field(default_factory=set)
     note: str = ""
     """Why it was stopped."""
@@ -450,6 +452,10 @@ class Answering:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GOODBYE_S):
                     await asyncio.gather(*(active.done.wait() for active in running))
+            for active in running:
+                # Whom even a few seconds don't reach is told at the next start.
+                if active.whole is not None and not active.done.is_set():
+                    active.whole.cancel()
         await self._server.close()
         self.storage.close()
 
@@ -470,12 +476,14 @@ class Answering:
         display = Display(limit=outlet.limit, measure=outlet.measure, status=texts("progress.looking"))
         active = self._active[owner] = _Active(question.key, self._place(question.asker), display)
         number = self._gate.enter(question.asker)
-        row = self.storage.begin_answer(platform=self._platform, user=owner, place=self._sealed(question, texts, None))
-        pending: int | None = row
+        # Finished only when all is said, or can't be: whatever else ends this is explained at the next start.
+        pending = self.storage.begin_answer(
+            platform=self._platform, user=owner, place=self._sealed(question, texts, None)
+        )
 
         def note_message(message: str) -> None:
             active.messages.add(outlet.key_of(message))
-            self.storage.move_answer(row, self._sealed(question, texts, message))
+            self.storage.move_answer(pending, self._sealed(question, texts, message))
 
         spoken: list[str] = []
         active.work = asyncio.create_task(self._fill(display, question, texts, collect, spoken, number, temperature))
@@ -492,18 +500,15 @@ class Answering:
             messages = await writing
             if active.question == question.key:
                 self._remember(active, outlet, "".join(spoken), messages)
+            self.storage.finish_answer(pending)
             for old in reuse[1:]:
                 await self._delete(outlet, old.message)
         except ChatGone:
             _log.info("the chat of user %s can't be written to any more", owner)
-        except asyncio.CancelledError:
-            pending = None  # the bot ends before this could be said: its next start does
-            raise
+            self.storage.finish_answer(pending)
         finally:
             active.work.cancel()
             writing.cancel()
-            if pending is not None:
-                self.storage.finish_answer(pending)
             if self._active.get(owner) is active:
                 del self._active[owner]
             active.done.set()

@@ -297,7 +297,12 @@ class DiscordBot(discord.Client):
         return None
 
     async def _append(self, path: str, text: str) -> None:
-        found = await self.http.request(Route("GET", path))
+        try:
+            found = await self.http.request(Route("GET", path))
+        except discord.HTTPException as error:
+            if error.status >= 500 or error.status == 429:
+                raise
+            found = {"content": ""}  # what may not be read may still be written
         if is_complete(found):
             return  # killed between its last word and our note of that
         before: str = found["content"]

@@ -230,6 +230,8 @@ class InteractionOutlet:
         self._thinking = False
         self._was_acknowledged = False
         """Though the library doesn't know: its reply was lost on the way."""
+        self._has_ended = False
+        """Discord takes no more answers to the interaction: the bot's own rights must do."""
         self._acknowledging = asyncio.Lock()
         self.traffic_key = f"interaction {interaction.id}"
 
@@ -258,11 +260,12 @@ class InteractionOutlet:
         try:
             with platform_errors():
                 try:
-                    return await self._send(content)
+                    if not self._has_ended:
+                        return await self._send(content)
                 except discord.HTTPException as error:
                     if error.code not in _TOO_LATE or content.buttons is Buttons.NONE:
                         raise
-                # Nobody can be answered that way any more, but where the bot may write it can.
+                    self._has_ended = True
                 view = buttons_view(content.buttons, self._texts, self._asker) or discord.utils.MISSING
                 return str((await self._channel.send(render(content), view=view, allowed_mentions=_NO_PINGS)).id)
         except MessageGone as error:
@@ -301,15 +304,19 @@ class InteractionOutlet:
         text = render(content)
         with _edit_errors():
             try:
-                if message == self._original:
+                if self._has_ended:
+                    partial = self._channel.get_partial_message(int(message))
+                    await partial.edit(content=text, view=view, allowed_mentions=_NO_PINGS)
+                elif message == self._original:
                     await self._interaction.edit_original_response(content=text, view=view, allowed_mentions=_NO_PINGS)
                 else:
                     await self._interaction.followup.edit_message(
                         int(message), content=text, view=view, allowed_mentions=_NO_PINGS
                     )
             except discord.HTTPException as error:
-                if error.code not in _NOT_THIS_INTERACTION:
+                if self._has_ended or error.code not in _NOT_THIS_INTERACTION:
                     raise
+                self._has_ended = error.code in _TOO_LATE
                 partial = self._channel.get_partial_message(int(message))
                 await partial.edit(content=text, view=view, allowed_mentions=_NO_PINGS)
 

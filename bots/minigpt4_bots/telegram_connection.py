@@ -1,5 +1,6 @@
 """The Telegram bot's connection: by polling or webhook, ended in good order."""
 
+import logging
 import secrets
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ def run(settings: BotSettings, file: Path | None, token: str) -> None:
         AuthenticationFailed: Telegram doesn't know the token.
     """
     telegram = settings.telegram
+    # The library would print a traceback; what to do about a wrong token is said below.
+    logging.getLogger("telegram.ext").addFilter(
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], InvalidToken))
+    )
     bots: list[TelegramBot] = []
 
     async def start(application: "Application[Any, Any, Any, Any, Any, Any]") -> None:

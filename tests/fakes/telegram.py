@@ -427,8 +427,14 @@ class FakeTelegram:
         """Something happens; the bot is told by its next poll, or by its webhook."""
         update = {"update_id": next(self._update_numbers), kind: value}
         if self.has_webhook:
-            assert await self.push(update, self.secret) == 200
-            return
+            async with asyncio.timeout(60):
+                while True:  # as Telegram does, until the bot listens
+                    try:
+                        assert await self.push(update, self.secret) == 200
+                    except aiohttp.ClientConnectorError:
+                        await asyncio.sleep(0.1)
+                    else:
+                        return
         self._updates.append(update)
         self._arrived.set()
 

@@ -12,6 +12,8 @@ from fakes.discord_gateway import MESSAGE_CONTENT
 from fakes.discord_world import Message
 from fakes.vision import Reply
 
+pytestmark = pytest.mark.timeout(600)  # several starts of a process each
+
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Scene]:
@@ -44,7 +46,7 @@ async def test_wrong_settings_end_it_with_one_clear_line(
 ) -> None:
     told = {**environment(stage.discord, stage.vision.url), **changed}
     async with running_bot("minigpt4-discord", ready=None, folder=stage.folder, settings=settings, **told) as bot:
-        assert await bot.ends(within=60) == 1
+        assert await bot.ends(within=150) == 1
     lines = [line for line in bot.printed.splitlines() if line and " INFO " not in line]
     assert len(lines) == 1
     assert said in lines[0]

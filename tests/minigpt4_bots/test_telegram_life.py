@@ -11,6 +11,8 @@ from fakes.telegram import Refused
 from fakes.telegram_bot import GENEROUS, RED, Scene, environment, mention, scene, somebody, until
 from fakes.vision import Reply
 
+pytestmark = pytest.mark.timeout(600)  # several starts of a process each
+
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Scene]:
@@ -37,7 +39,7 @@ async def test_wrong_settings_end_it_with_one_clear_line(
 ) -> None:
     told = {**environment(stage.telegram, stage.vision.url), **changed}
     async with running_bot("minigpt4-telegram", ready=None, folder=stage.folder, settings=settings, **told) as bot:
-        assert await bot.ends(within=60) == 1
+        assert await bot.ends(within=150) == 1
     lines = [line for line in bot.printed.splitlines() if line and " INFO " not in line]
     assert len(lines) == 1
     assert said in lines[0]
@@ -85,6 +87,7 @@ async def test_updates_by_webhook_need_the_secret(stage: Scene) -> None:
         assert await bot.terminate() == 0
     # Polling afterwards takes the webhook away by itself.
     async with stage.telegram.files_elsewhere() as elsewhere, stage.running(TELEGRAM_BASE_FILE_URL=elsewhere):
+        await until(lambda: not stage.telegram.has_webhook)
         await stage.works("By polling, with files on another server?")
     assert stage.telegram.has_webhook == ""
 
