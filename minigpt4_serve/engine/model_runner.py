@@ -1,4 +1,4 @@
-"""Spans of sequences → logits, on the device. Owns the KV cache and the CUDA graphs; knows nothing of requests or time."""
+"""Spans of sequences → logits, on the device. Owns the KV cache and the CUDA graphs; knows no requests and no time."""
 
 import itertools
 from collections.abc import Callable
@@ -89,9 +89,7 @@ class ModelRunner:
         lengths = [span.end for span in singles]
         return torch.tensor(filled, device=self.device), torch.tensor(lengths, device=self.device)
 
-    def _rows(
-        self, spans: Rows[Span], ids: list[int], features: Callable[[Span], Rows[torch.Tensor]]
-    ) -> torch.Tensor:
+    def _rows(self, spans: Rows[Span], ids: list[int], features: Callable[[Span], Rows[torch.Tensor]]) -> torch.Tensor:
         """What enters the first layer ``[T, hidden size]``: embeddings, and pictures in their slots."""
         slot = self._image_token_id
         words = [0 if token == slot else token for token in ids]

@@ -1,7 +1,7 @@
 """Decode attention as a Triton kernel that reads the paged cache in place. Imported only where Triton is.
 
-One program handles one sequence and one key/value head with all query heads that share it; it walks the sequence tile by
-tile with the running maximum of online softmax (Milakov, Gimelshein 2018), so scores are never stored.
+One program handles one sequence and one key/value head with all query heads that share it; it walks the sequence tile
+by tile with the running maximum of online softmax (Milakov, Gimelshein 2018), so scores are never stored.
 """
 
 import torch

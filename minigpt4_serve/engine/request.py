@@ -1,0 +1,94 @@
+"""One caller's request on its way through the engine: its answers, and what the caller hears. Touches no tensor."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from minigpt4_serve.engine.beam_search import BeamSearch
+from minigpt4_serve.engine.detokenizer import Detokenizer
+from minigpt4_serve.engine.image_cache import Seen
+from minigpt4_serve.engine.sequence import Delta, FinishReason, Sequence, Timings, TokenLogprob, Usage
+from minigpt4_serve.errors import MiniGPT4Error
+
+__all__ = ["Answer", "Request"]
+
+
+@dataclass(eq=False)
+class Answer:
+    """One of a request's answers: its sequence, its text, and tokens whose text isn't certain yet."""
+
+    sequence: Sequence
+    text: Detokenizer
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def take(
+        self, ids: Iterable[int], logprobs: Iterable[TokenLogprob], reason: FinishReason | None
+    ) -> tuple[str, FinishReason | None]:
+        """These tokens join: text that is certain now, and why the answer ends, if it does."""
+        new = list(ids)
+        self.ids += new
+        self.logprobs += logprobs
+        text = self.text.push(new, last=reason is not None)
+        return text, "stop" if self.text.stopped else reason
+
+    def release(self, text: str) -> Delta:
+        """A piece with the tokens that it took."""
+        ids, logprobs = tuple(self.ids), tuple(self.logprobs)
+        self.ids, self.logprobs = [], []
+        return Delta(self.sequence.index, text, ids, logprobs, self.sequence.finish_reason)
+
+
+@dataclass(eq=False)
+class Request:
+    """What one caller wants, and the way back to the caller. ``time.monotonic`` tells its times.
+
+    Attributes:
+        pictures: in the order of the prompt's slots.
+        search: for beam search; the answers then get their tokens when it is over.
+        submitted: when it was handed to the engine's thread, ``images_s`` after it came.
+    """
+
+    id: str
+    answers: list[Answer]
+    pictures: list[Seen]
+    search: BeamSearch | None
+    submitted: float
+    images_s: float
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    outbox: "asyncio.Queue[Delta | MiniGPT4Error]" = field(default_factory=asyncio.Queue)
+    admitted: float | None = None
+    first_token: float | None = None
+
+    @property
+    def growing(self) -> list[Sequence]:
+        """What the scheduler works on: the answers, or a search's hypotheses."""
+        return self.search.live if self.search else [answer.sequence for answer in self.answers]
+
+    @property
+    def width(self) -> int:
+        """Slots that it takes."""
+        rules = self.answers[0].sequence.sampling
+        return max(rules.n, rules.beams)
+
+    @property
+    def done(self) -> bool:
+        """Do all its answers have their end?"""
+        return all(answer.sequence.finish_reason for answer in self.answers)
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        first = self.answers[0].sequence
+        written = sum(answer.sequence.num_output for answer in self.answers)
+        return Usage(first.num_prompt, first.cached_tokens or 0, written)
+
+    def timings(self) -> Timings:
+        """Seconds so far."""
+        now = time.monotonic()
+        return Timings(
+            images_s=self.images_s,
+            queue_s=(self.admitted or now) - self.submitted,
+            ttft_s=self.images_s + (self.first_token or now) - self.submitted,
+            total_s=self.images_s + now - self.submitted,
+        )
