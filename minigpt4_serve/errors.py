@@ -7,7 +7,9 @@
     │  └─ ModelNotFound                404  model_not_found
     ├─ AuthenticationFailed            401  invalid_api_key
     ├─ PayloadTooLarge                 413  payload_too_large
+    ├─ DeadlineExceeded                408  deadline_exceeded
     ├─ Overloaded                      429  overloaded            (retry_after, seconds)
+    │  └─ RateLimited                  429  rate_limit_exceeded
     ├─ EngineFailed                    503  engine_failed
     ├─ ServerUnreachable               503  server_unreachable    (clients only)
     └─ WeightsError                    500  weights_error         (missing, unexpected tensor names)
@@ -17,10 +19,12 @@ never becomes a message; it stays in ``__cause__`` for the log of whoever runs t
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "AuthenticationFailed",
     "ContextLengthExceeded",
+    "DeadlineExceeded",
     "EngineFailed",
     "InvalidImage",
     "InvalidRequest",
@@ -28,6 +32,7 @@ __all__ = [
     "ModelNotFound",
     "Overloaded",
     "PayloadTooLarge",
+    "RateLimited",
     "ServerUnreachable",
     "WeightsError",
 ]
@@ -53,9 +58,19 @@ class MiniGPT4Error(Exception):
         self.message = message
         self.param = param
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes whole, whatever their constructors ask for."""
+        return _again, (type(self), self.args, self.__dict__)
+
     def body(self) -> dict[str, dict[str, str | None]]:
         """The error in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def _again(kind: type[MiniGPT4Error], args: tuple[Any, ...], state: dict[str, Any]) -> MiniGPT4Error:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidRequest(MiniGPT4Error):
@@ -101,6 +116,14 @@ class PayloadTooLarge(MiniGPT4Error):
     type = "invalid_request_error"
 
 
+class DeadlineExceeded(MiniGPT4Error):
+    """The request took longer than it may, or than it asked for: its body didn't come, or its answer wasn't ready."""
+
+    code = "deadline_exceeded"
+    status = 408
+    type = "invalid_request_error"
+
+
 class Overloaded(MiniGPT4Error):
     """The waiting line is full. ``retry_after`` is the expected wait in seconds."""
 
@@ -111,6 +134,12 @@ class Overloaded(MiniGPT4Error):
     def __init__(self, message: str, *, retry_after: float, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.retry_after = retry_after
+
+
+class RateLimited(Overloaded):
+    """The caller's key may not ask for more now. ``retry_after``: until it may."""
+
+    code = "rate_limit_exceeded"
 
 
 class EngineFailed(MiniGPT4Error):

@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from minigpt4_serve.errors import InvalidRequest
 
 __all__ = [
     "API_KEY_VARIABLE",
+    "KEYS_FILE_VARIABLE",
     "TINY_MODEL",
     "EngineSettings",
     "ModelSettings",
+    "ScaleSettings",
     "ServeSettings",
+    "is_loopback",
     "read_serve_settings",
 ]
 
@@ -51,6 +54,9 @@ class EngineSettings(_Settings):
     """Answers computed at the same time."""
     max_waiting: int = Field(default=128, ge=0)
     """Requests that may wait for a slot; one more is refused."""
+    max_pieces_per_s: int = Field(default=500, ge=1)
+    """Pieces of answers told in a second, all answers together: the more there are, the larger their pieces. No piece
+    is held back for longer than 50 ms."""
     max_prefill_tokens: int = Field(default=1024, ge=16)
     """Prompt positions that one step computes beside the running answers: more is faster, less is smoother."""
     block_size: int = Field(default=16, ge=1)
@@ -74,11 +80,41 @@ class EngineSettings(_Settings):
     """Threads that PyTorch computes with on CPUs; its own choice if not given."""
 
 
+class ScaleSettings(_Settings):
+    """How many processes answer, and what each may have. An engine holds one model; HTTP processes hold none."""
+
+    engines: int = Field(default=1, ge=1)
+    """Engines at least."""
+    max_engines: int | None = Field(default=None, ge=1)
+    """Engines at most; more than ``engines`` lets Ray add some under load and take them away again."""
+    target_requests: float | None = Field(default=None, gt=0)
+    """Requests for each engine that Ray aims at when it adds and takes away; its slots if not given."""
+    upscale_delay_s: float = Field(default=15, ge=0)
+    """How long the load must last before an engine is added."""
+    downscale_delay_s: float = Field(default=300, ge=0)
+    """How long it must be gone before one is taken away."""
+    gpus_per_engine: float | None = Field(default=None, ge=0)
+    """1 if the cluster has GPUs, else 0, if not given. 0.5 puts two on a GPU: halve ``gpu_memory_share``, too."""
+    cpus_per_engine: float = Field(default=1, ge=0)
+    """CPUs that Ray sets aside for each engine."""
+    http: int = Field(default=1, ge=1)
+    """Processes that speak HTTP, check pictures and make tokens: one feeds several engines."""
+    drain_s: float = Field(default=60, ge=0)
+    """How long a process that is replaced may finish its answers."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ScaleSettings":
+        if self.max_engines is not None and self.max_engines < self.engines:
+            raise ValueError(f"max_engines is {self.max_engines}, less than engines, {self.engines}")
+        return self
+
+
 class ServeSettings(_Settings):
     """What ``minigpt4 serve`` needs to know; the same keys as in a configuration file."""
 
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
+    scale: ScaleSettings = ScaleSettings()
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     model_name: str | None = None
@@ -88,25 +124,44 @@ class ServeSettings(_Settings):
     """Largest picture, encoded, in bytes."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, decoded, in pixels (width × height)."""
+    max_image_frames: int = Field(default=1000, ge=1)
+    """Longest animation, in frames; only the first one is looked at."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     """Largest request body, in bytes; base64 makes pictures a third larger."""
+    body_timeout_s: float = Field(default=60, gt=0)
+    """A request's body must have arrived by then."""
+    max_request_s: float = Field(default=600, gt=0)
+    """Longest time for an answer, waiting included; a request's own ``timeout`` can only shorten it."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts whose pictures are fetched over https; none by default, ``*`` allows every public one."""
+    fetch_timeout_s: float = Field(default=10, gt=0)
+    """Seconds to fetch one picture, redirects included."""
     api_key: SecretStr | None = None
-    """The key that clients must send; without one the server only binds loopback addresses."""
+    """One key without limits that clients may send; more, with limits, are in ``keys_file``."""
+    keys_file: Path | None = None
+    """Keys as ``minigpt4 keys`` writes them. Without any key the server only binds loopback addresses."""
+
+    @field_validator("keys_file")
+    @classmethod
+    def _wherever_it_is_read(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().absolute()
 
     @model_validator(mode="after")
     def _no_open_door(self) -> "ServeSettings":
-        if self.api_key is None and not _is_loopback(self.host):
+        if self.api_key is None and self.keys_file is None and not is_loopback(self.host):
             raise ValueError(
-                f"without an API key the server listens on this machine only; set {API_KEY_VARIABLE} to use {self.host}"
+                f"without an API key the server listens on this machine only; to use {self.host}, make keys "
+                f"(minigpt4 keys add NAME) and give --keys-file, or set {API_KEY_VARIABLE}"
             )
         return self
 
 
 API_KEY_VARIABLE = "MINIGPT4_API_KEY"
+KEYS_FILE_VARIABLE = "MINIGPT4_KEYS_FILE"
 
 
 def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSettings:
-    """The server's settings: what is ``given`` wins over the environment's key, that over the YAML ``file``.
+    """The server's settings: what is ``given`` wins over the environment's keys, those over the YAML ``file``.
 
     Raises:
         InvalidRequest: no such file, not YAML, an unknown key or an impossible value; names the key, never its value.
@@ -114,8 +169,9 @@ def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSet
     values: dict[str, Any] = {}
     if file is not None:
         values = _read_yaml(file)
-    if key := os.environ.get(API_KEY_VARIABLE):
-        values["api_key"] = key
+    for setting, variable in {"api_key": API_KEY_VARIABLE, "keys_file": KEYS_FILE_VARIABLE}.items():
+        if value := os.environ.get(variable):
+            values[setting] = value
     for name, value in given.items():
         values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
     try:
@@ -146,7 +202,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Is it an address of this very machine, or the name ``localhost``?"""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -20,6 +20,7 @@ import torch
 from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.block_manager import BlockManager
 from minigpt4_serve.engine.detokenizer import Detokenizer
+from minigpt4_serve.engine.grammar import Grammars
 from minigpt4_serve.engine.image_cache import ImageCache, Seen
 from minigpt4_serve.engine.model_runner import ModelRunner
 from minigpt4_serve.engine.request import Answer, Request
@@ -33,6 +34,8 @@ from minigpt4_serve.settings import EngineSettings
 __all__ = ["Engine", "EngineStats"]
 
 _log = logging.getLogger(__name__)
+_LONGEST_HOLD_S = 0.05  # text that is certain is told after so long; people see no difference
+_POSITION_EVERY_S = 2.0  # how often those who wait hear of their place in the line
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Engine:
             max_bytes=settings.image_cache_bytes,
             decode_threads=settings.decode_threads,
         )
+        self._grammars = Grammars(self._tokenizer, self._eos_ids, self._runner.vocab_size)
         self._inbox: queue.SimpleQueue[Request | _Abort | None] = queue.SimpleQueue()
         self._requests: dict[str, Request] = {}  # the engine thread's
         self._arriving: dict[str, bool] = {}  # requests whose pictures are being decoded; aborted meanwhile?
@@ -109,6 +113,7 @@ class Engine:
         self._news: list[tuple[Request, Delta | MiniGPT4Error]] = []  # that callers haven't been told yet
         self._counts: Counter[str] = Counter()
         self._seconds_per_request = 1.0  # a running mean, for expected waits
+        self._answered = 0
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -147,13 +152,14 @@ class Engine:
     async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
         """The answer, piece by piece; each of ``n`` answers ends with a ``finish_reason``, the last with the usage.
 
-        If no slot is free, a first, empty piece says how many are ahead. Closing the iterator aborts the request.
+        While no slot is free, empty pieces say how many are ahead, the first at once. Closing the iterator aborts the
+        request.
 
         Raises:
             ContextLengthExceeded: the prompt alone doesn't fit. An answer that would grow too long is ended instead.
             InvalidImage: a picture is damaged.
-            InvalidRequest: the ids aren't the model's, pictures and slots don't match, the name is taken, or so many
-                beams have no room.
+            InvalidRequest: the ids aren't the model's, pictures and slots don't match, the name is taken, so many beams
+                have no room, or the JSON schema can't be followed.
             Overloaded: as many wait already as may.
             EngineFailed: the engine died.
         """
@@ -165,8 +171,12 @@ class Engine:
         request: Request | None = None
         try:
             came, self._arriving[request_id] = time.monotonic(), False
+            schema = sampling.json_schema
+            grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
             pictures = await self._images.resolve(prompt.pictures)
             request = self._make_request(prompt, pictures, sampling, request_id, came)
+            for answer in request.answers:
+                answer.grammar = grammar and grammar.fork()
             self._inbox.put(request)
             if self._arriving.pop(request_id, False):
                 self._inbox.put(_Abort(request_id, request))
@@ -175,7 +185,11 @@ class Engine:
                 yield Delta(queue_position=position, expected_wait_s=self._expected_wait(position))
             finished = 0
             while finished < len(request.answers):
-                outcome = await request.outbox.get()
+                outcome = await self._hear(request)
+                if outcome is None:
+                    position = self._position(request)
+                    yield Delta(queue_position=position, expected_wait_s=self._expected_wait(position))
+                    continue
                 if isinstance(outcome, MiniGPT4Error):
                     raise outcome
                 finished += outcome.finish_reason is not None
@@ -242,6 +256,25 @@ class Engine:
 
     def _expected_wait(self, position: int) -> float:
         return position * self._seconds_per_request / self._settings.max_running
+
+    async def _hear(self, request: Request) -> Delta | MiniGPT4Error | None:
+        """What comes next; None if it is still in the line after a while."""
+        if request.admitted is not None:
+            return await request.outbox.get()
+        try:
+            async with asyncio.timeout(_POSITION_EVERY_S):
+                return await request.outbox.get()
+        except TimeoutError:
+            return None if request.admitted is None else await request.outbox.get()
+
+    def _position(self, request: Request) -> int:
+        """Its place in the line: 1 is next."""
+        ahead: set[str] = set()
+        for sequence in list(self._scheduler.waiting):  # copied in one go: the engine's thread goes on
+            if sequence.request_id == request.id:
+                break
+            ahead.add(sequence.request_id)
+        return len(ahead) + 1
 
     def _make_request(
         self, prompt: Prompt, pictures: list[Seen], sampling: SamplingParams, request_id: str, came: float
@@ -324,6 +357,10 @@ class Engine:
     def _step(self) -> None:
         spans = self._scheduler.schedule()
         assert spans, "there is work, but nothing can be computed"
+        now = time.monotonic()
+        for span in spans:
+            request = self._requests[span.sequence.request_id]
+            request.admitted = request.admitted or now
         self._encode_pictures(spans)
         for source, target in self._scheduler.copies:
             self._runner.copy_block(source, target)
@@ -337,47 +374,56 @@ class Engine:
             others = [i for i, sequence in enumerate(sampled) if sequence.sampling.beams == 1]
             logits, sampled = logits[others], [sampled[i] for i in others]
         if sampled:
-            for sequence, choice in zip(sampled, sample(logits, sampled, self._eos_ids), strict=True):
+            choices = sample(logits, sampled, self._eos_ids, forbidden=self._forbidden(logits, sampled))
+            for sequence, choice in zip(sampled, choices, strict=True):
                 self._grow(sequence, choice)
         self._tell()
 
     def _encode_pictures(self, spans: list[Span]) -> None:
         """Features for every picture that this step reads, in one batch."""
         missing: dict[Seen, None] = {}
+        waiting: set[Request] = set()
         for span in spans:
             if self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]:
-                pictures = self._requests[span.sequence.request_id].pictures
-                missing |= dict.fromkeys(seen for seen in pictures if seen.features is None)
-        if missing:
-            self._counts["image_encodes"] += len(missing)
-            encoded = self._runner.encode([seen.pixels.result() for seen in missing])
-            for seen, features in zip(missing, encoded, strict=True):
-                self._images.put(seen, features)
+                request = self._requests[span.sequence.request_id]
+                waiting.add(request)
+                missing |= dict.fromkeys(seen for seen in request.pictures if seen.features is None)
+        if not missing:
+            return
+        began = time.monotonic()
+        encoded = self._runner.encode([seen.pixels.result() for seen in missing])
+        for seen, features in zip(missing, encoded, strict=True):
+            self._images.put(seen, features)
+        self._counts["image_encodes"] += len(missing)
+        for request in waiting:
+            request.encode_s += time.monotonic() - began
 
     def _features_of(self, span: Span) -> list[torch.Tensor]:
         pictures = self._requests[span.sequence.request_id].pictures
         return [seen.features for seen in pictures if seen.features is not None]
 
+    def _forbidden(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor | None:
+        """What may not be chosen next by answers of a given shape; None if there are none."""
+        grammars = [self._requests[each.request_id].answers[each.index].grammar for each in sequences]
+        return self._grammars.forbidden(grammars, logits.device) if any(grammars) else None
+
     def _count(self, spans: list[Span], sampled: int) -> None:
-        now = time.monotonic()
-        self._counts.update(steps=1, decode_steps=int(sampled > 0), generated_tokens=sampled)
-        for span in spans:
-            sequence, request = span.sequence, self._requests[span.sequence.request_id]
-            self._counts["prefill_tokens"] += max(0, min(span.end, sequence.num_prompt) - span.start)
-            request.admitted = request.admitted or now
+        read = sum(max(0, min(span.end, span.sequence.num_prompt) - span.start) for span in spans)
+        self._counts.update(steps=1, decode_steps=int(sampled > 0), generated_tokens=sampled, prefill_tokens=read)
 
     def _grow(self, sequence: Sequence, choice: Choice) -> None:
         """A token joins an answer."""
         sequence.append(choice.token)
         request, rules = self._requests[sequence.request_id], sequence.sampling
         request.first_token = request.first_token or time.monotonic()
-        reason: FinishReason | None = None
-        if choice.token in self._eos_ids and not rules.ignore_eos:
-            reason = "stop"
-        elif sequence.num_output >= rules.max_tokens:
-            reason = "length"
+        answer = request.answers[sequence.index]
+        ended = choice.token in self._eos_ids and not rules.ignore_eos
+        if answer.grammar is not None and not ended:
+            answer.grammar.accept(choice.token)
+            ended = answer.grammar.finished
+        reason: FinishReason | None = "stop" if ended else "length" if sequence.num_output >= rules.max_tokens else None
         logprobs = () if choice.logprob is None else (self._describe(choice.logprob, choice),)
-        self._extend(request, request.answers[sequence.index], (choice.token,), logprobs, reason)
+        self._extend(request, answer, (choice.token,), logprobs, reason)
 
     def _extend(
         self,
@@ -388,16 +434,15 @@ class Engine:
         reason: FinishReason | None,
     ) -> None:
         """The caller hears of an answer's new tokens as far as their text is certain, and of its end."""
-        text, reason = answer.take(ids, logprobs, reason)
+        reason = answer.take(ids, logprobs, reason)
         if reason is not None:
             self._scheduler.finish(answer.sequence, reason)
             if request.done:
                 self._forget(request)
-        if text or reason is not None:
-            delta = answer.release(text)
-            if request.done:
-                delta = replace(delta, usage=request.usage(), timings=request.timings())
-            self._news.append((request, delta))
+        # Many small pieces cost whoever passes them on more than the answer costs us.
+        hold = min(_LONGEST_HOLD_S, self._load / self._settings.max_pieces_per_s)
+        if reason is not None or (answer.held and time.monotonic() - answer.told >= hold):
+            self._news.append((request, request.piece(answer)))
 
     def _describe(self, logprob: float, choice: Choice) -> TokenLogprob:
         def name(token: int) -> str:
@@ -434,7 +479,8 @@ class Engine:
         del self._requests[request.id]
         if request.admitted is not None:
             took = time.monotonic() - request.admitted
-            self._seconds_per_request += 0.1 * (took - self._seconds_per_request)
+            self._answered += 1
+            self._seconds_per_request += max(0.1, 1 / self._answered) * (took - self._seconds_per_request)
 
     def _fail_all(self) -> None:
         """Nobody waits for ever: whoever is here, or comes in meanwhile, hears that the engine is gone."""
