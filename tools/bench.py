@@ -804,7 +804,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(result["soak"], indent=2))
         (given.out / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
         return int(result["soak"]["leaked_blocks"] > 0 or result["soak"]["leaked_slots"] > 0)
-    settings = EngineSettings(max_running=preset.max_running, max_waiting=10_000, cpu_threads=preset.threads)
+    settings = EngineSettings(
+        max_running=preset.max_running,
+        max_waiting=10_000,
+        max_pieces_per_s=10**9,  # every token is told for itself: its time is measured
+        cpu_threads=preset.threads,
+    )
     engine = start(model, settings)
     sides = burst(model, engine, preset, with_transformers=not given.skip_transformers)
     rate, waiting = poisson(model, engine, preset)
