@@ -91,10 +91,3 @@ class BlockManager:
         if value not in self._block_of and block not in self._hash_of:
             self._block_of[value] = block
             self._hash_of[block] = value
-
-    def forget_all(self) -> None:
-        """Drop all cached content that nobody holds."""
-        while self._idle:
-            block, _ = self._idle.popitem()
-            del self._block_of[self._hash_of.pop(block)]
-            self._blank.append(block)

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from minigpt4_serve.engine.block_manager import BlockManager
 
@@ -41,12 +41,6 @@ class Books(RuleBasedStateMachine):
     def release(self, table: list[int]) -> None:
         self.held = [other for other in self.held if other is not table]
         self.manager.release(table)
-
-    @precondition(lambda self: self.manager.num_free == 6)
-    @rule()
-    def forget(self) -> None:
-        self.manager.forget_all()
-        assert self.manager.find(self.manager.chain([0, 0, 1, 1], [])) == []
 
     @invariant()
     def the_books_agree(self) -> None:
