@@ -123,6 +123,8 @@ def decode_picture(data: bytes) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):
                 upright = upright.convert("I").point(lambda value: value / 256).convert("L")
+            if upright.mode == "P" and "transparency" in upright.info:
+                upright = upright.convert("RGBA")  # Pillow would do the same, and warn
             return upright.convert("RGB")
         except Exception as error:  # Pillow's decoders raise almost anything on damaged data
             raise InvalidImage("The picture is damaged and can't be decoded. Save it again and retry.") from error
