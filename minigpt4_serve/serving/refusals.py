@@ -8,11 +8,15 @@ from starlette.exceptions import HTTPException
 
 from minigpt4_serve.errors import DeadlineExceeded, InvalidRequest, MiniGPT4Error, Overloaded
 
-__all__ = ["INTERNAL", "error_response", "install"]
+__all__ = ["ERROR_HEADER", "INTERNAL", "error_response", "install"]
 
 _LONG_WAIT_S = 60.0  # the longest Retry-After that OpenAI's clients obey
 INTERNAL = "Something went wrong in the server; its log has the details."
 """What strangers read when something broke that nobody foresaw."""
+
+
+ERROR_HEADER = b"x-minigpt4-error"
+"""The error's code as a header: logs, metrics and proxies see it without reading bodies."""
 
 
 def install(app: FastAPI) -> None:
@@ -23,8 +27,11 @@ def install(app: FastAPI) -> None:
 
 def error_response(error: MiniGPT4Error) -> JSONResponse:
     """The error as a response, with ``Retry-After`` where waiting helps."""
-    wait = error.retry_after if isinstance(error, Overloaded) else 0.0
-    headers = {"retry-after": str(max(1, ceil(wait)))} if isinstance(error, Overloaded) else {}
+    headers = {ERROR_HEADER.decode(): error.code}
+    wait = 0.0
+    if isinstance(error, Overloaded):
+        wait = max(1.0, error.retry_after)
+        headers["retry-after"] = str(ceil(wait))
     if isinstance(error, DeadlineExceeded) or wait > _LONG_WAIT_S:
         headers["x-should-retry"] = "false"  # OpenAI's clients would ask again at once
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
