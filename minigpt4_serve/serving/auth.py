@@ -6,6 +6,7 @@ must not reach it through a name of its own that points to 127.0.0.1 (DNS rebind
 
 import uuid
 from collections.abc import MutableMapping
+from math import ceil
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -53,7 +54,7 @@ class Admission:
         self.headers = standing.headers
         if standing.refusal is not None:
             why, wait = standing.refusal
-            raise RateLimited(f"{why}; try again in {max(1, round(wait))} s.", retry_after=wait)
+            raise RateLimited(f"{why}; try again in {ceil(wait)} s.", retry_after=wait)
 
 
 class RequireKey:

@@ -1,5 +1,7 @@
 """Errors as answers: OpenAI's shape and headers on every route. Knows HTTP and the error tree, no requests."""
 
+from math import ceil
+
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -8,6 +10,7 @@ from minigpt4_serve.errors import DeadlineExceeded, InvalidRequest, MiniGPT4Erro
 
 __all__ = ["ERROR_HEADER", "INTERNAL", "error_response", "install"]
 
+_LONG_WAIT_S = 60.0  # the longest Retry-After that OpenAI's clients obey
 INTERNAL = "Something went wrong in the server; its log has the details."
 """What strangers read when something broke that nobody foresaw."""
 
@@ -25,9 +28,11 @@ def install(app: FastAPI) -> None:
 def error_response(error: MiniGPT4Error) -> JSONResponse:
     """The error as a response, with ``Retry-After`` where waiting helps."""
     headers = {ERROR_HEADER.decode(): error.code}
+    wait = 0.0
     if isinstance(error, Overloaded):
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
-    if isinstance(error, DeadlineExceeded):
+        wait = max(1.0, error.retry_after)
+        headers["retry-after"] = str(ceil(wait))
+    if isinstance(error, DeadlineExceeded) or wait > _LONG_WAIT_S:
         headers["x-should-retry"] = "false"  # OpenAI's clients would ask again at once
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
