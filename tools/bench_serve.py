@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
+TINY_MODEL = ROOT / "minigpt4_serve" / "weights" / "tiny"
 START_TIMEOUT_S = 300
 SIDES = ("uvicorn", "one engine", "three engines:scale.engines=3")
 
@@ -157,6 +159,21 @@ def serve_bare(file: Path) -> None:
     engine.shutdown()
 
 
+def random_model(folder: Path) -> Path:
+    """The embedded model's files with random weights: its answers are as long as they are asked to be."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(TINY_MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(0)
+    weights = load_file(TINY_MODEL / "model.safetensors")
+    for name, values in weights.items():
+        if values.ndim > 1:
+            weights[name] = (torch.randn(values.shape) * 0.02).to(values.dtype)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def chats(count: int, turns: int, tokens: int, seed: int) -> list[list[bytes]]:
     """Bodies of ``count`` chats of so many turns, each about a picture of its own."""
     rng = random.Random(seed)
@@ -173,7 +190,7 @@ def chats(count: int, turns: int, tokens: int, seed: int) -> list[list[bytes]]:
             content = [text] if turn else [{"type": "image_url", "image_url": {"url": url}}, text]
             messages = [*messages, {"role": "user", "content": content}]
             wanted = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-            # Every answer has the same length, whatever the model would say.
+            # Every answer has the same length, unless a trained model says that it is done.
             wanted |= {"max_tokens": tokens, "min_tokens": tokens, "temperature": 1.0, "seed": turn}
             bodies.append(json.dumps(wanted).encode())
             messages = [*messages, {"role": "assistant", "content": "It is a circle."}]
@@ -260,7 +277,7 @@ def measure(sides: list[Side], *, streams: int, turns: int, tokens: int, rounds:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a converted model's folder; the embedded one if not given")
+    parser.add_argument("--model", type=Path, help="a converted model's folder; by default random weights")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=128, help="length of every answer")
@@ -278,11 +295,10 @@ def main(words: Sequence[str] | None = None) -> None:
     sizes = {"cpu_threads": asked.threads, "max_running": asked.streams, "max_waiting": asked.streams}
     common: dict[str, Any] = {"engine": sizes}
     common["scale"] = {"cpus_per_engine": 0}
-    if asked.model is not None:
-        common["model"] = {"path": str(asked.model)}
     names = [*(SIDES[:1] if asked.only else SIDES), *asked.side]
-    sides = [read_side(name, common) for name in names]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+        common["model"] = {"path": str(asked.model or random_model(Path(folder) / "model"))}
+        sides = [read_side(name, common) for name in names]
         for side in sides:
             running.enter_context(serving(side, Path(folder)))
             print(f"{side.name} is up", file=sys.stderr, flush=True)

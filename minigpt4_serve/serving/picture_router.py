@@ -5,14 +5,13 @@ hashing, so that all callers agree without talking, and a replica that comes or 
 """
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-__all__ = ["PictureRouter", "preferred_replica", "replica_stats"]
+from minigpt4_serve.serving.replica_stats import announce
 
-_routers: list["PictureRouter"] = []  # of this process: one for each deployment that it calls
+__all__ = ["PictureRouter", "preferred_replica"]
 
 
 class PictureRouter(RequestRouter):
@@ -21,7 +20,7 @@ class PictureRouter(RequestRouter):
     def initialize_state(self, **kwargs: Any) -> None:
         """Ray hands on ``request_router_kwargs``: ``slots``, how many answers a replica computes at the same time."""
         self._slots = int(kwargs["slots"])
-        _routers.append(self)
+        announce(self)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -54,9 +53,3 @@ def preferred_replica(key: str, load: dict[str, int], slots: int) -> str:
     if key and load[owner] < slots:
         return owner
     return min(load, key=lambda name: (load[name], name != owner))
-
-
-def replica_stats() -> Iterable[tuple[str, dict[str, Any]]]:
-    """What the replicas that this process calls last said of themselves: (name, ``record_routing_stats``)."""
-    for router in _routers:
-        yield from sorted(router.stats.items())

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from minigpt4_serve.engine import Delta, Prompt, SamplingParams
 from minigpt4_serve.errors import EngineFailed, MiniGPT4Error
-from minigpt4_serve.serving.picture_router import replica_stats
+from minigpt4_serve.serving.replica_stats import replica_stats
 
 __all__ = ["RemoteEngine"]
 
@@ -49,7 +49,7 @@ class RemoteEngine:
 
     def replicas(self) -> list[dict[str, Any]]:
         """What the replicas last said of themselves."""
-        return [{"name": name, **stats} for name, stats in replica_stats() if stats]
+        return [{"name": name, **stats} for name, stats in replica_stats()]
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
         """As ``Engine.generate``; the replica is the one that holds the picture, if it can."""
