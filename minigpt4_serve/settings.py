@@ -20,6 +20,7 @@ __all__ = [
     "EngineSettings",
     "ModelSettings",
     "ServeSettings",
+    "is_loopback",
     "read_serve_settings",
 ]
 
@@ -95,7 +96,7 @@ class ServeSettings(_Settings):
 
     @model_validator(mode="after")
     def _no_open_door(self) -> "ServeSettings":
-        if self.api_key is None and not _is_loopback(self.host):
+        if self.api_key is None and not is_loopback(self.host):
             raise ValueError(
                 f"without an API key the server listens on this machine only; set {API_KEY_VARIABLE} to use {self.host}"
             )
@@ -146,7 +147,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Does this address mean this machine only?"""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

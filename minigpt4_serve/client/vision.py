@@ -36,7 +36,9 @@ __all__ = [
     "TokenUsage",
     "VisionAnswer",
     "VisionClient",
+    "data_url",
     "wait_for",
+    "with_path",
 ]
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
@@ -149,7 +151,7 @@ class VisionClient:
         max_chars: int = 4000,
         cache_size: int = 128,
     ) -> None:
-        self.base_url = _with_path(base_url or os.environ.get("MINIGPT4_BASE_URL") or DEFAULT_BASE_URL)
+        self.base_url = with_path(base_url or os.environ.get("MINIGPT4_BASE_URL") or DEFAULT_BASE_URL)
         self._api_key = api_key or SecretStr(os.environ.get("MINIGPT4_API_KEY") or "none")
         self._model = model
         self._found_model: str | None = None
@@ -221,7 +223,7 @@ class VisionClient:
 
     async def _open(self, client: AsyncOpenAI, model: str, question: str, pictures: Sequence[Picture]) -> Any:
         parts: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": _data_url(picture.data)}} for picture in pictures
+            {"type": "image_url", "image_url": {"url": data_url(picture.data)}} for picture in pictures
         ]
         messages: Any = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
         request: dict[str, Any] = {"model": model, "messages": messages, "stream": True, **self._options}
@@ -330,7 +332,12 @@ def wait_for(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         return pool.submit(context.run, lambda: asyncio.run(work())).result()
 
 
-def _with_path(base_url: str) -> str:
+def with_path(base_url: str) -> str:
+    """The address as OpenAI's client takes it: with ``/v1`` if it has no path.
+
+    Raises:
+        InvalidRequest: not an address.
+    """
     base_url = base_url.strip().rstrip("/")
     scheme, separator, rest = base_url.partition("://")
     if scheme not in ("http", "https") or not separator or not rest:
@@ -338,7 +345,8 @@ def _with_path(base_url: str) -> str:
     return base_url if "/" in rest else f"{base_url}/v1"
 
 
-def _data_url(data: bytes) -> str:
+def data_url(data: bytes) -> str:
+    """A picture as OpenAI's messages carry it, with the type that its bytes are."""
     with Image.open(io.BytesIO(data)) as image:
         kind = Image.MIME[image.format or "PNG"]
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

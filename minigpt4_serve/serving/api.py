@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from minigpt4_serve.errors import InvalidRequest
 
-__all__ = ["ChatCompletionRequest", "ImagePart", "Message", "StreamOptions", "TextPart", "parse_chat_request"]
+__all__ = ["MAX_BEAMS", "ChatCompletionRequest", "ImagePart", "Message", "StreamOptions", "TextPart", "parse_chat_request"]
 
 
 class _Wire(BaseModel):
@@ -44,6 +44,9 @@ class ImagePart(_Wire):
         """Several clients send the URL itself instead of an object around it."""
         return {"url": value} if isinstance(value, str) else value
 
+
+MAX_BEAMS = 10
+"""Hypotheses of the widest beam search."""
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
@@ -85,7 +88,7 @@ class ChatCompletionRequest(_Wire):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     min_tokens: int | None = Field(default=None, ge=0)
     n: int = Field(default=1, ge=1, le=8)
-    beams: int = Field(default=1, ge=1, le=10)
+    beams: int = Field(default=1, ge=1, le=MAX_BEAMS)
     length_penalty: float | None = Field(default=None, ge=-5, le=5)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)

@@ -51,6 +51,7 @@ class ChatService:
         self.name = settings.model_name or settings.model.path.resolve().name
         self.context_length = engine.context_length  # a small KV cache may hold less than the model could read
         self.image_tokens = model.config.num_image_tokens
+        self.writes_boxes = processor.format.name == "v2"
         self._processor = processor
         self._rules: GenerationConfig = model.generation_config
         self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)

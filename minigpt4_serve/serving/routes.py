@@ -27,7 +27,7 @@ from minigpt4_serve.errors import (
     Overloaded,
     PayloadTooLarge,
 )
-from minigpt4_serve.serving.api import ChatCompletionRequest, parse_chat_request
+from minigpt4_serve.serving.api import MAX_BEAMS, ChatCompletionRequest, Message, parse_chat_request
 from minigpt4_serve.serving.auth import RequireKey
 from minigpt4_serve.serving.chat import ChatService, PreparedChat
 
@@ -42,6 +42,7 @@ def create_app(service: ChatService) -> FastAPI:
     """The application around one chat service."""
     app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
     started = int(time.time())
+    defaults = service.sampling(ChatCompletionRequest(messages=[Message(role="user")]))
 
     app.add_exception_handler(MiniGPT4Error, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -58,7 +59,12 @@ def create_app(service: ChatService) -> FastAPI:
             "image_tokens": service.image_tokens,
             "max_images": service.settings.max_images_per_request,
             "max_image_bytes": service.settings.max_image_bytes,
-            "capabilities": {"vision": True, "streaming": True},
+            "capabilities": {"vision": True, "streaming": True, "max_beams": MAX_BEAMS, "boxes": service.writes_boxes},
+            "defaults": {
+                "temperature": defaults.temperature,
+                "top_p": defaults.top_p,
+                "max_tokens": defaults.max_tokens,
+            },
         }
 
     @app.get("/health")
