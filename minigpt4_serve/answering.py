@@ -96,9 +96,9 @@ class LocalModel:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        from minigpt4_serve.serving.replica import load_service
+        from minigpt4_serve.serving.replica import load_engine
 
-        self._service = load_service(settings)
+        self._engine, self._service = load_engine(settings)
         self._loop = asyncio.new_event_loop()
 
     def answer(self, messages: Sequence[Message], **options: Any) -> Answer:
@@ -134,13 +134,13 @@ class LocalModel:
                     yield text
         finally:
             # Ctrl-C interrupts the loop, not the task: stop the answer and let the task see its end.
-            self._service.engine.abort(request_id)
+            self._engine.abort(request_id)
             if waiting is not None and not waiting.done():
                 self._loop.run_until_complete(waiting)
 
     def close(self) -> None:
         """Stop the engine."""
-        self._service.engine.shutdown()
+        self._engine.shutdown()
         self._loop.close()
 
 

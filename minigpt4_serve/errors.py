@@ -17,6 +17,7 @@ never becomes a message; it stays in ``__cause__`` for the log of whoever runs t
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "AuthenticationFailed",
@@ -53,9 +54,19 @@ class MiniGPT4Error(Exception):
         self.message = message
         self.param = param
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes whole, whatever their constructors ask for."""
+        return _again, (type(self), self.args, self.__dict__)
+
     def body(self) -> dict[str, dict[str, str | None]]:
         """The error in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def _again(kind: type[MiniGPT4Error], args: tuple[Any, ...], state: dict[str, Any]) -> MiniGPT4Error:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidRequest(MiniGPT4Error):

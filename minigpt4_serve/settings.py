@@ -19,6 +19,7 @@ __all__ = [
     "TINY_MODEL",
     "EngineSettings",
     "ModelSettings",
+    "ScaleSettings",
     "ServeSettings",
     "is_loopback",
     "read_serve_settings",
@@ -52,6 +53,9 @@ class EngineSettings(_Settings):
     """Answers computed at the same time."""
     max_waiting: int = Field(default=128, ge=0)
     """Requests that may wait for a slot; one more is refused."""
+    max_pieces_per_s: int = Field(default=500, ge=1)
+    """Pieces of answers told in a second, all answers together: the more there are, the larger their pieces. No piece
+    is held back for longer than 50 ms."""
     max_prefill_tokens: int = Field(default=1024, ge=16)
     """Prompt positions that one step computes beside the running answers: more is faster, less is smoother."""
     block_size: int = Field(default=16, ge=1)
@@ -75,11 +79,41 @@ class EngineSettings(_Settings):
     """Threads that PyTorch computes with on CPUs; its own choice if not given."""
 
 
+class ScaleSettings(_Settings):
+    """How many processes answer, and what each may have. An engine holds one model; HTTP processes hold none."""
+
+    engines: int = Field(default=1, ge=1)
+    """Engines at least."""
+    max_engines: int | None = Field(default=None, ge=1)
+    """Engines at most; more than ``engines`` lets Ray add some under load and take them away again."""
+    target_requests: float | None = Field(default=None, gt=0)
+    """Requests for each engine that Ray aims at when it adds and takes away; its slots if not given."""
+    upscale_delay_s: float = Field(default=15, ge=0)
+    """How long the load must last before an engine is added."""
+    downscale_delay_s: float = Field(default=300, ge=0)
+    """How long it must be gone before one is taken away."""
+    gpus_per_engine: float | None = Field(default=None, ge=0)
+    """1 if the cluster has GPUs, else 0, if not given. 0.5 puts two on a GPU: halve ``gpu_memory_share``, too."""
+    cpus_per_engine: float = Field(default=1, ge=0)
+    """CPUs that Ray sets aside for each engine."""
+    http: int = Field(default=1, ge=1)
+    """Processes that speak HTTP, check pictures and make tokens: one feeds several engines."""
+    drain_s: float = Field(default=60, ge=0)
+    """How long a process that is replaced may finish its answers."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ScaleSettings":
+        if self.max_engines is not None and self.max_engines < self.engines:
+            raise ValueError(f"max_engines is {self.max_engines}, less than engines, {self.engines}")
+        return self
+
+
 class ServeSettings(_Settings):
     """What ``minigpt4 serve`` needs to know; the same keys as in a configuration file."""
 
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
+    scale: ScaleSettings = ScaleSettings()
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     model_name: str | None = None

@@ -143,9 +143,12 @@ class DiscordBot(discord.Client):
     async def on_raw_message_edit(self, payload: discord.RawMessageUpdateEvent) -> None:
         """A link has got its picture, or somebody has changed a question: then it's answered anew."""
         message = payload.message
-        waiting = self._unfurling.get(message.id)
-        if waiting is not None and message.embeds and not waiting.done():
-            waiting.set_result(message)
+        if message.embeds and (waiting := self._unfurling.pop(message.id, None)) is not None:
+            if not waiting.done():
+                waiting.set_result(message)
+            elif attachments_of(message, self.files):
+                # It was answered without: later than never.
+                await self._answer(message)
         elif message.id in self._met and self._is_for_me(message) and self._met.is_new(message):
             await self._answer(message)
 
@@ -164,13 +167,16 @@ class DiscordBot(discord.Client):
         return isinstance(replied_to, discord.Message) and replied_to.author.id == self.me and not is_hidden(message)
 
     async def _answer(self, message: discord.Message) -> None:
+        unfurling = self._expect_picture(message)  # before anything is waited for: it may come meanwhile
         asker = await self._asker(message)
         texts = self.answering.texts(asker)
         channel = self.get_partial_messageable(message.channel.id)
         outlet = ChannelOutlet(channel, reply_to=message.id, asker=message.author.id, texts=texts)
         typing = self._spawn(self._type(channel)) if self.answering.is_allowed(asker) else None
         try:
-            message = await self._unfurled(message)
+            if unfurling is not None:
+                with contextlib.suppress(TimeoutError):
+                    message = await asyncio.wait_for(unfurling, _UNFURL_S)
             question = self.question(message, asker)
             if self._cannot_see_picture(message, question):
                 await self.answering.say(outlet, texts("hint.use_menu", entry=texts("command.ask_about")))
@@ -233,17 +239,14 @@ class DiscordBot(discord.Client):
             return False
         return isinstance(resolved, discord.Message) and resolved.author.id != self.me and is_hidden(resolved)
 
-    async def _unfurled(self, message: discord.Message) -> discord.Message:
-        """The message with the picture that its link shows: Discord adds that a moment later."""
+    def _expect_picture(self, message: discord.Message) -> "asyncio.Future[discord.Message] | None":
+        """Discord adds the picture behind a link a moment after the message: what brings the message with it."""
         if message.attachments or message.embeds or not re.search(r"https?://", message.content):
-            return message
-        waiting = self._unfurling[message.id] = asyncio.get_running_loop().create_future()
-        try:
-            return await asyncio.wait_for(waiting, _UNFURL_S)
-        except TimeoutError:
-            return message
-        finally:
-            del self._unfurling[message.id]
+            return None
+        unfurling = self._unfurling[message.id] = asyncio.get_running_loop().create_future()
+        if len(self._unfurling) > _REMEMBERED:  # most links never show a picture
+            del self._unfurling[next(iter(self._unfurling))]
+        return unfurling
 
     async def _type(self, channel: discord.PartialMessageable) -> None:
         """Show "… is typing" until cancelled; only when there is room below the limits."""

@@ -5,7 +5,6 @@ is found here, before the server is bothered, and every failure is a ``MiniGPT4E
 on.
 """
 
-from minigpt4_serve.client.fetch import PictureFetcher
 from minigpt4_serve.client.references import MAX_IMAGES, PictureSources, is_handle, read_each
 from minigpt4_serve.client.vision import (
     DEFAULT_BASE_URL,
@@ -17,6 +16,7 @@ from minigpt4_serve.client.vision import (
     VisionClient,
     wait_for,
 )
+from minigpt4_serve.fetch import PictureFetcher
 
 __all__ = [
     "DEFAULT_BASE_URL",

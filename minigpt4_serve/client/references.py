@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minigpt4_serve.client.fetch import PictureFetcher
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
+from minigpt4_serve.fetch import PictureFetcher
 from minigpt4_serve.pictures import ImageLimits, Picture, check_picture, decode_picture, read_data_url
 
 __all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each"]

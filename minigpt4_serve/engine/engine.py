@@ -43,6 +43,8 @@ __all__ = ["Engine", "EngineStats"]
 
 _log = logging.getLogger(__name__)
 _Outcome = Delta | MiniGPT4Error
+_LONGEST_HOLD_S = 0.05  # text that is certain is told after so long; people see no difference
+_POSITION_EVERY_S = 2.0  # how often those who wait hear of their place in the line
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ class EngineStats:
 
 @dataclass(eq=False)
 class _Answer:
-    """One of a request's answers: its sequence, its text, and tokens whose text isn't certain yet."""
+    """One of a request's answers: its sequence, its text, and what is not told yet: text and its tokens."""
 
     sequence: Sequence
     text: Detokenizer
+    held: str = ""
+    told: float = 0.0
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -90,6 +94,7 @@ class _Request:
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     pixels: dict[str, torch.Tensor] = field(default_factory=dict)
     admitted: float | None = None
+    encode_s: float = 0.0
     first_token: float | None = None
     search: BeamSearch | None = None
 
@@ -155,6 +160,7 @@ class Engine:
         self._step_began: float | None = None  # while a step runs
         self._counts: dict[str, int] = defaultdict(int)
         self._seconds_per_request = 1.0  # a running mean, for expected waits
+        self._answered = 0
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -193,7 +199,8 @@ class Engine:
     async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
         """The answer, piece by piece; each of ``n`` answers ends with a ``finish_reason``, the last with the usage.
 
-        If no slot is free, a first, empty piece says how many are ahead. Closing the iterator aborts the request.
+        While no slot is free, empty pieces say how many are ahead, the first at once. Closing the iterator aborts the
+        request.
 
         Raises:
             ContextLengthExceeded: the prompt alone doesn't fit. An answer that would grow too long is ended instead.
@@ -220,7 +227,11 @@ class Engine:
                 yield Delta(queue_position=position, expected_wait_s=self._expected_wait(position))
             finished = 0
             while finished < len(request.answers):
-                outcome = await request.outbox.get()
+                outcome = await self._hear(request)
+                if outcome is None:
+                    position = self._position(request)
+                    yield Delta(queue_position=position, expected_wait_s=self._expected_wait(position))
+                    continue
                 if isinstance(outcome, MiniGPT4Error):
                     raise outcome
                 finished += outcome.finish_reason is not None
@@ -284,6 +295,25 @@ class Engine:
 
     def _expected_wait(self, position: int) -> float:
         return position * self._seconds_per_request / self._settings.max_running
+
+    async def _hear(self, request: _Request) -> _Outcome | None:
+        """What comes next; None if it is still in the line after a while."""
+        if request.admitted is not None:
+            return await request.outbox.get()
+        try:
+            async with asyncio.timeout(_POSITION_EVERY_S):
+                return await request.outbox.get()
+        except TimeoutError:
+            return None if request.admitted is None else await request.outbox.get()
+
+    def _position(self, request: _Request) -> int:
+        """Its place in the line: 1 is next."""
+        ahead: set[str] = set()
+        for sequence in list(self._scheduler.waiting):  # copied in one go: the engine's thread goes on
+            if sequence.request_id == request.id:
+                break
+            ahead.add(sequence.request_id)
+        return len(ahead) + 1
 
     def _make_request(self, prompt: Prompt, sampling: SamplingParams, request_id: str, started: float) -> _Request:
         names = content_ids(prompt.token_ids, prompt.pictures, image_token_id=self._image_token_id, slots=self._slots)
@@ -362,6 +392,10 @@ class Engine:
     def _step(self) -> None:
         spans = self._scheduler.schedule()
         assert spans, "there is work, but nothing can be computed"
+        now = time.monotonic()
+        for span in spans:
+            request = self._requests[span.sequence.request_id]
+            request.admitted = request.admitted or now
         self._encode_pictures(spans)
         for source, target in self._scheduler.copies:
             self._runner.copy_block(source, target)
@@ -411,9 +445,9 @@ class Engine:
             answer.sequence.cached_tokens = search.live[0].cached_tokens
             answer.sequence.token_ids += best.ids
             answer.ids = list(best.ids)
-            text = answer.text.push(best.ids, last=True)
+            answer.held = answer.text.push(best.ids, last=True)
             self._finish(request, answer.sequence, best.reason)
-            deltas.append((request, self._delta(request, answer, text)))
+            deltas.append((request, self._delta(request, answer)))
         return deltas
 
     def _holds_stop(self, ids: list[int], stop: tuple[str, ...]) -> bool:
@@ -426,14 +460,10 @@ class Engine:
         self._counts["steps"] += 1
         self._counts["decode_steps"] += sampled > 0
         self._counts["generated_tokens"] += sampled
-        now = time.monotonic()
         for span in spans:
             sequence = span.sequence
             if span.start < sequence.num_prompt:
                 self._counts["prefill_tokens"] += min(span.end, sequence.num_prompt) - span.start
-            request = self._requests[sequence.request_id]
-            if request.admitted is None:
-                request.admitted = now
             if sequence.num_computed == sequence.cached_tokens and sequence.num_output == 0:
                 self._counts["cached_tokens"] += sequence.num_computed
 
@@ -450,11 +480,14 @@ class Engine:
                         missing[picture.digest] = request.pixels[picture.digest]
         if missing:
             self._counts["image_encodes"] += len(missing)
+            began = time.monotonic()
             for digest, features in zip(missing, self._runner.encode(list(missing.values())), strict=True):
                 self._images.put(digest, features)
                 for request in readers:
                     if request.pixels.pop(digest, None) is not None:
                         request.features[digest] = features
+            for request in set(readers):
+                request.encode_s += time.monotonic() - began
 
     def _reads_pictures(self, span: Span) -> bool:
         return self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]
@@ -483,11 +516,16 @@ class Engine:
             answer.logprobs.append(self._describe(choice))
         ended = choice.token in self._eos_ids and not rules.ignore_eos
         full = sequence.num_output >= rules.max_tokens
-        piece = answer.text.push([choice.token], last=ended or full)
+        answer.held += answer.text.push([choice.token], last=ended or full)
         reason: FinishReason | None = "stop" if ended or answer.text.stopped else "length" if full else None
         if reason is not None:
             self._finish(request, sequence, reason)
-        return self._delta(request, answer, piece) if piece or reason else None
+        # Many small pieces cost whoever passes them on more than the answer costs us.
+        hold = min(_LONGEST_HOLD_S, self._load / self._settings.max_pieces_per_s)
+        if reason is None and (not answer.held or time.monotonic() - answer.told < hold):
+            return None
+        answer.told = time.monotonic()
+        return self._delta(request, answer)
 
     def _describe(self, choice: Choice) -> TokenLogprob:
         def name(token: int) -> str:
@@ -499,21 +537,26 @@ class Engine:
         return TokenLogprob(name(choice.token), choice.logprob, tuple((name(t), value) for t, value in choice.top))
 
     @staticmethod
-    def _delta(request: _Request, answer: _Answer, text: str) -> Delta:
-        """A piece with the tokens that it took; a request's last one with the balance."""
+    def _delta(request: _Request, answer: _Answer) -> Delta:
+        """What is held, with the tokens that it took; a request's last piece with the balance."""
         sequence = answer.sequence
-        delta = Delta(sequence.index, text, tuple(answer.ids), tuple(answer.logprobs), sequence.finish_reason)
-        answer.ids, answer.logprobs = [], []
+        delta = Delta(sequence.index, answer.held, tuple(answer.ids), tuple(answer.logprobs), sequence.finish_reason)
+        answer.held, answer.ids, answer.logprobs = "", [], []
         if not request.done:
             return delta
         now = time.monotonic()
         first = request.answers[0].sequence
         written = sum(other.sequence.num_output for other in request.answers)
         usage = Usage(first.num_prompt, first.cached_tokens or 0, written)
+        admitted = request.admitted or now
+        first_token = request.first_token or now
         timings = Timings(
             images_s=request.images_s,
-            queue_s=(request.admitted or now) - request.submitted,
-            ttft_s=request.images_s + (request.first_token or now) - request.submitted,
+            queue_s=admitted - request.submitted,
+            encode_s=request.encode_s,
+            prefill_s=max(0.0, first_token - admitted - request.encode_s),
+            decode_s=now - first_token,
+            ttft_s=request.images_s + first_token - request.submitted,
             total_s=request.images_s + now - request.submitted,
         )
         return replace(delta, usage=usage, timings=timings)
@@ -526,7 +569,8 @@ class Engine:
             del self._requests[request.id]
             if request.admitted is not None:
                 took = time.monotonic() - request.admitted
-                self._seconds_per_request += 0.1 * (took - self._seconds_per_request)
+                self._answered += 1
+                self._seconds_per_request += max(0.1, 1 / self._answered) * (took - self._seconds_per_request)
 
     def _end_all(self, request: _Request) -> None:
         """Abort what is left of a request."""
@@ -537,7 +581,7 @@ class Engine:
         for answer in request.answers:
             if answer.sequence.finish_reason is None:
                 self._finish(request, answer.sequence, "abort")
-                deltas.append((request, self._delta(request, answer, "")))
+                deltas.append((request, self._delta(request, answer)))
         _tell(deltas)
 
     def _fail_all(self) -> None:

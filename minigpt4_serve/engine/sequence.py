@@ -33,10 +33,23 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the seconds of a request went: decoding pictures, waiting for a slot, until the first token, in all."""
+    """Where the seconds of a request went, one after the other, and two sums.
+
+    Attributes:
+        images_s: decoding pictures.
+        queue_s: waiting for a slot.
+        encode_s: encoding pictures. A GPU is only told to: there the work itself shows in ``prefill_s``.
+        prefill_s: from the slot to the first token, without ``encode_s``.
+        decode_s: from the first token to the last.
+        ttft_s: until the first token: all but ``decode_s``.
+        total_s: in all.
+    """
 
     images_s: float
     queue_s: float
+    encode_s: float
+    prefill_s: float
+    decode_s: float
     ttft_s: float
     total_s: float
 
@@ -62,7 +75,7 @@ class Delta:
         index: which of the ``n`` answers.
         finish_reason: set on an answer's last piece.
         usage, timings: set on a request's very last piece.
-        queue_position, expected_wait_s: set on a first, empty piece when the request has to wait for a slot.
+        queue_position, expected_wait_s: set on empty pieces while the request has to wait for a slot.
     """
 
     index: int = 0

@@ -30,8 +30,7 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
         """One picture as float32 ``[3, image_size, image_size]``."""
-        side = self.image_size
-        square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        square = _stretch(image.convert("RGB"), self.image_size)
         pixels = torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float().div(255)  # [3, side, side]
         mean, std = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_STD).view(3, 1, 1)
         return (pixels - mean).div(std)
@@ -43,3 +42,16 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
         batch = [images] if isinstance(images, Image.Image) else list(images)
         pixels = torch.stack([self.to_tensor(image) for image in batch])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+
+def _stretch(image: Image.Image, side: int) -> Image.Image:
+    """The picture as a square, first one way and then the other.
+
+    Which way comes first changes pixels, because what overshoots is cut off in between, and for tall pictures Pillow 13
+    takes another order than the versions before. Here it is written out, as it was when the original's numbers were
+    recorded: pixels are the same with every Pillow.
+    """
+    width, height = image.size
+    tall = height - side > 2 * max(width - side, 0)
+    halfway = (width, side) if tall else (side, height)
+    return image.resize(halfway, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.BICUBIC)

@@ -1,34 +1,75 @@
 """The application for Ray Serve and how a local cluster is started. Knows Ray; loads no model itself."""
 
 import logging
+import os
 import re
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
 from minigpt4_serve.errors import EngineFailed, InvalidRequest, WeightsError
-from minigpt4_serve.serving.replica import Replica
-from minigpt4_serve.settings import ServeSettings
+from minigpt4_serve.serving.replica import EngineReplica, Ingress
+from minigpt4_serve.settings import ScaleSettings, ServeSettings
 
 __all__ = ["build", "start", "stop"]
 
 
 def build(args: ServeSettings) -> serve.Application:
     """The Serve application; in a Serve config file ``import_path: minigpt4_serve.serving.app:build`` and ``args:``."""
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-    uses_gpu = has_gpu if args.model.device == "auto" else args.model.device.startswith("cuda")
-    deployment = serve.deployment(
-        serve.ingress()(Replica),
-        name="minigpt4",
+    scale, slots = args.scale, args.engine.max_running
+    most = slots + args.engine.max_waiting
+    engines = serve.deployment(
+        EngineReplica,
+        name="engine",
         # The engine admits and refuses; Ray's own limits only stand behind it.
-        max_ongoing_requests=args.engine.max_running + args.engine.max_waiting + 64,
+        max_ongoing_requests=most + 64,
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=30,
-        ray_actor_options={"num_gpus": 1} if uses_gpu else {"num_cpus": 1},
+        graceful_shutdown_timeout_s=scale.drain_s,
+        request_router_config=RequestRouterConfig.model_validate(
+            {
+                "request_router_class": "minigpt4_serve.serving.picture_router:PictureRouter",
+                "request_router_kwargs": {"slots": slots},
+                "request_routing_stats_period_s": 2,
+            }
+        ),
+        ray_actor_options={"num_cpus": scale.cpus_per_engine, "num_gpus": _gpus(args)},
+        **_replicas(scale, slots),
     )
-    return deployment.bind(args)  # type: ignore[attr-defined, no-any-return]
+    http = serve.deployment(
+        serve.ingress()(Ingress),
+        name="http",
+        num_replicas=scale.http,
+        max_ongoing_requests=(most + 64) * (scale.max_engines or scale.engines) + 256,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=scale.drain_s,
+        ray_actor_options={"num_cpus": 0},  # an engine must never miss its CPU for them
+    )
+    return http.bind(args, engines.bind(args))  # type: ignore[attr-defined, no-any-return]
+
+
+def _gpus(args: ServeSettings) -> float:
+    if args.scale.gpus_per_engine is not None:
+        return args.scale.gpus_per_engine
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    return float(has_gpu if args.model.device == "auto" else args.model.device.startswith("cuda"))
+
+
+def _replicas(scale: ScaleSettings, slots: int) -> dict[str, Any]:
+    if scale.max_engines is None or scale.max_engines == scale.engines:
+        return {"num_replicas": scale.engines}
+    return {
+        "autoscaling_config": {
+            "min_replicas": scale.engines,
+            "max_replicas": scale.max_engines,
+            "target_ongoing_requests": scale.target_requests or slots,
+            "upscale_delay_s": scale.upscale_delay_s,
+            "downscale_delay_s": scale.downscale_delay_s,
+        }
+    }
 
 
 def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambda line: None) -> None:
@@ -61,17 +102,25 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
 
 
 def _start_cluster() -> None:
-    """A local Ray cluster. Ray gives its own parts thirty seconds, which a busy machine exceeds: one more try is made.
+    """A local Ray cluster. Ray gives its parts thirty seconds, which a busy machine exceeds: two more tries are made.
 
     Raises:
         EngineFailed: not even then.
     """
-    for attempt in range(2):
+    for attempt in range(3):
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+            # Never by accident in a cluster that somebody else left running here.
+            address = os.environ.get("RAY_ADDRESS", "local")
+            ray.init(
+                address,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
         except Exception as error:  # Ray raises plain Exception here
             ray.shutdown()
-            if attempt:
+            if attempt == 2:
                 raise EngineFailed(
                     "Ray could not start: the machine is very busy, or /tmp is full. Its logs in /tmp/ray say why."
                 ) from error

@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from transformers import GenerationConfig
 
 from minigpt4_serve.engine import Delta, Engine, Prompt, SamplingParams
 from minigpt4_serve.errors import InvalidRequest
-from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor, Turn
+from minigpt4_serve.model import MiniGPT4Processor, Turn
 from minigpt4_serve.pictures import ImageLimits, Picture, read_data_url
 from minigpt4_serve.serving.api import ChatCompletionRequest, ImagePart
 from minigpt4_serve.settings import ServeSettings
 
-__all__ = ["ChatService", "PreparedChat"]
+__all__ = ["ChatService", "PreparedChat", "Remote"]
 
 _DEFAULT_MAX_TOKENS = 300  # the original demo's answer length
 
@@ -31,29 +32,41 @@ class PreparedChat:
     dropped_messages: int
 
 
+class Remote(Protocol):
+    """An engine in another process."""
+
+    context_length: int
+
+    def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
+        """As ``Engine.generate``."""
+
+    async def check_health(self) -> None:
+        """As ``Engine.check_health``."""
+
+
 class ChatService:
-    """One loaded model as a chat: what HTTP routes and the command line share.
+    """One model as a chat: what HTTP routes and the command line share.
 
     Args:
-        model, processor: as ``weights.load_model`` gives them.
-        engine: running, on the same model.
+        processor, rules: as ``weights.load_processor`` gives them.
+        engine: running, here or elsewhere, on the same model.
     """
 
     def __init__(
         self,
-        model: MiniGPT4ForConditionalGeneration,
         processor: MiniGPT4Processor,
-        engine: Engine,
+        rules: GenerationConfig,
+        engine: Engine | Remote,
         settings: ServeSettings,
     ) -> None:
         self.engine = engine
         self.settings = settings
         self.name = settings.model_name or settings.model.path.resolve().name
         self.context_length = engine.context_length  # a small KV cache may hold less than the model could read
-        self.image_tokens = model.config.num_image_tokens
+        self.image_tokens = processor.num_image_tokens
         self.writes_boxes = processor.format.name == "v2"
         self._processor = processor
-        self._rules: GenerationConfig = model.generation_config
+        self._rules = rules
         self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
 
     async def prepare(self, request: ChatCompletionRequest) -> PreparedChat:
@@ -110,6 +123,12 @@ class ChatService:
     def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:
         """The answer piece by piece; closing the iterator aborts it in the engine."""
         return self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+
+    async def check_health(self) -> None:
+        """Raise ``EngineFailed`` unless the engine answers."""
+        checking = self.engine.check_health()
+        if checking is not None:
+            await checking
 
     async def warm_up(self) -> None:
         """One short answer, so that the first user doesn't pay for what is lazily made."""

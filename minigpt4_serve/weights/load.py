@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
@@ -23,6 +24,7 @@ __all__ = [
     "check_tensors",
     "compare_shapes",
     "load_model",
+    "load_processor",
     "model_files",
     "model_shapes",
     "read_config",
@@ -65,6 +67,23 @@ def load_model(
     if settings.quantization is not None:
         quantize(model, settings.quantization, device)
     return model.to(device), processor
+
+
+def load_processor(folder: Path) -> tuple[MiniGPT4Processor, GenerationConfig]:
+    """What a model folder tells without its weights: (processor, generation rules).
+
+    Raises:
+        WeightsError: the folder isn't a MiniGPT-4 model.
+    """
+    read_config(folder)
+    with _quiet():
+        try:
+            processor = MiniGPT4Processor.from_pretrained(folder, local_files_only=True)
+            if (folder / "generation_config.json").is_file():
+                return processor, GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise WeightsError(f"{folder} can't be loaded; convert it again.") from error
+    return processor, GenerationConfig()
 
 
 def read_config(folder: Path) -> MiniGPT4Config:

@@ -277,6 +277,10 @@ class FakeDiscord:
                 found.append(message)
         return found
 
+    def shown_for(self, asked: Message | Interaction) -> str:
+        """All words of all answers so far, finished or not."""
+        return "\n".join(message.content for message in self.answers_to(asked))
+
     async def first_sign(self, asked: Message | Interaction, *, within: float = 20.0) -> Message:
         """The first message of an answer, finished or not."""
         found: list[Message] = await self.until(lambda: self.answers_to(asked), within=within, what="a sign of life")

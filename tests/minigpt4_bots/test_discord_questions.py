@@ -1,5 +1,6 @@
 """How a question comes to the Discord bot, and what the vision server is asked then. One real bot for all tests."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -7,6 +8,7 @@ import pytest_asyncio
 from drawing import draw, encode
 from fakes.discord import Upload
 from fakes.discord_bot import GENEROUS, Scene, picture, scene
+from fakes.vision import Reply
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -31,7 +33,16 @@ async def test_a_mention_with_a_picture(here: Scene) -> None:
     assert answer.text == "I see 1 picture(s). You asked: which colour is it?"
     (request,) = here.vision.about("which colour is it?")
     assert request.pictures == [red.data]
-    assert len(channel.typing) >= 1
+
+
+async def test_the_bot_types_while_it_looks(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    hold = asyncio.Event()
+    here.vision.on("take your time", Reply(hold=hold))
+    asked = await here.discord.says(channel, ann, "take your time", attachments=[picture()], mention=True)
+    await here.discord.until(lambda: channel.typing, what="typing")
+    hold.set()
+    await here.discord.answer_to(asked)
 
 
 async def test_without_words_the_default_question_is_asked(here: Scene) -> None:
@@ -188,11 +199,28 @@ async def test_a_picture_behind_a_link(here: Scene) -> None:
     at_once = await here.discord.says(channel, ann, "linked", embeds=[embed], mention=True)
     await here.discord.answer_to(at_once)
     assert here.vision.about("linked")[0].pictures == [blue.data]
-    # Discord shows the picture a moment after the message came.
+
+
+async def test_a_link_whose_picture_is_shown_a_moment_later(here: Scene) -> None:
+    # A channel of its own: how often the bot types for a quick answer is up to the clock.
+    channel, ann = await here.discord.channel(), here.discord.user()
     late = await here.discord.says(channel, ann, "see https://example.org/picture.png", mention=True)
-    await here.discord.until(lambda: len(channel.typing) >= 2, what="typing while the link is looked at")
-    await here.discord.shows_embed(late, here.discord.picture_embed(blue))
-    assert "I see 1 picture(s)" in (await here.discord.answer_to(late)).text
+    await here.discord.until(lambda: channel.typing, what="typing while the link is looked at")
+    await here.discord.shows_embed(late, here.discord.picture_embed(picture("blue")))
+    await here.discord.until(lambda: "I see 1 picture(s)" in here.discord.shown_for(late), what="an answer")
+
+
+async def test_a_link_whose_picture_is_shown_too_late_for_the_first_answer(here: Scene) -> None:
+    channel, ann = await here.discord.channel(), here.discord.user()
+    late = await here.discord.says(channel, ann, "see https://example.org/slow.png", mention=True)
+    assert "Send me a picture" in (await here.discord.answer_to(late)).text
+    for _ in range(2):  # Discord may tell it more than once
+        await here.discord.shows_embed(late, here.discord.picture_embed(picture("blue")))
+    await here.discord.until(lambda: "I see 1 picture(s)" in here.discord.shown_for(late), what="an answer after all")
+    # One that is answered, after them: a second answer would have begun.
+    channel, ben = await here.discord.channel(), here.discord.user("ben")
+    await here.discord.answer_to(await here.discord.says(channel, ben, attachments=[picture()], mention=True))
+    assert len(here.vision.about("see https://example.org/slow.png")) == 1
 
 
 async def test_an_embeds_own_address_is_never_visited(here: Scene) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from minigpt4_serve.serving.api import ChatCompletionRequest
 from minigpt4_serve.serving.chat import ChatService
-from minigpt4_serve.serving.replica import load_service
+from minigpt4_serve.serving.replica import load_engine
 from minigpt4_serve.serving.routes import create_app
 from minigpt4_serve.settings import ModelSettings, ServeSettings
 from minigpt4_serve.weights.convert import convert
@@ -33,11 +33,11 @@ async def served(request: pytest.FixtureRequest, golden: Path, tmp_path: Path) -
         checkpoint=golden / expected["files"]["ckpt"],
         out=tmp_path / "model",
     )
-    service = load_service(ServeSettings(model=ModelSettings(path=tmp_path / "model", device="cpu")))
+    engine, service = load_engine(ServeSettings(model=ModelSettings(path=tmp_path / "model", device="cpu")))
     transport = httpx.ASGITransport(app=create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://server/v1", timeout=60) as client:
         yield client, service, expected
-    service.engine.shutdown()
+    engine.shutdown()
 
 
 def chats(expected: dict[str, Any], golden: Path) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:

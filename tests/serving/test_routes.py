@@ -29,7 +29,7 @@ def _served(small_model: Any, **settings: Any) -> Iterator[tuple[httpx.Client, C
     chosen = ServeSettings(model_name="small", **settings)
     engine = Engine(model, processor, chosen.engine)
     engine.start()
-    service = ChatService(model, processor, engine, chosen)
+    service = ChatService(processor, model.generation_config, engine, chosen)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -93,7 +93,9 @@ def test_whole_and_streamed_answers_are_the_same(client: httpx.Client) -> None:
     assert events[0]["choices"][0]["delta"]["role"] == "assistant"
     assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
     assert events[-1]["choices"] == []
-    assert set(events[-1]["timings"]) == {"images_s", "queue_s", "ttft_s", "total_s"}
+    assert set(events[-1]["timings"]) == {
+        *("images_s", "queue_s", "encode_s", "prefill_s", "decode_s", "ttft_s", "total_s"),
+    }
     assert {event["id"] for event in events} == {events[0]["id"]}
 
 

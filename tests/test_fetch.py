@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from minigpt4_serve.client.fetch import PictureFetcher, is_public
 from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, PayloadTooLarge
+from minigpt4_serve.fetch import PictureFetcher, is_public
 
 PUBLIC = "93.184.216.34"
 

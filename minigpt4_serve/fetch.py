@@ -1,8 +1,8 @@
 """Pictures from https addresses that a stranger or a language model chose. Knows addresses and HTTP, no pictures.
 
-The name is resolved once, every address behind it must be public, and the connection goes to exactly the address that
-was
-checked: a second look-up could answer differently. Redirects are walked here, each checked the same way.
+Shared by the server and by the agents' tool. The name is resolved once, every address behind it must be public, and the
+connection goes to exactly the address that was checked: a second look-up could answer differently. Redirects are walked
+here, each checked the same way.
 """
 
 import asyncio

@@ -1,0 +1,62 @@
+"""Which replica answers a request: the one that holds its picture, unless that one is busy. Knows Ray's routers only.
+
+The caller names a picture (or a chat's beginning) as the handle's ``session_id``; replicas are ranked by rendezvous
+hashing, so that all callers agree without talking, and a replica that comes or goes moves only its own pictures.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+__all__ = ["PictureRouter", "preferred_replica", "replica_stats"]
+
+_routers: list["PictureRouter"] = []  # of this process: one for each deployment that it calls
+
+
+class PictureRouter(RequestRouter):
+    """The picture's own replica while it has a free slot; then whoever has least to do."""
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        """Ray hands on ``request_router_kwargs``: ``slots``, how many answers a replica computes at the same time."""
+        self._slots = int(kwargs["slots"])
+        _routers.append(self)
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Best first; Ray takes the next if one is gone or doesn't answer."""
+        if not candidate_replicas:
+            return []
+        if pending_request is None:
+            return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        load = {name: self._load(replica.replica_id) for name, replica in by_name.items()}
+        first = preferred_replica(pending_request.metadata.session_id, load, self._slots)
+        others = [replica for name, replica in by_name.items() if name != first]
+        return [[by_name[first]], others] if others else [[by_name[first]]]
+
+    def _load(self, replica_id: ReplicaID) -> int:
+        """Requests at a replica as this process knows them; Ray corrects the number with each request sent."""
+        return self.replica_queue_len_cache.get(replica_id) or 0
+
+    @property
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """(replica → what it last said of itself), of those that run."""
+        return {str(name.unique_id): dict(replica.routing_stats) for name, replica in self.curr_replicas.items()}
+
+
+def preferred_replica(key: str, load: dict[str, int], slots: int) -> str:
+    """The owner of ``key`` among the replicas in ``load`` (name → requests), or the least busy one if it is full."""
+    owner = max(load, key=lambda name: hashlib.blake2b(f"{name} {key}".encode(), digest_size=8).digest())
+    if key and load[owner] < slots:
+        return owner
+    return min(load, key=lambda name: (load[name], name != owner))
+
+
+def replica_stats() -> Iterable[tuple[str, dict[str, Any]]]:
+    """What the replicas that this process calls last said of themselves: (name, ``record_routing_stats``)."""
+    for router in _routers:
+        yield from sorted(router.stats.items())

@@ -1,0 +1,37 @@
+"""Errors as answers: OpenAI's shape and headers on every route. Knows HTTP and the error tree, no requests."""
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, Overloaded
+
+__all__ = ["INTERNAL", "error_response", "install"]
+
+INTERNAL = "Something went wrong in the server; its log has the details."
+"""What strangers read when something broke that nobody foresaw."""
+
+
+def install(app: FastAPI) -> None:
+    """Answer our errors, and the framework's own, in OpenAI's shape."""
+    app.add_exception_handler(MiniGPT4Error, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+
+
+def error_response(error: MiniGPT4Error) -> JSONResponse:
+    """The error as a response, with ``Retry-After`` where waiting helps."""
+    headers = {"retry-after": str(max(1, round(error.retry_after)))} if isinstance(error, Overloaded) else {}
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, MiniGPT4Error)
+    return error_response(error)
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = {404: "There is nothing at this address.", 405: f"{request.method} is not possible at this address."}
+    wrapped = InvalidRequest(known.get(error.status_code, "The request can't be answered."))
+    wrapped.status = error.status_code
+    return error_response(wrapped)

@@ -1,0 +1,55 @@
+"""Pixels as the original made them. That they equal recorded ones, to the bit, is tests/tools/test_parity.py's."""
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4_serve.model import MiniGPT4ImageProcessor
+
+SIDE = 28
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """Black and white at random: bicubic overshoots everywhere, so the order of the passes shows."""
+    bits = numpy.random.default_rng(7).random((height, width, 3)) > 0.5
+    return Image.fromarray(bits.astype(numpy.uint8) * 255)
+
+
+def levels(pixels: torch.Tensor) -> numpy.ndarray:
+    """Normalised pixels back as whole levels ``[H, W, 3]``."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return (pixels * std + mean).mul(255).round().byte().permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("size", "tall"),
+    [
+        ((40, 53), True), ((40, 52), False), ((20, 29), True), ((20, 27), False), ((300, 573), True),
+        ((300, 572), False), ((60, 60), False), ((60, 20), False), ((5, 200), True), ((900, 9), False),
+    ],
+)  # fmt: skip
+def test_the_order_of_the_passes_is_ours_not_the_librarys(size: tuple[int, int], tall: bool) -> None:
+    image, bicubic = noise(*size), Image.Resampling.BICUBIC
+    vertical = image.resize((size[0], SIDE), bicubic).resize((SIDE, SIDE), bicubic)
+    horizontal = image.resize((SIDE, size[1]), bicubic).resize((SIDE, SIDE), bicubic)
+    assert not numpy.array_equal(numpy.array(vertical), numpy.array(horizontal))
+    ours = levels(MiniGPT4ImageProcessor(SIDE).to_tensor(image))
+    assert numpy.array_equal(ours, numpy.array(vertical if tall else horizontal))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "F"])
+def test_every_kind_of_picture_becomes_rgb(mode: str) -> None:
+    picture = noise(31, 17).convert("L").convert(mode)
+    pixels = MiniGPT4ImageProcessor(SIDE).to_tensor(picture)
+    assert pixels.shape == (3, SIDE, SIDE)
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels, MiniGPT4ImageProcessor(SIDE).to_tensor(picture.convert("RGB")))
+
+
+def test_transparency_is_dropped_and_a_square_of_the_right_size_is_left_alone() -> None:
+    image = noise(SIDE, SIDE)
+    clear = image.convert("RGBA")
+    clear.putalpha(0)
+    assert numpy.array_equal(levels(MiniGPT4ImageProcessor(SIDE).to_tensor(clear)), numpy.array(image))

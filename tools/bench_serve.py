@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""What does the way through Ray Serve cost? Streams through the real server, beside the same engine in one process.
+
+    python tools/bench.py serve                      32 streams: bare uvicorn, one engine, three engines
+    python tools/bench.py serve --side haproxy:RAY_SERVE_ENABLE_HA_PROXY=1   one more side, with this environment
+
+All servers run at the same time and are asked in turn, round by round, so that a busy machine is busy for all of them
+alike. The client is a bare socket: it costs the same for every side. A side is NAME[:KEY=VALUE…]; keys in capitals are
+the server's environment, others are settings (``scale.engines=3``). Prints a table, writes runs/bench/serve.json.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[1]
+START_TIMEOUT_S = 300
+SIDES = ("uvicorn", "one engine", "three engines:scale.engines=3")
+
+
+@dataclass
+class Side:
+    """One server and what was measured of it."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+    tokens: int = 0
+    events: int = 0
+    seconds: float = 0.0
+    ttft: list[float] = field(default_factory=list)
+    cached: int = 0
+    prompt: int = 0
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def summary(self, base: float) -> dict[str, Any]:
+        ttft = sorted(self.ttft)
+        return {
+            "tokens_per_s": round(self.rate, 1),
+            "of_uvicorn": round(self.rate / base, 3) if base else None,
+            "ttft_p50_ms": round(1000 * ttft[len(ttft) // 2], 1),
+            "ttft_p95_ms": round(1000 * ttft[int(len(ttft) * 0.95)], 1),
+            "tokens_per_event": round(self.tokens / max(1, self.events), 2),
+            "cached_share_of_prompts": round(self.cached / max(1, self.prompt), 3),
+        }
+
+
+def read_side(text: str, common: dict[str, Any]) -> Side:
+    """``NAME[:KEY=VALUE…]``."""
+    name, *pairs = text.split(":")
+    side = Side(name, json.loads(json.dumps(common)))
+    for key, _, value in (pair.partition("=") for pair in pairs):
+        if key.isupper():
+            side.environment[key] = value
+            continue
+        *path, last = key.split(".")
+        place = side.settings
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = yaml.safe_load(value)
+    return side
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(side: Side, folder: Path) -> Iterator[None]:
+    """The side's server, until it answers and to its end."""
+    side.port = free_port()
+    file = folder / f"{side.port}.yaml"
+    file.write_text(yaml.safe_dump({**side.settings, "port": side.port, "model_name": "bench"}))
+    command = [str(Path(sys.executable).with_name("minigpt4")), "serve", "--config", str(file)]
+    if "BENCH_SERVER" in side.environment:
+        command = [sys.executable, side.environment["BENCH_SERVER"], str(file)]
+    if side.name.startswith("uvicorn"):
+        command = [sys.executable, __file__, "--uvicorn", str(file)]
+    log = (folder / f"{side.port}.log").open("w+")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **side.environment}
+    process = subprocess.Popen(  # noqa: S603
+        command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not asyncio.run(_answers(side.port)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                log.seek(0)
+                raise SystemExit(f"{side.name} did not come up:\n{log.read()[-2000:]}")
+            time.sleep(0.5)
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.close()
+
+
+async def _answers(port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+    with contextlib.suppress(OSError):
+        return b" 200 " in (await reader.read(100))
+    return False
+
+
+def serve_bare(file: Path) -> None:
+    """The same application and engine in one process, without Ray."""
+    import uvicorn
+
+    from minigpt4_serve.serving.replica import load_engine
+    from minigpt4_serve.serving.routes import create_app
+    from minigpt4_serve.settings import read_serve_settings
+
+    settings = read_serve_settings(file, {})
+    engine, service = load_engine(settings)
+    uvicorn.run(create_app(service), port=settings.port, log_level="error")
+    engine.shutdown()
+
+
+def chats(count: int, turns: int, tokens: int, seed: int) -> list[list[bytes]]:
+    """Bodies of ``count`` chats of so many turns, each about a picture of its own."""
+    rng = random.Random(seed)
+    all_chats = []
+    for _ in range(count):
+        image = Image.new("RGB", (224, 224), tuple(rng.randrange(256) for _ in range(3)))
+        ImageDraw.Draw(image).ellipse((60, 60, 160, 160), fill=tuple(rng.randrange(256) for _ in range(3)))
+        image.save(file := io.BytesIO(), "PNG")
+        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        messages: list[dict[str, Any]] = []
+        bodies = []
+        for turn in range(turns):
+            text = {"type": "text", "text": f"Question {turn}: what is it?"}
+            content = [text] if turn else [{"type": "image_url", "image_url": {"url": url}}, text]
+            messages = [*messages, {"role": "user", "content": content}]
+            wanted = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+            # Every answer has the same length, whatever the model would say.
+            wanted |= {"max_tokens": tokens, "min_tokens": tokens, "temperature": 1.0, "seed": turn}
+            bodies.append(json.dumps(wanted).encode())
+            messages = [*messages, {"role": "assistant", "content": "It is a circle."}]
+        all_chats.append(bodies)
+    return all_chats
+
+
+async def ask(side: Side, body: bytes) -> None:
+    """One streamed answer, counted."""
+    began = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body)
+    first, events, tail = None, 0, b""
+    while piece := await reader.read(65536):
+        count = piece.count(b'"content":"')
+        if first is None and b'"delta"' in piece:
+            first = time.perf_counter()
+        events += count
+        tail = (tail + piece)[-4000:]
+    writer.close()
+    usage = re.search(rb'"usage":(\{.*?\}\})', tail)
+    if usage is None or first is None:
+        raise SystemExit(f"{side.name} answered: {tail[-500:]!r}")
+    counts = json.loads(usage[1])
+    side.tokens += counts["completion_tokens"]
+    side.prompt += counts["prompt_tokens"]
+    side.cached += counts["prompt_tokens_details"]["cached_tokens"]
+    side.events += events
+    side.ttft.append(first - began)
+
+
+async def round_of(side: Side, work: Sequence[Sequence[bytes]], rng: random.Random) -> None:
+    """All chats at once; within a turn in an order that no round-robin could be right by."""
+    began = time.perf_counter()
+    for turn in range(len(work[0])):
+        shuffled = list(work)
+        rng.shuffle(shuffled)
+        await asyncio.gather(*(ask(side, chat[turn]) for chat in shuffled))
+    side.seconds += time.perf_counter() - began
+
+
+def measure(sides: list[Side], *, streams: int, turns: int, tokens: int, rounds: int) -> None:
+    for number in range(rounds + 1):
+        for side in sides:
+            work = chats(streams, turns, tokens if number else 8, seed=1000 * number + side.port)
+            measured = side if number else Side(side.name, port=side.port)  # the first round only warms up
+            asyncio.run(round_of(measured, work, random.Random(number)))
+            if number:
+                print(f"round {number}: {side.name:<28} {side.rate:8.0f} tokens/s so far", file=sys.stderr, flush=True)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a converted model's folder; the embedded one if not given")
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=128, help="length of every answer")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's, in each engine")
+    parser.add_argument("--side", action="append", default=[], help="one more; see above")
+    parser.add_argument("--only", action="store_true", help="only bare uvicorn and the sides given")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "serve.json")
+    parser.add_argument("--uvicorn", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args(words)
+    if asked.uvicorn is not None:
+        serve_bare(asked.uvicorn)
+        return
+    common: dict[str, Any] = {"engine": {"cpu_threads": asked.threads, "max_running": asked.streams}}
+    common["scale"] = {"cpus_per_engine": 0}
+    if asked.model is not None:
+        common["model"] = {"path": str(asked.model)}
+    names = [*(SIDES[:1] if asked.only else SIDES), *asked.side]
+    sides = [read_side(name, common) for name in names]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+        for side in sides:
+            running.enter_context(serving(side, Path(folder)))
+            print(f"{side.name} is up", file=sys.stderr, flush=True)
+        measure(sides, streams=asked.streams, turns=asked.turns, tokens=asked.tokens, rounds=asked.rounds)
+    base = sides[0].rate
+    rows = {side.name: side.summary(base) for side in sides}
+    columns = list(next(iter(rows.values())))
+    print(f"{asked.streams} streams, {asked.turns} turns of {asked.tokens} tokens, {asked.rounds} rounds")
+    print(f"{'':<28}" + "".join(f"{column:>25}" for column in columns))
+    for name, row in rows.items():
+        print(f"{name:<28}" + "".join(f"{row[column]!s:>25}" for column in columns))
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
