@@ -40,12 +40,25 @@ def run(
 def running_server(*words: str, timeout: float = 240, **environment: str) -> Iterator[str]:
     """``minigpt4 serve`` on a free port; yields its address when it says that it is ready, stops it by Ctrl-C."""
     port = free_port()
+    with running("serve", "--port", str(port), *words, ready="Ready", timeout=timeout, **environment):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def running(
+    *words: str, ready: str, timeout: float = 240, folder: Path | None = None, **environment: str
+) -> Iterator[list[str]]:
+    """``minigpt4 WORDS`` from the line that begins with ``ready`` until Ctrl-C ends it; yields the lines so far.
+
+    More lines are added while it ends.
+    """
     process = subprocess.Popen(
-        [MINIGPT4, "serve", "--port", str(port), *words],
+        [MINIGPT4, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **environment},
+        cwd=folder,
         start_new_session=True,
     )
     lines: queue.Queue[str] = queue.Queue()
@@ -54,16 +67,14 @@ def running_server(*words: str, timeout: float = 240, **environment: str) -> Ite
     reader.start()
     printed: list[str] = []
     try:
-        while not (printed and printed[-1].startswith("Ready")):
+        while not (printed and printed[-1].startswith(ready)):
             try:
                 printed.append(lines.get(timeout=timeout))
             except queue.Empty:
-                raise AssertionError(
-                    f"the server isn't ready after {timeout} s; it printed: {''.join(printed)}"
-                ) from None
+                raise AssertionError(f"it isn't ready after {timeout} s; it printed: {''.join(printed)}") from None
             if printed[-1] == "":
-                raise AssertionError(f"the server ended; it printed: {''.join(printed)}")
-        yield f"http://127.0.0.1:{port}"
+                raise AssertionError(f"it ended; it printed: {''.join(printed)}")
+        yield printed
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -73,6 +84,8 @@ def running_server(*words: str, timeout: float = 240, **environment: str) -> Ite
             process.wait()
         reader.join(timeout=5)
         process.stdout.close()
+        while not lines.empty():
+            printed.append(lines.get())
 
 
 def _follow(stream: object, lines: "queue.Queue[str]") -> None:

@@ -131,7 +131,7 @@ class ChatServer:
             max_retries=0,  # the client would sleep silently; whoever waits is told instead
         )
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close all connections."""
         await self._client.close()
 

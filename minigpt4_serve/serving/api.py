@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from minigpt4_serve.errors import InvalidRequest
 
-__all__ = ["MAX_BEAMS", "ChatCompletionRequest", "ImagePart", "Message", "StreamOptions", "TextPart", "parse_chat_request"]
+__all__ = [
+    "MAX_BEAMS",
+    "ChatCompletionRequest",
+    "ImagePart",
+    "Message",
+    "StreamOptions",
+    "TextPart",
+    "parse_chat_request",
+]
 
 
 class _Wire(BaseModel):

@@ -116,7 +116,11 @@ def _words(text: str, *, finished: bool) -> list[dict[str, Any]]:
 def _waiting(waiting: Waiting | Full | None) -> str:
     match waiting:
         case Waiting(ahead, expected_s):
-            place = "You are next" if ahead == 0 else f"{ahead} {'question is' if ahead == 1 else 'questions are'} ahead of yours"
+            place = (
+                "You are next"
+                if ahead == 0
+                else f"{ahead} {'question is' if ahead == 1 else 'questions are'} ahead of yours"
+            )
             return f"{place}{f', about {math.ceil(expected_s)} s' if expected_s else ''}."
         case Full(retry_in_s):
             return f"The server is full. It is asked again in {max(1, math.ceil(retry_in_s))} s."
