@@ -13,6 +13,7 @@ import typer
 
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
+from minigpt4_serve.keys_cli import keys
 from minigpt4_serve.settings import TINY_MODEL
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(keys, name="keys")
 
 _DEFAULT_QUESTION = "What is in this picture?"
 _DEMO_QUESTIONS = ("What is the background?", "How many objects are there?", "What are they?")
@@ -132,11 +134,21 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000")] = None,
     model_name: Annotated[str | None, typer.Option(help="Name that clients use.", show_default="the folder's")] = None,
+    keys_file: Annotated[
+        Path | None,
+        typer.Option("--keys-file", metavar="FILE", help="Who may ask; see 'minigpt4 keys'.", show_default=False),
+    ] = None,
 ) -> None:
     """Serve the model over an OpenAI-compatible HTTP API, on Ray Serve."""
     from minigpt4_serve.settings import read_serve_settings
 
-    given = {"model": {"path": model} if model else None, "host": host, "port": port, "model_name": model_name}
+    given = {
+        "model": {"path": model} if model else None,
+        "host": host,
+        "port": port,
+        "model_name": model_name,
+        "keys_file": keys_file,
+    }
     settings = read_serve_settings(config, {name: value for name, value in given.items() if value is not None})
     _start_server(settings)
     from minigpt4_serve.serving.app import stop

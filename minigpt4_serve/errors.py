@@ -7,7 +7,9 @@
     │  └─ ModelNotFound                404  model_not_found
     ├─ AuthenticationFailed            401  invalid_api_key
     ├─ PayloadTooLarge                 413  payload_too_large
+    ├─ DeadlineExceeded                408  deadline_exceeded
     ├─ Overloaded                      429  overloaded            (retry_after, seconds)
+    │  └─ RateLimited                  429  rate_limit_exceeded
     ├─ EngineFailed                    503  engine_failed
     ├─ ServerUnreachable               503  server_unreachable    (clients only)
     └─ WeightsError                    500  weights_error         (missing, unexpected tensor names)
@@ -22,6 +24,7 @@ from typing import Any
 __all__ = [
     "AuthenticationFailed",
     "ContextLengthExceeded",
+    "DeadlineExceeded",
     "EngineFailed",
     "InvalidImage",
     "InvalidRequest",
@@ -29,6 +32,7 @@ __all__ = [
     "ModelNotFound",
     "Overloaded",
     "PayloadTooLarge",
+    "RateLimited",
     "ServerUnreachable",
     "WeightsError",
 ]
@@ -112,6 +116,14 @@ class PayloadTooLarge(MiniGPT4Error):
     type = "invalid_request_error"
 
 
+class DeadlineExceeded(MiniGPT4Error):
+    """The request took longer than it may, or than it asked for: its body didn't come, or its answer wasn't ready."""
+
+    code = "deadline_exceeded"
+    status = 408
+    type = "invalid_request_error"
+
+
 class Overloaded(MiniGPT4Error):
     """The waiting line is full. ``retry_after`` is the expected wait in seconds."""
 
@@ -122,6 +134,12 @@ class Overloaded(MiniGPT4Error):
     def __init__(self, message: str, *, retry_after: float, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.retry_after = retry_after
+
+
+class RateLimited(Overloaded):
+    """The caller's key may not ask for more now. ``retry_after``: until it may."""
+
+    code = "rate_limit_exceeded"
 
 
 class EngineFailed(MiniGPT4Error):

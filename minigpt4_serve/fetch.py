@@ -6,8 +6,10 @@ here, each checked the same way.
 """
 
 import asyncio
+import functools
 import ipaddress
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from urllib.parse import urljoin
@@ -21,7 +23,8 @@ __all__ = ["PictureFetcher", "is_public"]
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 # IPv6 ranges that carry an IPv4 address inside: a private one could hide there.
-_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
+_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("2002::/16", "2001::/32")))
+_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")  # the only part that is given out to anybody
 
 Resolve = Callable[[str, int], Awaitable[Collection[str]]]
 
@@ -32,9 +35,15 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if ip.scope_id is not None or any(ip in network for network in _TRANSLATED):
+        if ip.scope_id is not None or ip not in _GLOBAL_IPV6 or any(ip in network for network in _TRANSLATED):
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Reading the authorities' certificates takes tens of milliseconds: once."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 async def _resolve(host: str, port: int) -> Collection[str]:
@@ -80,7 +89,9 @@ class PictureFetcher:
 
     async def _follow(self, url: str) -> bytes:
         # Without the environment's proxies: a proxy would look the name up again.
-        async with httpx.AsyncClient(trust_env=False, transport=self.transport, timeout=self.timeout_s) as client:
+        async with httpx.AsyncClient(
+            verify=_tls(), trust_env=False, transport=self.transport, timeout=self.timeout_s
+        ) as client:
             for _ in range(_MAX_REDIRECTS + 1):
                 request = await self._checked_request(client, url)
                 response = await client.send(request, stream=True)
@@ -103,7 +114,8 @@ class PictureFetcher:
         if self.hosts is not None and host not in self.hosts:
             raise InvalidRequest("Pictures from this host are not allowed; use one of the allowed hosts or a file.")
         port = target.port or 443
-        addresses = list(await self.resolve(host, port))
+        # IPv4 first: many a container has addresses of the other kind and no way to them.
+        addresses = sorted(await self.resolve(host, port), key=lambda address: ":" in address)
         if not addresses or not all(map(is_public, addresses)):
             raise InvalidRequest("The picture's address is not on the public internet; only public ones are fetched.")
         return client.build_request(

@@ -1,7 +1,7 @@
 """Pictures from strangers: encoded bytes → checked format and size → upright RGB. Knows Pillow, nothing else of ours.
 
-Everything is checked in the order of its cost: bytes, then the signature, then the header's size, then the pixels.
-Pillow's own messages never leave this module.
+Everything is checked in the order of its cost: bytes, then the signature, then the header's size, frames and passes,
+then the pixels. Pillow's own messages never leave this module.
 """
 
 import base64
@@ -23,17 +23,21 @@ _SIGNATURES = {
     b"GIF87a": "GIF",
     b"GIF89a": "GIF",
     b"BM": "BMP",
-    b"RIFF": "WEBP",
+    b"RIFF": "WEBP",  # with a name of its own, eight bytes later
 }
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# A progressive JPEG is decoded in passes over all of its pixels; honest ones have about ten. A pass's mark can't occur
+# in compressed data, and by chance it does a few times in other segments.
+_MAX_SCANS = 50
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits of one picture: encoded bytes, and width × height in pixels."""
+    """Limits of one picture: encoded bytes, width × height in pixels, frames of an animation (one is looked at)."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
+    max_frames: int = 1000
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def check_picture(data: bytes, limits: ImageLimits, *, param: str | None = None)
 
     Raises:
         PayloadTooLarge: more bytes than allowed.
-        InvalidImage: not a PNG, JPEG, WEBP, GIF or BMP, damaged in its header, or too many pixels.
+        InvalidImage: not a PNG, JPEG, WEBP, GIF or BMP, damaged in its header, or too many pixels, frames or passes.
     """
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(
@@ -58,16 +62,51 @@ def check_picture(data: bytes, limits: ImageLimits, *, param: str | None = None)
         )
     if not data:
         raise InvalidImage("The picture is empty.", param=param)
-    if not any(data.startswith(signature) for signature in _SIGNATURES):
+    if not any(map(data.startswith, _SIGNATURES)) or (data.startswith(b"RIFF") and data[8:12] != b"WEBP"):
         raise InvalidImage("This is not a picture I can read. Send a PNG, JPEG, WEBP, GIF or BMP.", param=param)
     with _open(data, param) as image:
         width, height = image.size
+        frames = getattr(image, "n_frames", 1) if image.format != "GIF" else _gif_frames(data, limits.max_frames)
     if width * height > limits.max_pixels:
         raise InvalidImage(
             f"The picture has {width} × {height} pixels; at most {limits.max_pixels / 1e6:.0f} million are allowed.",
             param=param,
         )
+    if frames > limits.max_frames:
+        raise InvalidImage(
+            f"The picture is an animation of more than {limits.max_frames} frames; send one of its frames.", param=param
+        )
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} passes; save it as an ordinary one.", param=param)
     return Picture(hashlib.sha256(data).hexdigest(), data)
+
+
+def _gif_frames(data: bytes, at_most: int) -> int:
+    """Frames of a GIF, counted no further than just past ``at_most``: Pillow would read the whole file for it.
+
+    Walks from block to block. Blocks so small that only a crafted file has them count as frames.
+    """
+    at, frames, budget = 13 + _colours(data[10]), 0, len(data) // 32 + 1000
+    while at + 1 < len(data) and frames <= at_most:
+        if data[at] == 0x21:  # an extension: its label, then sub-blocks
+            at += 2
+        elif data[at] == 0x2C and at + 9 < len(data):  # a frame: place and size, its own colours, code size, sub-blocks
+            frames += 1
+            at += 11 + _colours(data[at + 9])
+        else:
+            break
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+            budget -= 1
+            if budget < 0:
+                return at_most + 1
+        at += 1
+    return frames
+
+
+def _colours(flags: int) -> int:
+    """Bytes of a GIF's table of colours."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def decode_picture(data: bytes) -> Image.Image:
@@ -99,7 +138,7 @@ def read_data_url(url: str, limits: ImageLimits, *, param: str | None = None) ->
     header, comma, payload = url.partition(",")
     if not header.lower().startswith("data:") or not comma:
         raise InvalidRequest(
-            "Pictures must be sent as data: URLs (data:image/png;base64,…); this server fetches no addresses.",
+            "Pictures must be sent as data: URLs (data:image/png;base64,…); no addresses are fetched here.",
             param=param,
         )
     if not header.lower().endswith(";base64"):

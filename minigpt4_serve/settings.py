@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from minigpt4_serve.errors import InvalidRequest
 
 __all__ = [
     "API_KEY_VARIABLE",
+    "KEYS_FILE_VARIABLE",
     "TINY_MODEL",
     "EngineSettings",
     "ModelSettings",
@@ -123,25 +124,44 @@ class ServeSettings(_Settings):
     """Largest picture, encoded, in bytes."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, decoded, in pixels (width × height)."""
+    max_image_frames: int = Field(default=1000, ge=1)
+    """Longest animation, in frames; only the first one is looked at."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     """Largest request body, in bytes; base64 makes pictures a third larger."""
+    body_timeout_s: float = Field(default=60, gt=0)
+    """A request's body must have arrived by then."""
+    max_request_s: float = Field(default=600, gt=0)
+    """Longest time for an answer, waiting included; a request's own ``timeout`` can only shorten it."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts whose pictures are fetched over https; none by default, ``*`` allows every public one."""
+    fetch_timeout_s: float = Field(default=10, gt=0)
+    """Seconds to fetch one picture, redirects included."""
     api_key: SecretStr | None = None
-    """The key that clients must send; without one the server only binds loopback addresses."""
+    """One key without limits that clients may send; more, with limits, are in ``keys_file``."""
+    keys_file: Path | None = None
+    """Keys as ``minigpt4 keys`` writes them. Without any key the server only binds loopback addresses."""
+
+    @field_validator("keys_file")
+    @classmethod
+    def _wherever_it_is_read(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().absolute()
 
     @model_validator(mode="after")
     def _no_open_door(self) -> "ServeSettings":
-        if self.api_key is None and not is_loopback(self.host):
+        if self.api_key is None and self.keys_file is None and not is_loopback(self.host):
             raise ValueError(
-                f"without an API key the server listens on this machine only; set {API_KEY_VARIABLE} to use {self.host}"
+                f"without an API key the server listens on this machine only; to use {self.host}, make keys "
+                f"(minigpt4 keys add NAME) and give --keys-file, or set {API_KEY_VARIABLE}"
             )
         return self
 
 
 API_KEY_VARIABLE = "MINIGPT4_API_KEY"
+KEYS_FILE_VARIABLE = "MINIGPT4_KEYS_FILE"
 
 
 def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSettings:
-    """The server's settings: what is ``given`` wins over the environment's key, that over the YAML ``file``.
+    """The server's settings: what is ``given`` wins over the environment's keys, those over the YAML ``file``.
 
     Raises:
         InvalidRequest: no such file, not YAML, an unknown key or an impossible value; names the key, never its value.
@@ -149,8 +169,9 @@ def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSet
     values: dict[str, Any] = {}
     if file is not None:
         values = _read_yaml(file)
-    if key := os.environ.get(API_KEY_VARIABLE):
-        values["api_key"] = key
+    for setting, variable in {"api_key": API_KEY_VARIABLE, "keys_file": KEYS_FILE_VARIABLE}.items():
+        if value := os.environ.get(variable):
+            values[setting] = value
     for name, value in given.items():
         values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
     try:
@@ -182,7 +203,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def is_loopback(host: str) -> bool:
-    """Does this address mean this machine only?"""
+    """Is it an address of this very machine, or the name ``localhost``?"""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

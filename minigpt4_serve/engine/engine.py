@@ -21,6 +21,7 @@ import torch
 from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.block_manager import BlockManager
 from minigpt4_serve.engine.detokenizer import Detokenizer
+from minigpt4_serve.engine.grammar import Grammar, Grammars
 from minigpt4_serve.engine.image_cache import ImageCache
 from minigpt4_serve.engine.model_runner import ModelRunner
 from minigpt4_serve.engine.sampling import Choice, SamplingParams, continuations, sample
@@ -78,6 +79,7 @@ class _Answer:
     told: float = 0.0
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    grammar: Grammar | None = None
 
 
 @dataclass(eq=False)
@@ -150,6 +152,7 @@ class Engine:
             max_bytes=settings.image_cache_bytes,
             decode_threads=settings.decode_threads,
         )
+        self._grammars = Grammars(self._tokenizer, self._eos_ids, self._runner.vocab_size)
         self._inbox: queue.SimpleQueue[_Request | _Abort | None] = queue.SimpleQueue()
         self._requests: dict[str, _Request] = {}  # the engine thread's
         self._load = 0  # sequences accepted and not finished, guarded by the lock
@@ -205,8 +208,8 @@ class Engine:
         Raises:
             ContextLengthExceeded: the prompt alone doesn't fit. An answer that would grow too long is ended instead.
             InvalidImage: a picture is damaged.
-            InvalidRequest: the ids aren't the model's, pictures and slots don't match, the name is taken, or so many
-                beams have no room.
+            InvalidRequest: the ids aren't the model's, pictures and slots don't match, the name is taken, so many beams
+                have no room, or the JSON schema can't be followed.
             Overloaded: as many wait already as may.
             EngineFailed: the engine died.
         """
@@ -218,8 +221,12 @@ class Engine:
         request: _Request | None = None
         try:
             started = time.monotonic()
+            schema = sampling.json_schema
+            grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
             features, pixels = await self._images.resolve(prompt.pictures)
             request = self._make_request(prompt, sampling, request_id, started)
+            for answer in request.answers:
+                answer.grammar = grammar and grammar.fork()
             request.features, request.pixels = features, pixels
             self._inbox.put(request)
             self.check_health()  # it may have died since the check above: then nobody reads the inbox any more
@@ -409,13 +416,19 @@ class Engine:
             deltas += self._search(logits[searching], [sampling[i] for i in searching])
             others = [i for i, sequence in enumerate(sampling) if sequence.sampling.beams == 1]
             logits, sampling = logits[others], [sampling[i] for i in others]
-        choices = sample(logits, sampling, self._eos_ids) if sampling else []
+        forbidden = self._forbidden(logits, sampling)
+        choices = sample(logits, sampling, self._eos_ids, forbidden=forbidden) if sampling else []
         for sequence, choice in zip(sampling, choices, strict=True):
             request = self._requests[sequence.request_id]
             delta = self._grow(request, sequence, choice)
             if delta is not None:
                 deltas.append((request, delta))
         _tell(deltas)
+
+    def _forbidden(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor | None:
+        """What may not be chosen next by answers of a given shape; None if there are none."""
+        grammars = [self._requests[each.request_id].answers[each.index].grammar for each in sequences]
+        return self._grammars.forbidden(grammars, logits.device) if any(grammars) else None
 
     def _search(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[tuple[_Request, Delta]]:
         """Beam searches advance whose hypotheses are all computed; an answer is told when its search is over."""
@@ -515,6 +528,9 @@ class Engine:
         if choice.logprob is not None:
             answer.logprobs.append(self._describe(choice))
         ended = choice.token in self._eos_ids and not rules.ignore_eos
+        if answer.grammar is not None and not ended:
+            answer.grammar.accept(choice.token)
+            ended = answer.grammar.finished
         full = sequence.num_output >= rules.max_tokens
         answer.held += answer.text.push([choice.token], last=ended or full)
         reason: FinishReason | None = "stop" if ended or answer.text.stopped else "length" if full else None

@@ -29,6 +29,7 @@ class SamplingParams:
         n: independent answers to one prompt.
         beams: beam search with this many hypotheses instead of sampling; the best ``n`` are given.
         length_penalty: beams only; scores are divided by length to this power.
+        json_schema: the answer is JSON that follows this schema, given as JSON text.
     """
 
     max_tokens: int = 300
@@ -46,6 +47,7 @@ class SamplingParams:
     n: int = 1
     beams: int = 1
     length_penalty: float = 1.0
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         rules = {
@@ -53,7 +55,7 @@ class SamplingParams:
             "min_tokens": 0 <= self.min_tokens <= self.max_tokens,
             "temperature": 0 <= self.temperature < float("inf"),
             "top_p": 0 < self.top_p <= 1,
-            "top_k": self.top_k >= 0,
+            "top_k": 0 <= self.top_k <= 2**31,
             "min_p": 0 <= self.min_p <= 1,
             "repetition_penalty": 0 < self.repetition_penalty < float("inf"),
             "stop": all(self.stop),
@@ -65,6 +67,8 @@ class SamplingParams:
             raise InvalidRequest(
                 "Beam search gives the likeliest answers as a whole: leave out temperature and logprobs.", param="beams"
             )
+        if self.beams > 1 and self.json_schema is not None:
+            raise InvalidRequest("Beam search can't follow a JSON schema; leave out one of the two.", param="beams")
         for name, holds in rules.items():
             if not holds:
                 raise InvalidRequest(f"'{name}' is out of range.", param=name)
@@ -91,8 +95,12 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[Choice]:
+def sample(
+    logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int], *, forbidden: torch.Tensor | None = None
+) -> list[Choice]:
     """One token for each row of ``logits`` ``[S, vocabulary]``, any float type, on any device.
+
+    ``forbidden``, of the same shape, marks tokens that can't be chosen; log probabilities stay the model's own.
 
     A row depends on its own logits, rules, seed and position only: one uniform number, drawn from (seed, position), is
     looked up in the row's cumulative distribution.
@@ -102,6 +110,8 @@ def sample(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[Ch
     reported = [i for i, rule in enumerate(rules) if rule.logprobs]
     plain = torch.log_softmax(scores[reported], dim=-1) if reported else None  # [R, vocabulary]
     scores = _penalise(scores, rows, eos_ids)
+    if forbidden is not None:
+        scores = scores.masked_fill(forbidden, float("-inf"))
     tokens = scores.argmax(dim=-1)  # [S]
     drawing = [i for i, rule in enumerate(rules) if rule.temperature > _GREEDY]
     if drawing:

@@ -96,19 +96,31 @@ class MiniGPT4Processor(ProcessorMixin):
         Raises:
             ContextLengthExceeded: too long even then.
         """
-        kept, dropped = list(turns), 0
-        while True:
-            ids = self.encode_prompt(render(kept, self.format))
-            if max_tokens is None or len(ids) <= max_tokens:
-                return EncodedChat(ids, dropped)
-            shorter = drop_oldest_text(kept)
-            if shorter is None:
-                raise ContextLengthExceeded(
-                    f"The question with its pictures takes {len(ids)} tokens; the model reads at most {max_tokens}. "
-                    "Ask with fewer words or fewer pictures.",
-                    param="messages",
-                )
-            kept, dropped = shorter[0], dropped + shorter[1]
+        whole = self.encode_prompt(render(turns, self.format))
+        if max_tokens is None or len(whole) <= max_tokens:
+            return EncodedChat(whole)
+        shorter: list[tuple[list[Turn], int]] = []  # (what is left, messages dropped), after each exchange
+        left, dropped = list(turns), 0
+        while (step := drop_oldest_text(left)) is not None:
+            left, dropped = step[0], dropped + step[1]
+            shorter.append((left, dropped))
+        # Encoding is what takes time, and every exchange makes the chat shorter: the first that fits is searched for.
+        ids = whole
+        low, high, found = 0, len(shorter), None
+        while low < high:
+            middle = (low + high) // 2
+            ids = self.encode_prompt(render(shorter[middle][0], self.format))
+            if len(ids) <= max_tokens:
+                high, found = middle, EncodedChat(ids, shorter[middle][1])
+            else:
+                low = middle + 1
+        if found is None:
+            raise ContextLengthExceeded(
+                f"The question with its pictures takes {len(ids)} tokens; the model reads at most {max_tokens}. "
+                "Ask with fewer words or fewer pictures.",
+                param="messages",
+            )
+        return found
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """The answer as the original shows it: special tokens dropped, cut at the format's stop string, stripped."""

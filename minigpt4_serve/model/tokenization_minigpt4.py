@@ -7,6 +7,7 @@ them is encoded for itself, each with SentencePiece's leading blank.
 
 import re
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
     @property
     def vocab_size(self) -> int:
         return int(self.sentencepiece.get_piece_size())
+
+    @cached_property
+    def longest_piece(self) -> int:
+        """Characters of the vocabulary's longest piece: a text of N characters has at least N / this many tokens."""
+        return max(len(self.sentencepiece.id_to_piece(i)) for i in range(self.vocab_size))
 
     def get_vocab(self) -> dict[str, int]:
         return {self.sentencepiece.id_to_piece(i): i for i in range(self.vocab_size)}

@@ -1,46 +1,61 @@
 """Wire types of the OpenAI API, as far as this server speaks it. Knows shapes and names only: no engine, no HTTP.
 
 Unknown fields are ignored, as OpenAI does. Known ones that this server can't honour are refused by name: an answer that
-silently ignores a request for tools or JSON is worse than an error.
+silently ignores a request for tools or audio is worse than an error.
 """
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
 
 from minigpt4_serve.errors import InvalidRequest
 
 __all__ = [
     "MAX_BEAMS",
+    "AnswerRules",
     "ChatCompletionRequest",
     "ImagePart",
+    "JsonSchemaFormat",
     "Message",
+    "PlainFormat",
     "StreamOptions",
     "TextPart",
+    "Wire",
     "parse_chat_request",
+    "parse_request",
 ]
 
+_MAX_MESSAGES = 1024
+_MAX_VALUES = 50_000  # of a request's JSON: reading millions takes seconds and gigabytes, and no chat needs them
 
-class _Wire(BaseModel):
+
+class Wire(BaseModel):
+    """Anything that a client sends: strict about types, deaf to unknown fields."""
+
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class TextPart(_Wire):
+class TextPart(Wire):
     """Words of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageURL(_Wire):
-    """A picture: a ``data:`` URL. ``detail`` is accepted and has no effect: the model has one resolution."""
+class ImageURL(Wire):
+    """A picture: a ``data:`` URL, or an https address where the server fetches any.
+
+    ``detail`` is accepted and has no effect: the model has one resolution.
+    """
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Wire):
+class ImagePart(Wire):
     """A picture of a message."""
 
     type: Literal["image_url"]
@@ -59,7 +74,7 @@ MAX_BEAMS = 10
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(_Wire):
+class Message(Wire):
     """One message of the chat. ``developer`` is OpenAI's newer word for ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -74,52 +89,93 @@ class Message(_Wire):
         return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """``include_usage`` asks for a last chunk with the usage and no choices."""
 
     include_usage: bool = False
 
 
-class ChatCompletionRequest(_Wire):
-    """``POST /v1/chat/completions``. Fields that are None fall back to the model's own generation rules.
+class PlainFormat(Wire):
+    """Words as they come, or (``json_object``) any JSON object."""
 
-    Beyond OpenAI's: ``min_tokens``, ``top_k``, ``min_p``, ``repetition_penalty``; ``beams`` searches for the likeliest
-    answer with so many hypotheses instead of sampling (the best ``n`` are given, all at once at the end), scored by log
-    probability over length to the power of ``length_penalty``.
+    type: Literal["text", "json_object"]
+
+
+class JsonSchema(Wire):
+    """A name that clients must give, and the schema that the answer follows, always strictly."""
+
+    name: str = Field(default="answer", max_length=64)
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class JsonSchemaFormat(Wire):
+    """JSON of one shape."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class AnswerRules(Wire):
+    """How an answer is made, whatever the route. None falls back to the model's own generation rules.
+
+    Beyond OpenAI's: ``min_tokens``, ``top_k``, ``min_p``, ``repetition_penalty``; ``timeout``, the seconds after which
+    the request ends if its answer isn't complete.
     """
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    min_tokens: int | None = Field(default=None, ge=0)
-    n: int = Field(default=1, ge=1, le=8)
-    beams: int = Field(default=1, ge=1, le=MAX_BEAMS)
-    length_penalty: float | None = Field(default=None, ge=-5, le=5)
+    min_tokens: int | None = Field(default=None, ge=0, le=2**31)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0, le=2**31)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
     seed: int | None = None
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=4)
-    logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    timeout: float | None = Field(default=None, gt=0)
 
-    @field_validator("stream", "n", "beams", "logprobs", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _null_is_default(cls, value: Any, info: Any) -> Any:
+    def _null_is_default(cls, value: Any) -> Any:
         """OpenAI takes null for "not given" everywhere."""
-        return cls.model_fields[info.field_name].default if value is None else value
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
     @field_validator("stop", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
-        if value is None:
-            return []
         return [value] if isinstance(value, str) else value
+
+
+class ChatCompletionRequest(AnswerRules):
+    """``POST /v1/chat/completions``.
+
+    Beyond OpenAI's: ``beams`` searches for the likeliest answer with so many hypotheses instead of sampling (the best
+    ``n`` are given, all at once at the end), scored by log probability over length to the power of ``length_penalty``.
+    """
+
+    messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: int = Field(default=1, ge=1, le=8)
+    beams: int = Field(default=1, ge=1, le=MAX_BEAMS)
+    length_penalty: float | None = Field(default=None, ge=-5, le=5)
+    logprobs: bool = False
+    response_format: Annotated[PlainFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures in all messages."""
+        return sum(isinstance(part, ImagePart) for message in self.messages for part in message.content)
+
+    @property
+    def json_schema(self) -> str | None:
+        """The schema that the answer must follow, as JSON; None if it is free."""
+        wanted = self.response_format
+        if isinstance(wanted, JsonSchemaFormat):
+            return json.dumps(wanted.json_schema.schema_)
+        return '{"type": "object"}' if wanted is not None and wanted.type == "json_object" else None
 
 
 # What can't be honoured, and the values of it that ask for nothing.
@@ -132,30 +188,54 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "prediction": (None,),
     "presence_penalty": (None, 0, 0.0),
-    "response_format": (None, {"type": "text"}),
+    "reasoning_effort": (None, "none"),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
+    "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
 
+Request = TypeVar("Request", bound=AnswerRules)
 
-def parse_chat_request(body: bytes) -> ChatCompletionRequest:
+
+def parse_chat_request(body: bytes | bytearray) -> ChatCompletionRequest:
     """The request in ``body``.
 
     Raises:
         InvalidRequest: not JSON, not this shape, or it asks for what the server doesn't do. ``param`` names the field.
     """
+    request = parse_request(body, ChatCompletionRequest, _REFUSED, "messages")
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+    return request
+
+
+def parse_request(
+    body: bytes | bytearray, kind: type[Request], refused: Mapping[str, tuple[Any, ...]], content: str
+) -> Request:
+    """The request of a kind.
+
+    Args:
+        refused: fields that can't be honoured, with the values that ask for nothing.
+        content: the field that says what the request is about, for messages.
+
+    Raises:
+        InvalidRequest: as ``parse_chat_request``.
+    """
+    values = body.count(b",") + body.count(b"[") + body.count(b"{")
+    if values > _MAX_VALUES:
+        raise InvalidRequest(f"The request's JSON holds more than {_MAX_VALUES} values; send a shorter chat.")
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The request body is not valid JSON. Send a JSON object with 'messages'.") from None
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        raise InvalidRequest(f"The request body is not valid JSON. Send a JSON object with '{content}'.") from None
     if not isinstance(data, dict):
-        raise InvalidRequest("The request body must be a JSON object with 'messages'.")
-    for name, harmless in _REFUSED.items():
+        raise InvalidRequest(f"The request body must be a JSON object with '{content}'.")
+    for name, harmless in refused.items():
         if data.get(name) not in harmless:
             raise InvalidRequest(f"This server can't honour '{name}'; leave it out.", param=name)
     try:
-        return ChatCompletionRequest.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise _explain(error) from None
 

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from minigpt4_serve.errors import EngineFailed, InvalidRequest, WeightsError
+from minigpt4_serve.serving.keys import KeyRing
 from minigpt4_serve.serving.replica import EngineReplica, Ingress
 from minigpt4_serve.settings import ScaleSettings, ServeSettings
 
@@ -76,13 +77,15 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
     """Start a local cluster with one application and return when it answers.
 
     Raises:
-        InvalidRequest: the port is taken.
+        InvalidRequest: the port is taken, or the keys file holds no key.
         WeightsError: no model there.
         EngineFailed: the application didn't come up.
     """
     if not (settings.model.path / "config.json").is_file():
         # Said before a cluster is started for nothing; the replica looks at everything else.
         raise WeightsError(f"{settings.model.path} is not a model folder: it has no config.json.")
+    if settings.keys_file is not None:
+        KeyRing(settings.keys_file, settings.api_key)
     _refuse_taken_port(settings.host, settings.port)
     # What Ray and Serve tell their own developers; ours comes through on_progress and as errors.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -1,38 +1,138 @@
-"""Who may ask: one key for the whole server. Knows headers, nothing of models or requests."""
+"""Who may ask, and how often: every route but health wants a key. Knows headers, nothing of models or requests' bodies.
 
-import hashlib
-import hmac
+Without keys the server answers this machine only, and only under its own names: a web page that a browser here has open
+must not reach it through a name of its own that points to 127.0.0.1 (DNS rebinding).
+"""
 
-from fastapi.responses import JSONResponse
-from pydantic import SecretStr
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from minigpt4_serve.errors import AuthenticationFailed
+from minigpt4_serve.errors import AuthenticationFailed, MiniGPT4Error, RateLimited
+from minigpt4_serve.serving.keys import ApiKey, KeyRing
+from minigpt4_serve.serving.quotas import Quotas, Standing
+from minigpt4_serve.serving.refusals import error_response
+from minigpt4_serve.settings import is_loopback
 
-__all__ = ["RequireKey"]
+__all__ = ["Admission", "RequireKey"]
 
 _OPEN_PATHS = ("/health", "/ready")
+_SCOPE = "minigpt4.admission"
+
+
+class Admission:
+    """One request of a key, as the ledger knows it. Routes tell it how many pictures they are about to look at."""
+
+    def __init__(self, key: ApiKey, quotas: Quotas) -> None:
+        self._key, self._quotas = key, quotas
+        self._lease = uuid.uuid4().hex
+        self.headers: dict[str, str] = {}
+
+    @staticmethod
+    def of(scope: Scope) -> "Admission | None":
+        """That of a request in progress; None on a server without keys."""
+        return scope.get(_SCOPE)
+
+    async def begin(self) -> None:
+        """Count the request in. Raises ``RateLimited``."""
+        self._note(await self._quotas.begin(self._key, self._lease))
+
+    async def charge(self, images: int) -> None:
+        """Count pictures, before they are decoded. Raises ``RateLimited``."""
+        if images:
+            self._note(await self._quotas.charge(self._key, self._lease, images))
+
+    def end(self, status: int) -> None:
+        """The request is over; the pictures of one that was refused don't count."""
+        self._quotas.end(self._key, self._lease, refund=status >= 400)
+
+    def _note(self, standing: Standing) -> None:
+        self.headers = standing.headers
+        if standing.refusal is not None:
+            why, wait = standing.refusal
+            raise RateLimited(f"{why}; try again in {max(1, round(wait))} s.", retry_after=wait)
 
 
 class RequireKey:
-    """ASGI middleware: every route but health wants ``Authorization: Bearer KEY``, if there is a key at all."""
+    """ASGI middleware: what isn't a known key's request goes no further, and reads no body.
 
-    def __init__(self, app: ASGIApp, api_key: SecretStr | None) -> None:
-        self._app = app
-        self._digest = None if api_key is None else _digest(api_key.get_secret_value())
+    Args:
+        keys: None leaves the server open to this machine.
+        quotas: where requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing | None, quotas: Quotas) -> None:
+        self._app, self._keys, self._quotas = app, keys, quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digest is not None and scope["path"] not in _OPEN_PATHS:
-            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            # Digests of equal length, compared in constant time: the answer's timing tells nothing of the key.
-            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(key.strip()), self._digest):
-                error = AuthenticationFailed("This server wants an API key: send it as 'Authorization: Bearer KEY'.")
-                refusal = JSONResponse(error.body(), error.status, headers={"www-authenticate": "Bearer"})
-                await refusal(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _OPEN_PATHS):
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        elif self._keys is None:
+            if _is_local(scope):
+                await self._app(scope, receive, send)
+            else:
+                await _refuse(_ONLY_LOCAL, scope, receive, send)
+        else:
+            key = self._key(self._keys, scope)
+            if key is None:
+                await _refuse(_NO_KEY, scope, receive, send)
+            elif scope["method"] == "POST":  # what makes work is counted
+                await self._counted(Admission(key, self._quotas), scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+
+    @staticmethod
+    def _key(keys: KeyRing, scope: Scope) -> ApiKey | None:
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        return keys.find(key.strip()) if scheme.lower() == "bearer" else None
+
+    async def _counted(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0  # the client left: its pictures count
+
+        async def send_counted(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                told = [(name.encode(), value.encode()) for name, value in admission.headers.items()]
+                message["headers"] = [*message.get("headers", ()), *told]
+            await send(message)
+
+        try:
+            try:
+                await admission.begin()
+            except MiniGPT4Error as error:
+                await error_response(error)(scope, receive, send_counted)
+            else:
+                scope[_SCOPE] = admission
+                await self._app(scope, receive, send_counted)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            admission.end(status)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+_NO_KEY = AuthenticationFailed("This server wants an API key that it knows: send it as 'Authorization: Bearer KEY'.")
+_ONLY_LOCAL = AuthenticationFailed(
+    "Without API keys this server answers only its own machine, as localhost. Its operator can make a key: "
+    "minigpt4 keys add."
+)
+
+
+async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, send: Send) -> None:
+    response = error_response(error)
+    response.headers["www-authenticate"] = "Bearer"
+    await response(scope, receive, send)
+
+
+def _is_local(scope: Scope) -> bool:
+    """Does the request come from this machine, and does it call us by a name of this machine?"""
+    host = Headers(scope=scope).get("host", "")
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    client = scope.get("client")
+    return is_loopback(name) and (not client or is_loopback(client[0]))

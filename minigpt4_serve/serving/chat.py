@@ -1,6 +1,5 @@
 """From an OpenAI chat request to a prompt for the engine. Knows wire types, model and engine; no HTTP and no Ray."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,10 +7,12 @@ from typing import Protocol
 from transformers import GenerationConfig
 
 from minigpt4_serve.engine import Delta, Engine, Prompt, SamplingParams
-from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.errors import ContextLengthExceeded, InvalidRequest
 from minigpt4_serve.model import MiniGPT4Processor, Turn
-from minigpt4_serve.pictures import ImageLimits, Picture, read_data_url
+from minigpt4_serve.model.conversation import drop_oldest_text
+from minigpt4_serve.pictures import Picture
 from minigpt4_serve.serving.api import ChatCompletionRequest, ImagePart
+from minigpt4_serve.serving.images import PictureReader
 from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["ChatService", "PreparedChat", "Remote"]
@@ -67,7 +68,7 @@ class ChatService:
         self.writes_boxes = processor.format.name == "v2"
         self._processor = processor
         self._rules = rules
-        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        self._pictures = PictureReader(settings)
 
     async def prepare(self, request: ChatCompletionRequest) -> PreparedChat:
         """Check pictures, apply the model's template, fit the context.
@@ -76,10 +77,7 @@ class ChatService:
             InvalidRequest, InvalidImage, PayloadTooLarge, ContextLengthExceeded: what is wrong, with ``param``.
         """
         turns, references = self._read_messages(request)
-        # Base64 and hashing of megabytes would hold up every other stream on the event loop.
-        pictures = await asyncio.to_thread(
-            lambda: [read_data_url(url, self._limits, param=param) for url, param in references]
-        )
+        pictures = await self._pictures.read(references)
         return self.prepare_turns(turns, pictures, self.sampling(request))
 
     def prepare_turns(
@@ -90,16 +88,32 @@ class ChatService:
         Of the context at most a quarter is kept free for the answer; the rest belongs to the chat.
         """
         room = min(sampling.max_tokens, self.context_length // 4)
+        turns, dropped = self._shorten(turns)
         encoded = self._processor.encode_chat(turns, max_tokens=self.context_length - room)
         prompt = Prompt(tuple(encoded.token_ids), tuple(pictures))
-        return PreparedChat(prompt, sampling, encoded.dropped_messages)
+        return PreparedChat(prompt, sampling, dropped + encoded.dropped_messages)
+
+    def _shorten(self, turns: Sequence[Turn]) -> tuple[list[Turn], int]:
+        """What can't possibly fit is dropped before it is tokenised: megabytes of text would take minutes."""
+        most = self.context_length * self._processor.tokenizer.longest_piece
+        left, dropped = list(turns), 0
+        while (size := sum(len(turn.text) for turn in left)) > most:
+            shorter = drop_oldest_text(left)
+            if shorter is None:
+                raise ContextLengthExceeded(
+                    f"The question has {size} characters; the model reads at most {self.context_length} tokens.",
+                    param="messages",
+                )
+            left, dropped = shorter[0], dropped + shorter[1]
+        return left, dropped
 
     def sampling(self, request: ChatCompletionRequest) -> SamplingParams:
         """The request's wishes over the model's own generation rules; greedy if neither says how to sample."""
         rules = self._rules
         samples = rules.do_sample and request.beams == 1
         own_temperature = (1.0 if rules.temperature is None else rules.temperature) if samples else 0.0
-        stops = (*request.stop, *self._processor.format.stop)
+        # A template's separator may stand in a JSON string; the shape itself says where the answer ends.
+        stops = (*request.stop, *(self._processor.format.stop if request.json_schema is None else ()))
         return SamplingParams(
             max_tokens=request.max_completion_tokens
             or request.max_tokens
@@ -118,6 +132,7 @@ class ChatService:
             n=request.n,
             beams=request.beams,
             length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
+            json_schema=request.json_schema,
         )
 
     def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:

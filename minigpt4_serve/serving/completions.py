@@ -12,7 +12,7 @@ from minigpt4_serve.serving.api import ChatCompletionRequest
 from minigpt4_serve.serving.chat import PreparedChat
 from minigpt4_serve.serving.refusals import INTERNAL
 
-__all__ = ["ChatCompletion"]
+__all__ = ["ChatCompletion", "event", "extras", "logprobs"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ class ChatCompletion:
     async def whole(self, deltas: AsyncIterator[Delta]) -> dict[str, Any]:
         """All choices, as ``chat.completion``."""
         texts = [""] * self._wanted.n
-        logprobs: list[list[dict[str, Any]]] = [[] for _ in texts]
+        told: list[list[dict[str, Any]]] = [[] for _ in texts]
         reasons: list[str | None] = [None] * len(texts)
         last: Delta | None = None
         async for delta in deltas:
             texts[delta.index] += delta.text
-            logprobs[delta.index] += _logprobs(delta)
+            told[delta.index] += logprobs(delta)
             reasons[delta.index] = delta.finish_reason or reasons[delta.index]
             last = delta
         if last is None or "abort" in reasons:
@@ -46,13 +46,13 @@ class ChatCompletion:
             {
                 "index": i,
                 "message": {"role": "assistant", "content": text.strip(), "refusal": None},
-                "logprobs": {"content": logprobs[i], "refusal": None} if self._wanted.logprobs else None,
+                "logprobs": {"content": told[i], "refusal": None} if self._wanted.logprobs else None,
                 "finish_reason": reasons[i],
             }
             for i, text in enumerate(texts)
         ]
         answer = {**self._head, "object": "chat.completion", "choices": choices}
-        return {**answer, "usage": self._usage(last), **self._extras(last)}
+        return {**answer, "usage": self._usage(last), **extras(last, self._dropped)}
 
     async def events(self, first: Delta, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
         """Server-sent events; leaving this generator, however, closes the engine's."""
@@ -68,16 +68,16 @@ class ChatCompletion:
                     delta = await anext(deltas, None)
                     continue
                 for chunk in self._chunks(delta, begun):
-                    yield _event(chunk)
+                    yield event(chunk)
                 delta = await anext(deltas, None)
             if self._reports_usage:
                 chunk = {**self._head, "object": "chat.completion.chunk", "choices": []}
-                yield _event({**chunk, "usage": self._usage(last), **self._extras(last)})
+                yield event({**chunk, "usage": self._usage(last), **extras(last, self._dropped)})
         except MiniGPT4Error as error:
-            yield _event(error.body())
+            yield event(error.body())
         except Exception:
             _log.exception("stream %s failed", self._head["id"])
-            yield _event(MiniGPT4Error(INTERNAL).body())
+            yield event(MiniGPT4Error(INTERNAL).body())
         finally:
             await deltas.aclose()  # type: ignore[attr-defined]
         yield "data: [DONE]\n\n"
@@ -96,7 +96,7 @@ class ChatCompletion:
             parts.append(({"content": text}, None))
         if delta.finish_reason:
             parts.append(({}, delta.finish_reason))
-        content = _logprobs(delta)
+        content = logprobs(delta)
         # Tokens are reported once: with their text, or with the end if they have none.
         carrier = next((i for i, (piece, _) in enumerate(parts) if piece.get("content")), len(parts) - 1)
         chunks: list[dict[str, Any]] = [
@@ -116,7 +116,7 @@ class ChatCompletion:
         ]
         if delta.usage is not None and not self._reports_usage:
             # A chunk without choices is only for those who asked for it: others index the first choice blindly.
-            chunks[-1].update(self._extras(delta))
+            chunks[-1].update(extras(delta, self._dropped))
         return chunks
 
     @property
@@ -135,13 +135,15 @@ class ChatCompletion:
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         }
 
-    def _extras(self, last: Delta) -> dict[str, Any]:
-        """What OpenAI's answers don't have: where the time went, and what was forgotten to fit the context."""
-        timings = {"timings": last.timings.as_dict()} if last.timings else {}
-        return {**timings, **({"dropped_messages": self._dropped} if self._dropped else {})}
+
+def extras(last: Delta, dropped_messages: int) -> dict[str, Any]:
+    """What OpenAI's answers don't have: where the time went, and what was forgotten to fit the context."""
+    timings = {"timings": last.timings.as_dict()} if last.timings else {}
+    return {**timings, **({"dropped_messages": dropped_messages} if dropped_messages else {})}
 
 
-def _logprobs(delta: Delta) -> list[dict[str, Any]]:
+def logprobs(delta: Delta) -> list[dict[str, Any]]:
+    """The delta's tokens with their probabilities, in OpenAI's words."""
     return [
         {
             "token": entry.token,
@@ -155,5 +157,7 @@ def _logprobs(delta: Delta) -> list[dict[str, Any]]:
     ]
 
 
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+def event(data: dict[str, Any], *, name: str | None = None) -> str:
+    """A server-sent event."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"event: {name}\ndata: {text}\n\n" if name else f"data: {text}\n\n"

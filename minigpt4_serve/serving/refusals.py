@@ -4,7 +4,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, Overloaded
+from minigpt4_serve.errors import DeadlineExceeded, InvalidRequest, MiniGPT4Error, Overloaded
 
 __all__ = ["INTERNAL", "error_response", "install"]
 
@@ -21,6 +21,8 @@ def install(app: FastAPI) -> None:
 def error_response(error: MiniGPT4Error) -> JSONResponse:
     """The error as a response, with ``Retry-After`` where waiting helps."""
     headers = {"retry-after": str(max(1, round(error.retry_after)))} if isinstance(error, Overloaded) else {}
+    if isinstance(error, DeadlineExceeded):
+        headers["x-should-retry"] = "false"  # OpenAI's clients would ask again at once
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 

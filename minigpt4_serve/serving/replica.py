@@ -87,5 +87,6 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from minigpt4_serve.serving.routes import create_app
+        from minigpt4_serve.serving.shared_quotas import SharedQuotas
 
-        return create_app(self._service)
+        return create_app(self._service, SharedQuotas() if self._service.settings.keys_file else None)

@@ -1,41 +1,61 @@
-"""The HTTP surface as a plain FastAPI factory: chat completions, models, health. Knows HTTP and wire types, no Ray.
+"""The HTTP surface as a plain FastAPI factory: answers, models, health. Knows HTTP and wire types, no Ray.
 
 Errors before the first piece of an answer keep their real status; later ones arrive as an event of the stream.
 """
 
+import asyncio
 import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from math import inf
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4_serve import __version__
-from minigpt4_serve.errors import MiniGPT4Error, ModelNotFound, PayloadTooLarge
+from minigpt4_serve.engine import Delta
+from minigpt4_serve.errors import DeadlineExceeded, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.serving.api import MAX_BEAMS, ChatCompletionRequest, Message, parse_chat_request
-from minigpt4_serve.serving.auth import RequireKey
-from minigpt4_serve.serving.chat import ChatService
+from minigpt4_serve.serving.auth import Admission, RequireKey
+from minigpt4_serve.serving.chat import ChatService, PreparedChat
 from minigpt4_serve.serving.completions import ChatCompletion
+from minigpt4_serve.serving.deadline import before, until
+from minigpt4_serve.serving.keys import KeyRing
+from minigpt4_serve.serving.openapi import described
+from minigpt4_serve.serving.quotas import LocalQuotas, Quotas
 from minigpt4_serve.serving.refusals import INTERNAL, error_response, install
+from minigpt4_serve.serving.responses import ResponseAnswer
+from minigpt4_serve.serving.responses_api import ResponsesRequest, parse_responses_request
+from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["create_app"]
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(service: ChatService) -> FastAPI:
-    """The application around one chat service."""
+def create_app(service: ChatService, quotas: Quotas | None = None) -> FastAPI:
+    """The application around one chat service.
+
+    Args:
+        quotas: where requests of keys are counted; in this process if not given.
+
+    Raises:
+        InvalidRequest: the settings name a keys file that can't be read or holds no key.
+    """
+    settings = service.settings
+    keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
     app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
     started = int(time.time())
     defaults = service.sampling(ChatCompletionRequest(messages=[Message(role="user")]))
 
     install(app)
-    app.add_middleware(RequireKey, api_key=service.settings.api_key)
+    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas())
     app.add_middleware(_RequestName)
 
     def card() -> dict[str, Any]:
@@ -79,36 +99,59 @@ def create_app(service: ChatService) -> FastAPI:
         _check_model(name, service)
         return JSONResponse(card())
 
-    @app.post("/v1/chat/completions", openapi_extra=_REQUEST_SCHEMA)
-    async def chat_completions(request: Request) -> Response:
-        """One answer, whole or streamed as server-sent events."""
-        wanted = parse_chat_request(await _read_body(request, service.settings.max_body_bytes))
+    async def answer(request: Request, wanted: ChatCompletionRequest, speak: Speak) -> Response:
+        """Ask the engine, and answer in a route's words: whole, or as server-sent events."""
         _check_model(wanted.model, service)
-        chat = await service.prepare(wanted)
+        deadline = asyncio.get_running_loop().time() + min(wanted.timeout or inf, settings.max_request_s)
+        admission = Admission.of(request.scope)
+        if admission is not None:
+            await admission.charge(wanted.num_pictures)
+        async with before(deadline):
+            chat = await service.prepare(wanted)
         # Not the request's own name: a client may give two requests the same.
         engine_id = uuid.uuid4().hex
-        completion = ChatCompletion(service.name, wanted, chat, engine_id)
-        deltas = service.stream(chat, request_id=engine_id)
+        spoken = speak(chat, engine_id)
+        deltas = until(service.stream(chat, request_id=engine_id), deadline)
         headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
         if not wanted.stream:
-            return JSONResponse(await completion.whole(deltas), headers=headers)
+            return JSONResponse(await spoken.whole(deltas), headers=headers)
         # The first piece is awaited before the status line is sent: a refusal keeps its own status.
         first = await anext(deltas)
         if first.queue_position is not None:
             headers["x-minigpt4-queue-position"] = str(first.queue_position)
             headers["x-minigpt4-expected-wait"] = f"{first.expected_wait_s or 0:.1f}"
         headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(completion.events(first, deltas), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(spoken.events(first, deltas), media_type="text/event-stream", headers=headers)
+
+    @app.post("/v1/chat/completions", openapi_extra=described(ChatCompletionRequest))
+    async def chat_completions(request: Request) -> Response:
+        """One answer, whole or streamed as server-sent events."""
+        wanted = parse_chat_request(await _read_body(request, settings))
+        return await answer(request, wanted, lambda chat, name: ChatCompletion(service.name, wanted, chat, name))
+
+    @app.post("/v1/responses", openapi_extra=described(ResponsesRequest))
+    async def responses(request: Request) -> Response:
+        """The same in the words of OpenAI's newer API. Nothing is stored."""
+        wanted = parse_responses_request(await _read_body(request, settings))
+        try:
+            return await answer(
+                request, wanted.as_chat(), lambda chat, name: ResponseAnswer(service.name, wanted, chat, name)
+            )
+        except MiniGPT4Error as error:
+            error.param = wanted.name_of(error.param)
+            raise
 
     return app
 
 
-_REQUEST_SCHEMA: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
-    }
-}
+class _Spoken(Protocol):
+    """An answer in the words of one API."""
+
+    async def whole(self, deltas: AsyncIterator[Delta]) -> dict[str, Any]: ...
+    def events(self, first: Delta, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]: ...
+
+
+Speak = Callable[[PreparedChat, str], _Spoken]
 
 
 def _check_model(name: str | None, service: ChatService) -> None:
@@ -116,18 +159,23 @@ def _check_model(name: str | None, service: ChatService) -> None:
         raise ModelNotFound(f"There is no model of that name here; this server serves '{service.name}'.", param="model")
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, counted while it is read: a declared length may lie."""
-    if int(request.headers.get("content-length") or 0) > limit:
-        raise PayloadTooLarge(f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures.")
+async def _read_body(request: Request, settings: ServeSettings) -> bytearray:
+    """The body, counted while it is read: a declared length may lie, or be missing."""
+    limit = settings.max_body_bytes
+    too_large = PayloadTooLarge(f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise PayloadTooLarge(
-                f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures."
-            )
-    return bytes(body)
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise DeadlineExceeded(f"The request's body did not arrive within {settings.body_timeout_s:g} s.") from None
+    return body
 
 
 class _RequestName:
@@ -159,6 +207,8 @@ class _RequestName:
 
         try:
             await self._app(scope, receive, send_named)
+        except ClientDisconnect:
+            _log.debug("request %s: the client left before it had asked", request_id)
         except Exception:
             _log.exception("request %s failed", request_id)
             if not begun:

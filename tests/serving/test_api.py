@@ -41,7 +41,11 @@ def _parse(**fields: Any) -> Any:
         ({"stream": "yes"}, "stream"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"functions": [{}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_k": 10**30}, "top_k"),
+        ({"timeout": 0}, "timeout"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"modalities": ["text", "audio"]}, "modalities"),
@@ -54,10 +58,17 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
     assert param in caught.value.message
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"[" * 40_000, b'{"messages": NaN}', b'{"a": "\\ud800"}']
+)
 def test_a_body_that_is_no_object(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="JSON"):
         parse_chat_request(body)
+
+
+def test_a_body_of_millions_of_values_is_not_read() -> None:
+    with pytest.raises(InvalidRequest, match="50000 values"):
+        parse_chat_request(b"[" + b"0," * 100_000 + b"0]")
 
 
 def test_harmless_values_of_refused_fields_and_unknown_fields_pass() -> None:

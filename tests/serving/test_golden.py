@@ -35,7 +35,7 @@ async def served(request: pytest.FixtureRequest, golden: Path, tmp_path: Path) -
     )
     engine, service = load_engine(ServeSettings(model=ModelSettings(path=tmp_path / "model", device="cpu")))
     transport = httpx.ASGITransport(app=create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://server/v1", timeout=60) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost/v1", timeout=60) as client:
         yield client, service, expected
     engine.shutdown()
 

@@ -3,51 +3,25 @@
 import asyncio
 import base64
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from drawing import draw, encode
-from processes import free_port
+from serving_app import serving
 
-from minigpt4_serve.engine import Engine, EngineStats
+from minigpt4_serve.engine import EngineStats
 from minigpt4_serve.serving.chat import ChatService
-from minigpt4_serve.serving.routes import create_app
-from minigpt4_serve.settings import EngineSettings, ServeSettings
+from minigpt4_serve.settings import EngineSettings
 
 CHAT = "/v1/chat/completions"
 
 
-@contextmanager
-def _served(small_model: Any, **settings: Any) -> Iterator[tuple[httpx.Client, ChatService]]:
-    model, processor = small_model
-    chosen = ServeSettings(model_name="small", **settings)
-    engine = Engine(model, processor, chosen.engine)
-    engine.start()
-    service = ChatService(processor, model.generation_config, engine, chosen)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(service), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield client, service
-    finally:
-        server.should_exit = True
-        thread.join()
-        engine.shutdown()
-
-
 @pytest.fixture(scope="module")
 def served(small_model: Any) -> Iterator[tuple[httpx.Client, ChatService]]:
-    with _served(small_model, engine=EngineSettings(max_running=4)) as pair:
+    with serving(small_model, engine=EngineSettings(max_running=4)) as pair:
         yield pair
 
 
@@ -248,7 +222,7 @@ def test_a_client_that_leaves_frees_its_slot(served: tuple[httpx.Client, ChatSer
 
 
 def test_the_body_is_limited(small_model: Any) -> None:
-    with _served(small_model, max_body_bytes=2000) as (client, _):
+    with serving(small_model, max_body_bytes=2000) as (client, _):
         assert client.post(CHAT, json=_question("x" * 3000)).status_code == 413
 
         def trickle() -> Iterator[bytes]:
@@ -261,7 +235,7 @@ def test_the_body_is_limited(small_model: Any) -> None:
 
 
 def test_a_key_is_wanted_everywhere_but_for_health(small_model: Any) -> None:
-    with _served(small_model, api_key="sesame") as (client, _):
+    with serving(small_model, api_key="sesame") as (client, _):
         for headers in (
             {},
             {"authorization": "Bearer wrong"},
@@ -284,7 +258,7 @@ def test_when_busy_some_wait_and_see_their_place_and_others_are_refused(small_mo
             body = _question(max_tokens=150, temperature=1.5, seed=1, stream=True, stop=[])
             return await asyncio.gather(*(client.post(CHAT, json=body) for _ in range(6)))
 
-    with _served(small_model, engine=settings) as (client, service):
+    with serving(small_model, engine=settings) as (client, service):
         answers = asyncio.run(crowd(str(client.base_url)))
         _settled(service)
     statuses = sorted(answer.status_code for answer in answers)
@@ -302,7 +276,7 @@ def test_when_busy_some_wait_and_see_their_place_and_others_are_refused(small_mo
 
 
 def test_when_the_engine_dies_everybody_hears_of_it(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with _served(small_model) as (client, service):
+    with serving(small_model) as (client, service):
 
         def broken(*_: Any) -> None:
             raise RuntimeError("secret words of a driver")

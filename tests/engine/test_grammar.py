@@ -1,0 +1,102 @@
+"""Answers that follow a JSON schema: a model of random weights can't help it."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+import torch
+from engine_driving import collect, idle, prompt, running
+
+from minigpt4_serve.engine import SamplingParams
+from minigpt4_serve.engine.grammar import Grammars
+from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.model import Turn
+
+SHAPE = {
+    "type": "object",
+    "properties": {
+        "color": {"enum": ["red", "dark green", "blau ü"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "note": {"type": "string", "maxLength": 6},
+        "round": {"type": "boolean"},
+    },
+    "required": ["color", "count", "note", "round"],
+    "additionalProperties": False,
+}
+RULES = SamplingParams(max_tokens=150, temperature=1.5, json_schema=json.dumps(SHAPE), stop=())
+
+
+async def test_every_answer_is_json_of_the_shape_and_others_are_not_touched(small_model: Any) -> None:
+    asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    with running(small_model, max_running=4, num_blocks=40) as engine:  # a cache so small that some are preempted
+        free = SamplingParams(max_tokens=20)
+        (expected,) = await collect(engine, asked, free, "free")
+        shaped = [
+            collect(engine, asked, RULES.__class__(**{**vars(RULES), "seed": seed, "n": 2}), f"r{seed}")
+            for seed in range(5)
+        ]
+        *answers, (beside,) = await asyncio.gather(*shaped, collect(engine, asked, free, "beside"))
+        await idle(engine)
+        assert engine.stats().blocks_held == 0
+    assert beside.ids == expected.ids
+    texts = [whole for pair in answers for whole in pair]
+    assert len({whole.text for whole in texts}) > 5
+    for whole in texts:
+        assert whole.finish_reason == "stop"
+        found = json.loads(whole.text)
+        assert list(found) == list(SHAPE["properties"])  # type: ignore[call-overload]
+        assert found["color"] in ("red", "dark green", "blau ü")
+        assert 0 <= found["count"] <= 99
+        assert len(found["note"]) <= 6
+        assert found["round"] in (True, False)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        '{"type": "zork"}',
+        '{"type": 5}',
+        '{"not": {"type": "string"}}',
+        '{"$ref": "https://example.com/schema.json"}',
+        '{"$ref": "file:///etc/passwd"}',
+        '{"properties": {"a": {"$ref": "#/nowhere"}}}',
+        '{"pattern": "(?=x)"}',
+        '{"properties": 5}',
+        '{"properties": {"a": 5}}',
+        "[]",
+        "true",
+    ],
+)
+def test_a_schema_that_can_not_be_followed_is_refused_in_our_words(small_model: Any, schema: str) -> None:
+    with pytest.raises(InvalidRequest, match="can't be followed") as refused:
+        Grammars(small_model[1].tokenizer, [2], 512).compile(schema)
+    assert refused.value.param == "response_format"
+
+
+def test_what_writes_nothing_is_forbidden_and_so_is_what_has_no_text(small_model: Any) -> None:
+    """Padding, unknown words and rows past the vocabulary would vanish from the text."""
+    tokenizer = small_model[1].tokenizer
+    size = tokenizer.vocab_size + 30
+    grammars = Grammars(tokenizer, [2], size)
+    grammar = grammars.compile('{"type": "string"}')
+    (start,) = tokenizer.sentencepiece.encode('\n"')[-1:]
+    first = grammars.forbidden([grammar, None], torch.device("cpu"))
+    assert first.shape == (2, size)
+    assert not first[1].any(), "no grammar forbids nothing"
+    assert not first[0, start]
+    grammar.accept(start)
+    inside = grammars.forbidden([grammar], torch.device("cpu"))[0]
+    assert not inside[tokenizer.sentencepiece.piece_to_id("a")]
+    assert all(inside[i] for i in [0, 1, 2, *range(tokenizer.vocab_size, size)])
+    other = grammar.fork()
+    grammar.accept(start)
+    assert grammar.finished
+    assert not other.finished
+    grammar.accept(start)  # whatever comes after the end is no error
+    assert grammar.allowed() == b"" or grammar.finished
+
+
+def test_beams_do_not_follow_schemas() -> None:
+    with pytest.raises(InvalidRequest, match="JSON schema"):
+        SamplingParams(beams=2, json_schema="{}")
