@@ -202,6 +202,7 @@ def web(
             typer.echo(f"Open {url}   (Ctrl-C stops)")
 
         serve_page(page, listening, on_ready=ready)
+        typer.echo()
 
 
 def _start_own_server(model: Path, api_key: str | None, ending: ExitStack) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Read by Gradio when it is imported: nothing is reported to its makers, whoever started us.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -17,7 +17,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from minigpt4_serve.client.chat import ChatServer
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
@@ -73,29 +73,24 @@ def create_page(settings: PageSettings) -> FastAPI:
 def _blocks(server: ChatServer, shelf: Shelf) -> gr.Blocks:
     """One component that our own script fills, and the events it sends."""
 
-    async def look(talk: Talk) -> _View:
+    async def look(talk: Talk, request: gr.Request) -> tuple[_View, Talk]:
+        talk.session = request.session_hash or ""
         await talk.look(server)
-        return view(talk, server)
+        return view(talk, server), talk
 
-    async def ask(talk: Talk, event: gr.EventData) -> AsyncGenerator[_View]:
-        try:
-            question = Question.model_validate(event._data)
-        except ValidationError as error:
-            raise InvalidRequest("The page sent a question that can't be understood.") from error
+    async def ask(talk: Talk, event: gr.EventData) -> AsyncGenerator[tuple[_View, Talk]]:
+        question = _read(Question, event)
         async with aclosing(talk.ask(server, shelf, question)) as news:
             async for _ in news:
-                yield view(talk, server)
-        yield view(talk, server)
+                yield view(talk, server), talk
+        yield view(talk, server), talk
 
-    async def ask_again(talk: Talk, event: gr.EventData) -> AsyncGenerator[_View]:
-        try:
-            options = Options.model_validate(event._data)
-        except ValidationError as error:
-            raise InvalidRequest("The page sent options that can't be understood.") from error
+    async def ask_again(talk: Talk, event: gr.EventData) -> AsyncGenerator[tuple[_View, Talk]]:
+        options = _read(Options, event)
         async with aclosing(talk.ask_again(server, shelf, options)) as news:
             async for _ in news:
-                yield view(talk, server)
-        yield view(talk, server)
+                yield view(talk, server), talk
+        yield view(talk, server), talk
 
     async def stop(talk: Talk) -> _View:
         talk.stop()
@@ -106,8 +101,12 @@ def _blocks(server: ChatServer, shelf: Shelf) -> gr.Blocks:
         talk.start_over()
         return view(talk, server)
 
+    def forget(talk: Talk) -> None:
+        # Gradio forgets its own value only; the session remembers what was shown last.
+        blocks.state_holder.session_data.pop(talk.session, None)
+
     with gr.Blocks(title="Talk to a picture", analytics_enabled=False, fill_width=True) as blocks:
-        talk = gr.State(Talk)
+        talk = gr.State(Talk, delete_callback=forget)
         page = gr.HTML(
             view(Talk(), server),
             html_template="",
@@ -116,17 +115,29 @@ def _blocks(server: ChatServer, shelf: Shelf) -> gr.Blocks:
             elem_id="talk",
             fixed=static_view(shelf.limits.max_bytes),
         )
+        # The talk is an output as well: Gradio's clock for forgetting it begins anew whenever it is used.
         # Every chat streams at once: the server behind us is who admits and refuses.
-        streaming = {"inputs": talk, "outputs": page, "concurrency_limit": None}
+        streaming = {"inputs": talk, "outputs": [page, talk], "concurrency_limit": None}
         quick = {"inputs": talk, "queue": False}
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        blocks.load(look, talk, page, queue=False, **quiet)
-        page.tick(look, outputs=page, **quick, **quiet)
+        blocks.load(look, talk, [page, talk], queue=False, **quiet)
+        page.tick(look, outputs=[page, talk], **quick, **quiet)
         page.submit(ask, **streaming, **quiet)
         page.retry(ask_again, **streaming, **quiet)
         page.stop(stop, outputs=page, **quick, **quiet)
         page.clear(start_over, outputs=page, **quick, **quiet)
     return blocks
+
+
+_Sent = TypeVar("_Sent", bound=BaseModel)
+
+
+def _read(kind: type[_Sent], event: gr.EventData) -> _Sent:
+    """What our script sent, or somebody in its name."""
+    try:
+        return kind.model_validate(event._data)
+    except ValidationError as error:
+        raise InvalidRequest("The page can't understand what was sent.") from error
 
 
 def _script() -> str:

@@ -1,9 +1,12 @@
 """Serves the page until Ctrl-C. Knows sockets and uvicorn; the page itself is imported last, it takes seconds."""
 
+import logging
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 
 from minigpt4_serve.errors import InvalidRequest
@@ -33,7 +36,6 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
 
     Raises:
         InvalidRequest: the extra ``web`` isn't installed, or the server's address isn't one.
-        KeyboardInterrupt: after a clean end by Ctrl-C.
     """
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -47,9 +49,10 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
             create_page(settings),
             log_level="warning",
             access_log=False,
-            # Open pages hold connections; they needn't be waited for.
+            # Open pages hold connections; they needn't be waited for, nor complained about.
             timeout_graceful_shutdown=1,
         )
+        logging.getLogger("uvicorn.error").addFilter(lambda record: "graceful shutdown" not in record.getMessage())
         server = uvicorn.Server(config)
         started = server.startup
 
@@ -58,7 +61,10 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
             on_ready(address)
 
         server.startup = startup
-        server.run(sockets=[listening])
+        # A service manager's SIGTERM ends the page as orderly as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
 
 
 def _import_uvicorn() -> ModuleType:

@@ -83,14 +83,16 @@ class Talk:
     """A chat in memory.
 
     Attributes:
+        session: Gradio's name for the browser tab it belongs to.
         card: what the server last said about its model; None while it doesn't answer.
-        looked: the server was asked about it.
+        trouble: why it doesn't, in one sentence.
         views: how often it was shown.
     """
 
     def __init__(self) -> None:
+        self.session = ""
         self.card: ModelCard | None = None
-        self.looked = False
+        self.trouble = ""
         self.views = 0
         self.exchanges: list[Exchange] = []
         self._writing: asyncio.Task[None] | None = None
@@ -103,10 +105,9 @@ class Talk:
     async def look(self, server: ChatServer) -> None:
         """Ask the server what it serves."""
         try:
-            self.card = await server.card(fresh=True)
-        except MiniGPT4Error:
-            self.card = None
-        self.looked = True
+            self.card, self.trouble = await server.card(fresh=True), ""
+        except MiniGPT4Error as error:
+            self.card, self.trouble = None, _sentence(error, begun=False)
 
     async def ask(self, server: ChatServer, shelf: Shelf, asked: Question) -> AsyncGenerator[None]:
         """Ask, and yield whenever there is something new to show. Closing the generator stops the answer.
@@ -185,7 +186,7 @@ class Talk:
         except MiniGPT4Error as error:
             exchange.state, exchange.problem = "failed", _sentence(error, begun=bool(exchange.text))
             if isinstance(error, ServerUnreachable):
-                self.card = None
+                self.card, self.trouble = None, _sentence(error, begun=False)
         except Exception:
             _log.exception("an answer failed in the page")
             exchange.state, exchange.problem = "failed", "Something went wrong in the page; its log has the details."
@@ -200,7 +201,7 @@ class Talk:
         options: Options,
         started: float,
     ) -> None:
-        self.card = await server.card()
+        self.card, self.trouble = await server.card(), ""
         async with aclosing(server.answer(messages, **options.model_dump(exclude_none=True))) as events:
             async for event in events:
                 match event:

@@ -41,7 +41,7 @@ def view(talk: Talk, server: ChatServer) -> dict[str, Any]:
         "number": talk.views,  # no two are equal: the browser must notice even a view that says nothing new
         "server": {
             "name": talk.card.name if talk.card else None,
-            "away": talk.looked and talk.card is None,
+            "trouble": talk.trouble,
             "address": server.base_url,
         },
         "settings": _settings(talk.card) if talk.card else None,

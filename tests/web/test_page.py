@@ -186,7 +186,7 @@ def test_the_server_goes_and_comes_back(visit: Visit, scripted: ChatServer, scre
     try:
         _ask(page, "And now?")
         expect(_answers(page).last).to_contain_text("The server does not answer.")
-        expect(page.locator(".model")).to_have_text("The server does not answer")
+        expect(page.locator(".model")).to_have_text("The server does not answer.")
         screenshot(page, "error-server")
     finally:
         scripted.start()

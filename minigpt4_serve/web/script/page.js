@@ -24,8 +24,8 @@ const top_ = make("header", { className: "top" }, make("h1", {}, "Talk to a pict
 
 function show() {
   view = structuredClone(props.value);
-  status.classList.toggle("away", view.server.away);
-  model.textContent = view.server.name ?? (view.server.away ? "The server does not answer" : "Looking for the server …");
+  status.classList.toggle("away", Boolean(view.server.trouble));
+  model.textContent = view.server.name ?? (view.server.trouble || "Looking for the server …");
   status.title = view.server.address;
   settingsButton.disabled = !view.settings;
   overButton.disabled = view.exchanges.length === 0;
