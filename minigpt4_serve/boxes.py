@@ -125,7 +125,9 @@ def draw_boxes(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Ima
     for grounding, colour in coloured:
         for box in grounding.boxes:
             left, top, right, bottom = box.pixels(picture.width - 1, picture.height - 1)
-            canvas.rectangle((left, top, max(right, left), max(bottom, top)), outline=colour, width=line)
+            # A white line around it keeps a box apart from things of its own colour.
+            canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=line + 2)
+            canvas.rectangle((left, top, right, bottom), outline=colour, width=line)
     taken: list[_Area] = []
     for grounding, colour in coloured:
         if grounding.phrase is None:
@@ -136,6 +138,7 @@ def draw_boxes(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Ima
 
 
 _Area = tuple[int, int, int, int]
+_LONGEST_LABEL = 100  # characters
 
 
 def _label(
@@ -148,12 +151,18 @@ def _label(
     taken: list[_Area],
 ) -> None:
     """Write a phrase near its box, on a plate of the box's colour, and note the area as taken."""
-    margin = 4
-    while len(phrase) > 1 and canvas.textlength(phrase, font) > size[0] - 2 * margin:
+    left, top, right, bottom = canvas.textbbox((0, 0), "A", font)
+    margin = max(3, int(bottom - top) // 3)
+    area = box.pixels(*size)
+    # As wide as its box, or half the picture: a sentence must not hide what it is about.
+    limit = max(area[2] - area[0], size[0] // 2) - 2 * margin
+    if len(phrase) > _LONGEST_LABEL:
+        phrase = phrase[:_LONGEST_LABEL].rstrip() + "…"
+    while len(phrase) > 1 and canvas.textlength(phrase, font) > limit:
         phrase = phrase[:-2].rstrip() + "…"
     left, top, right, bottom = canvas.textbbox((0, 0), phrase, font)
     width, height = int(right - left) + 2 * margin, int(bottom - top) + 2 * margin
-    x, y = next(_free_places(box.pixels(*size), (width, height), size, taken))
+    x, y = next(_free_places(area, (width, height), size, taken))
     taken.append((x, y, x + width, y + height))
     canvas.rectangle(taken[-1], fill=colour)
     canvas.text((x + margin - left, y + margin - top), phrase, fill="white", font=font)

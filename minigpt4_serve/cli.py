@@ -138,8 +138,12 @@ def serve(
         Path | None,
         typer.Option("--keys-file", metavar="FILE", help="Who may ask; see 'minigpt4 keys'.", show_default=False),
     ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Watch the server that runs there; start none.")] = False,
 ) -> None:
-    """Serve the model over an OpenAI-compatible HTTP API, on Ray Serve."""
+    """Serve the model over an OpenAI-compatible HTTP API, on Ray Serve.
+
+    SIGHUP reads the settings again and replaces the processes one by one, without losing a request.
+    """
     from minigpt4_serve.settings import read_serve_settings
 
     given = {
@@ -149,13 +153,21 @@ def serve(
         "model_name": model_name,
         "keys_file": keys_file,
     }
-    settings = read_serve_settings(config, {name: value for name, value in given.items() if value is not None})
+    words = {name: value for name, value in given.items() if value is not None}
+    settings = read_serve_settings(config, words)
+    if status:
+        from minigpt4_serve.watching import watch
+
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        watch(_base_url(settings), key)
+        return
     _start_server(settings)
     from minigpt4_serve.serving.app import stop
 
     typer.echo(f"Ready: {_base_url(settings)}   (Ctrl-C stops)")
     try:
-        _wait_for_interrupt()
+        while _wait_for_signal() == signal.SIGHUP:
+            _roll_over(config, words)
     finally:
         typer.echo("Stopping …")
         stop()
@@ -363,7 +375,7 @@ def demo(
             messages.append({"role": "assistant", "content": answer.text})
         typer.echo(_what_next(picture, _base_url(settings), keep))
         if keep:
-            _wait_for_interrupt()
+            _wait_for_signal()
     finally:
         source.close()
         stop()
@@ -472,14 +484,32 @@ class _Step:
         typer.echo(" failed" if kind else f" {time.perf_counter() - self._started:.1f} s", err=True)
 
 
-def _wait_for_interrupt() -> None:
-    # A service manager's SIGTERM ends the server as orderly as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _wait_for_signal() -> int:
+    """SIGHUP, or the end: a service manager's SIGTERM ends the server as orderly as Ctrl-C does."""
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: asked.append(number))
     try:
-        while True:
-            time.sleep(3600)
+        while not asked:
+            time.sleep(0.2)
     except KeyboardInterrupt:
+        asked.append(signal.SIGINT)
         typer.echo()
+    return asked[0]
+
+
+def _roll_over(config: Path | None, words: dict[str, Any]) -> None:
+    """New settings for a running server; bad ones change nothing."""
+    from minigpt4_serve.serving.app import deploy
+    from minigpt4_serve.settings import read_serve_settings
+
+    try:
+        with _Step("replacing the processes, one by one"):
+            deploy(read_serve_settings(config, words))
+    except MiniGPT4Error as error:
+        typer.echo(f"minigpt4: {error.message} The server goes on as it was.", err=True)
+    else:
+        typer.echo("Ready again: the settings were read anew.")
 
 
 def main() -> None:

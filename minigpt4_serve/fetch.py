@@ -24,6 +24,7 @@ _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 # IPv6 ranges that carry an IPv4 address inside: a private one could hide there.
 _TRANSLATED = tuple(map(ipaddress.IPv6Network, ("2002::/16", "2001::/32")))
+_EXAMPLES = ipaddress.IPv6Network("3fff::/20")  # for documentation; older Pythons take it for public
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")  # the only part that is given out to anybody
 
 Resolve = Callable[[str, int], Awaitable[Collection[str]]]
@@ -35,7 +36,7 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if ip.scope_id is not None or ip not in _GLOBAL_IPV6 or any(ip in network for network in _TRANSLATED):
+        if ip.scope_id is not None or ip not in _GLOBAL_IPV6 or any(ip in net for net in (*_TRANSLATED, _EXAMPLES)):
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 

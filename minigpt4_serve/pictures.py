@@ -123,9 +123,19 @@ def decode_picture(data: bytes) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):
                 upright = upright.convert("I").point(lambda value: value / 256).convert("L")
-            return upright.convert("RGB")
+            return to_rgb(upright)
         except Exception as error:  # Pillow's decoders raise almost anything on damaged data
             raise InvalidImage("The picture is damaged and can't be decoded. Save it again and retry.") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB without transparency, which is dropped, not composited.
+
+    By way of RGBA where Pillow would warn that a palette's transparency gets lost; the colours are the same.
+    """
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def read_data_url(url: str, limits: ImageLimits, *, param: str | None = None) -> Picture:

@@ -117,6 +117,8 @@ class ServeSettings(_Settings):
     scale: ScaleSettings = ScaleSettings()
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where Ray shows metrics to Prometheus, on every node of a cluster that we start; any free port if not given."""
     model_name: str | None = None
     """The name clients use; the model folder's name if not given."""
     max_images_per_request: int = Field(default=8, ge=1)

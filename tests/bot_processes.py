@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+_OURS = ("MINIGPT4_", "DISCORD_", "TELEGRAM_")
 BIN = Path(sys.executable).parent
 
 
@@ -27,7 +28,7 @@ class BotProcess:
             self._news.set()
         self._news.set()
 
-    async def prints(self, words: str, *, within: float = 60, times: int = 1) -> None:
+    async def prints(self, words: str, *, within: float = 150, times: int = 1) -> None:
         """Wait until it has written ``words`` so many times."""
         try:
             async with asyncio.timeout(within):
@@ -38,7 +39,7 @@ class BotProcess:
         except TimeoutError:
             raise AssertionError(f"no {words!r} within {within} s; it printed:\n{self.printed}") from None
 
-    async def ends(self, *, within: float = 30) -> int:
+    async def ends(self, *, within: float = 90) -> int:
         """Wait for the end; returns the exit status."""
         async with asyncio.timeout(within):
             status = await self.process.wait()
@@ -72,7 +73,7 @@ async def running_bot(
     file = folder / "settings.yaml"
     if settings or not file.exists():
         file.write_text(settings)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MINIGPT4_", "DISCORD_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     process = await asyncio.create_subprocess_exec(
         str(BIN / script),
         "--settings",

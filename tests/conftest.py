@@ -1,11 +1,12 @@
 """What all tests share: a small random model with the recorded tokenizer, and drawn pictures."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-from processes import running_server
+from processes import Server, free_port, serving
 
 # The same examples in every run: what passed yesterday passes today, and a failure can be repeated.
 hypothesis.settings.register_profile("same", derandomize=True)
@@ -80,10 +81,26 @@ def small_model() -> object:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """The address of a real ``minigpt4 serve`` with the embedded model: one Ray cluster for all tests."""
-    with running_server("--model-name", "minigpt4-tiny") as url:
-        yield url
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real ``minigpt4 serve`` with the embedded model, three engines of it: one Ray cluster for all tests."""
+    scale = {"engines": 3, "cpus_per_engine": 0.2, "drain_s": 30}
+    settings = {
+        "model_name": "minigpt4-tiny",
+        "engine": {"max_running": 8, "max_waiting": 4, "cpu_threads": 1},
+        "scale": scale,
+        "metrics_port": free_port(),
+    }
+    file = tmp_path_factory.mktemp("server") / "settings.yaml"
+    file.write_text(json.dumps(settings))  # JSON is YAML
+    with serving("--config", str(file)) as running:
+        running.metrics_port = settings["metrics_port"]
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(cluster: Server) -> str:
+    """Its address."""
+    return cluster.url
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """What the chat model can and can't do, in the words of LangChain's standard suites."""
 
-from typing import Any
+import base64
+from typing import Any, cast
 
 import httpx
 import pytest
 from drawing import draw, encode
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_minigpt4 import ChatMiniGPT4
 
 
@@ -74,7 +76,19 @@ class ChatModelFlags:
 
     @property
     def supported_usage_metadata_details(self) -> dict[str, list[str]]:
-        return {"invoke": [], "stream": []}
+        return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
+
+    def invoke_with_cache_read_input(self, *, stream: bool = False) -> AIMessage:
+        """The same picture asked about twice: its prompt is cached."""
+        model = self.chat_model_class(**self.chat_model_params)  # type: ignore[call-arg]
+        data = base64.b64encode(encode(draw("green", (320, 240)))).decode()
+        picture = {"type": "image", "base64": data, "mime_type": "image/png"}
+        message = HumanMessage([picture, {"type": "text", "text": "What color is the circle?"}])
+        model.invoke([message])
+        if not stream:
+            return model.invoke([message])
+        first, *others = model.stream([message])
+        return cast(AIMessage, sum(others, first))
 
     @property
     def supports_model_override(self) -> bool:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
@@ -36,12 +37,70 @@ def run(
     )
 
 
+@dataclass
+class Server:
+    """A running ``minigpt4 serve``.
+
+    Attributes:
+        url: without ``/v1``.
+        metrics_port: where Ray shows metrics, if it was told where to.
+    """
+
+    url: str
+    process: "subprocess.Popen[str]"
+    lines: "queue.Queue[str]"
+    metrics_port: int = 0
+
+    def wait_for(self, beginning: str, timeout: float) -> None:
+        """Until it prints a line that begins so."""
+        printed = []
+        while not (printed and printed[-1].startswith(beginning)):
+            try:
+                printed.append(self.lines.get(timeout=timeout))
+            except queue.Empty:
+                raise AssertionError(f"no {beginning!r} after {timeout} s; it printed: {''.join(printed)}") from None
+            if printed[-1] == "":
+                raise AssertionError(f"the server ended; it printed: {''.join(printed)}")
+
+    def replicas(self, deployment: str) -> list[int]:
+        """Process ids of a deployment's replicas."""
+        title = f"ray::ServeReplica:minigpt4:{deployment}"
+        return [pid for pid in _descendants(self.process.pid) if _title(pid).startswith(title)]
+
+
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may be gone by now
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def _title(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    return ""
+
+
 @contextmanager
 def running_server(*words: str, timeout: float = 240, **environment: str) -> Iterator[str]:
     """``minigpt4 serve`` on a free port; yields its address when it says that it is ready, stops it by Ctrl-C."""
+    with serving(*words, timeout=timeout, **environment) as server:
+        yield server.url
+
+
+@contextmanager
+def serving(*words: str, timeout: float = 240, **environment: str) -> Iterator[Server]:
+    """As ``running_server``, for tests that do things to its processes."""
     port = free_port()
-    with running("serve", "--port", str(port), *words, ready="Ready", timeout=timeout, **environment):
-        yield f"http://127.0.0.1:{port}"
+    with _started("serve", "--port", str(port), *words, **environment) as (process, lines):
+        server = Server(f"http://127.0.0.1:{port}", process, lines)
+        server.wait_for("Ready", timeout)
+        yield server
 
 
 @contextmanager
@@ -50,8 +109,27 @@ def running(
 ) -> Iterator[list[str]]:
     """``minigpt4 WORDS`` from the line that begins with ``ready`` until Ctrl-C ends it; yields the lines so far.
 
-    More lines are added while it ends.
+    More lines are added when it ends.
     """
+    printed: list[str] = []
+    with _started(*words, folder=folder, **environment) as (_, lines):
+        while not (printed and printed[-1].startswith(ready)):
+            try:
+                printed.append(lines.get(timeout=timeout))
+            except queue.Empty:
+                raise AssertionError(f"it isn't ready after {timeout} s; it printed: {''.join(printed)}") from None
+            if printed[-1] == "":
+                raise AssertionError(f"it ended; it printed: {''.join(printed)}")
+        yield printed
+    while not lines.empty():
+        printed.append(lines.get())
+
+
+@contextmanager
+def _started(
+    *words: str, folder: Path | None = None, **environment: str
+) -> Iterator[tuple["subprocess.Popen[str]", "queue.Queue[str]"]]:
+    """A process and the lines it prints; stopped by Ctrl-C."""
     process = subprocess.Popen(
         [MINIGPT4, *words],
         stdout=subprocess.PIPE,
@@ -65,16 +143,8 @@ def running(
     assert process.stdout is not None
     reader = threading.Thread(target=_follow, args=(process.stdout, lines), daemon=True)
     reader.start()
-    printed: list[str] = []
     try:
-        while not (printed and printed[-1].startswith(ready)):
-            try:
-                printed.append(lines.get(timeout=timeout))
-            except queue.Empty:
-                raise AssertionError(f"it isn't ready after {timeout} s; it printed: {''.join(printed)}") from None
-            if printed[-1] == "":
-                raise AssertionError(f"it ended; it printed: {''.join(printed)}")
-        yield printed
+        yield process, lines
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -84,8 +154,6 @@ def running(
             process.wait()
         reader.join(timeout=5)
         process.stdout.close()
-        while not lines.empty():
-            printed.append(lines.get())
 
 
 def _follow(stream: object, lines: "queue.Queue[str]") -> None:

@@ -73,8 +73,9 @@ def test_the_commands_shown_are_understood(text: str) -> None:
 
 def test_the_sentences_shown_are_the_real_ones() -> None:
     rows = re.findall(r"^\| [^|]+ \| (Th[^|]+\.) \|$", DOCS, re.MULTILINE)
-    assert len(rows) == 8
-    sources = [*(ROOT / "minigpt4_serve" / "client").glob("*.py"), ROOT / "minigpt4_serve" / "pictures.py"]
+    assert len(rows) == 9
+    sources = [*(ROOT / "minigpt4_serve" / "client").glob("*.py")]
+    sources += [ROOT / "minigpt4_serve" / "pictures.py", ROOT / "minigpt4_serve" / "fetch.py"]
     sources.append(ROOT / "integrations" / "langchain_minigpt4" / "tools.py")
     code = " ".join(path.read_text(encoding="utf-8") for path in sources)
     for row in rows:

@@ -40,6 +40,15 @@ def test_the_memory_table_is_the_computed_one() -> None:
         assert f"| {name} | {' | '.join(cells)} | {positions[name]} KiB |" in DOCS
 
 
+def test_the_settings_shown_are_read(tmp_path: Path) -> None:
+    from minigpt4_serve.settings import read_serve_settings
+
+    (block,) = _blocks("yaml")
+    (tmp_path / "serve.yaml").write_text(block)
+    model = read_serve_settings(tmp_path / "serve.yaml", {}).model
+    assert (model.quantization, model.path) == ("int4", Path("models/minigpt4-7b"))
+
+
 def test_the_boxes_are_read_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

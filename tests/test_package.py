@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +68,26 @@ def test_the_error_tree_is_the_one_its_docstring_draws() -> None:
         line = next(line for line in drawn.splitlines() if f"{name} " in line)
         assert str(kind.status) in line
         assert kind.code in line
+
+
+@pytest.mark.parametrize("extra", ["", "langchain", "mcp", "discord", "telegram"])
+def test_clients_install_without_torch_or_ray(extra: str) -> None:
+    """Everything that the lock would install for one extra, markers aside."""
+    lock = tomllib.loads((Path(__file__).parent.parent / "uv.lock").read_text(encoding="utf-8"))
+    packages: dict[str, list[dict[str, Any]]] = {}
+    for package in lock["package"]:
+        packages.setdefault(package["name"], []).append(package)
+    wanted, seen = [("minigpt4-serve", extra)], set()
+    while wanted:
+        name, chosen = wanted.pop()
+        if (name, chosen) in seen:
+            continue
+        seen.add((name, chosen))
+        for package in packages[name]:
+            needed = package.get("dependencies", []) if not chosen else package["optional-dependencies"].get(chosen, [])
+            for need in needed:
+                wanted += [(need["name"], more) for more in ("", *need.get("extra", []))]
+    names = {name for name, _ in seen}
+    expected = {"": "openai", "langchain": "langgraph", "mcp": "mcp", "discord": "discord-py"}
+    assert expected.get(extra, "python-telegram-bot") in names
+    assert not names & {"torch", "ray", "transformers", "fastapi", "nvidia-cublas"}

@@ -1,11 +1,12 @@
 """A strict stand-in for an OpenAI-compatible vision server: what clients send is checked, answers are scripted."""
 
+import asyncio
 import base64
 import io
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,8 +42,7 @@ class VisionServer:
     Attributes:
         url: ends in ``/v1``.
         answers: popped one by one: a refusal, a text, or a callable that gets the pictures and the question; when none
-        is
-            left, the colours of the pictures' middles are named.
+            is left, the colours of the pictures' middles are named.
         requests: the bodies that were accepted as well-formed.
     """
 
@@ -54,6 +54,8 @@ class VisionServer:
     stream_headers: dict[str, str] = field(default_factory=dict)
     hang: threading.Event = field(default_factory=threading.Event)
     """An answer ``"hang"`` waits until this is set."""
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set when a client leaves an answer ``"endless"``."""
 
     def question(self, index: int = -1) -> str:
         """The last text of a request."""
@@ -76,6 +78,8 @@ class VisionServer:
             return _refuse(answer)
         if answer == "hang":
             await _until(self.hang)
+        if answer == "endless":
+            return StreamingResponse(self._endless(body), media_type="text/event-stream")
         if answer is None:
             answer = " and ".join(_colour(picture) for picture in pictures) or "I see no picture."
         if callable(answer):
@@ -93,6 +97,14 @@ class VisionServer:
         return StreamingResponse(
             _events(answer, body, usage), media_type="text/event-stream", headers=self.stream_headers
         )
+
+    async def _endless(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        try:
+            while not self.hang.is_set():
+                yield _event({**_head("chat.completion.chunk", body), "choices": [_choice({"content": "more "}, None)]})
+                await asyncio.sleep(0.02)
+        finally:
+            self.left.set()
 
     async def list_models(self, request: Request) -> Response:
         """``GET /v1/models``."""
@@ -131,8 +143,6 @@ def vision_server(**script: Any) -> Iterator[VisionServer]:
 
 
 async def _until(event: threading.Event) -> None:
-    import asyncio
-
     await asyncio.to_thread(event.wait, 30)
 
 

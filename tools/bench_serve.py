@@ -51,21 +51,31 @@ class Side:
     ttft: list[float] = field(default_factory=list)
     cached: int = 0
     prompt: int = 0
+    refused: list[float] = field(default_factory=list)  # seconds until a 429
+    crowded_ttft: list[float] = field(default_factory=list)  # of those that found a free slot in the crowd
 
     @property
     def rate(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def summary(self, base: float) -> dict[str, Any]:
-        ttft = sorted(self.ttft)
         return {
             "tokens_per_s": round(self.rate, 1),
             "of_uvicorn": round(self.rate / base, 3) if base else None,
-            "ttft_p50_ms": round(1000 * ttft[len(ttft) // 2], 1),
-            "ttft_p95_ms": round(1000 * ttft[int(len(ttft) * 0.95)], 1),
+            "ttft_p50_ms": round(1000 * percentile(self.ttft, 50), 1),
+            "ttft_p95_ms": round(1000 * percentile(self.ttft, 95), 1),
             "tokens_per_event": round(self.tokens / max(1, self.events), 2),
             "cached_share_of_prompts": round(self.cached / max(1, self.prompt), 3),
+            "crowd_ttft_p50_ms": round(1000 * percentile(self.crowded_ttft, 50), 1),
+            "refused_p50_ms": round(1000 * percentile(self.refused, 50), 1),
+            "refused_p99_ms": round(1000 * percentile(self.refused, 99), 1),
         }
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Nearest rank; 0 of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
 
 
 def read_side(text: str, common: dict[str, Any]) -> Side:
@@ -97,8 +107,6 @@ def serving(side: Side, folder: Path) -> Iterator[None]:
     file = folder / f"{side.port}.yaml"
     file.write_text(yaml.safe_dump({**side.settings, "port": side.port, "model_name": "bench"}))
     command = [str(Path(sys.executable).with_name("minigpt4")), "serve", "--config", str(file)]
-    if "BENCH_SERVER" in side.environment:
-        command = [sys.executable, side.environment["BENCH_SERVER"], str(file)]
     if side.name.startswith("uvicorn"):
         command = [sys.executable, __file__, "--uvicorn", str(file)]
     log = (folder / f"{side.port}.log").open("w+")
@@ -181,13 +189,13 @@ async def ask(side: Side, body: bytes) -> None:
     writer.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body)
     first, events, tail = None, 0, b""
     while piece := await reader.read(65536):
-        count = piece.count(b'"content":"')
+        count = len(re.findall(rb'"content": ?"', piece))
         if first is None and b'"delta"' in piece:
             first = time.perf_counter()
         events += count
         tail = (tail + piece)[-4000:]
     writer.close()
-    usage = re.search(rb'"usage":(\{.*?\}\})', tail)
+    usage = re.search(rb'"usage": ?(\{.*?\}\})', tail)
     if usage is None or first is None:
         raise SystemExit(f"{side.name} answered: {tail[-500:]!r}")
     counts = json.loads(usage[1])
@@ -196,6 +204,38 @@ async def ask(side: Side, body: bytes) -> None:
     side.cached += counts["prompt_tokens_details"]["cached_tokens"]
     side.events += events
     side.ttft.append(first - began)
+
+
+async def press(side: Side, body: bytes) -> None:
+    """One request of a crowd: it is refused, or its first words are waited for."""
+    began = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body)
+    seen, noted = b"", False
+    while piece := await reader.read(65536):
+        seen = (seen + piece)[:4000]
+        if noted or not (b" 429 " in seen[:40] or b'"delta"' in seen):
+            continue
+        noted, seconds = True, time.perf_counter() - began
+        if b" 429 " in seen[:40]:
+            side.refused.append(seconds)
+        elif b"x-minigpt4-queue-position" not in seen.lower():
+            side.crowded_ttft.append(seconds)
+    writer.close()
+
+
+async def crowd(side: Side, times: int) -> None:
+    """``times`` as many requests as are answered and may wait, arriving over one second."""
+    engine = side.settings["engine"]
+    capacity = (engine["max_running"] + engine["max_waiting"]) * side.settings["scale"].get("engines", 1)
+    bodies = [chat[0] for chat in chats(times * capacity, 1, 32, seed=7)]
+    await asyncio.gather(*(_later(i / len(bodies), side, body) for i, body in enumerate(bodies)))
+
+
+async def _later(seconds: float, side: Side, body: bytes) -> None:
+    await asyncio.sleep(seconds)
+    await press(side, body)
 
 
 async def round_of(side: Side, work: Sequence[Sequence[bytes]], rng: random.Random) -> None:
@@ -226,6 +266,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=128, help="length of every answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's, in each engine")
+    parser.add_argument("--crowd", type=int, default=5, help="times the capacity that arrives at once, at the end")
     parser.add_argument("--side", action="append", default=[], help="one more; see above")
     parser.add_argument("--only", action="store_true", help="only bare uvicorn and the sides given")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "serve.json")
@@ -234,7 +275,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if asked.uvicorn is not None:
         serve_bare(asked.uvicorn)
         return
-    common: dict[str, Any] = {"engine": {"cpu_threads": asked.threads, "max_running": asked.streams}}
+    sizes = {"cpu_threads": asked.threads, "max_running": asked.streams, "max_waiting": asked.streams}
+    common: dict[str, Any] = {"engine": sizes}
     common["scale"] = {"cpus_per_engine": 0}
     if asked.model is not None:
         common["model"] = {"path": str(asked.model)}
@@ -245,6 +287,8 @@ def main(words: Sequence[str] | None = None) -> None:
             running.enter_context(serving(side, Path(folder)))
             print(f"{side.name} is up", file=sys.stderr, flush=True)
         measure(sides, streams=asked.streams, turns=asked.turns, tokens=asked.tokens, rounds=asked.rounds)
+        for side in sides if asked.crowd else ():
+            asyncio.run(crowd(side, asked.crowd))
     base = sides[0].rate
     rows = {side.name: side.summary(base) for side in sides}
     columns = list(next(iter(rows.values())))

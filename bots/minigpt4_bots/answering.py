@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from minigpt4_bots.access import Asker, Gate, Refusal
 from minigpt4_bots.conversation import (
@@ -130,6 +130,8 @@ class _Active:
     display: Display
     done: asyncio.Event = field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
+    whole: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
+    """In which the answer is given, its last words included."""
     messages: set[MessageKey] = field(default_factory=set)
     note: str = ""
     """Why it was stopped."""
@@ -389,17 +391,15 @@ class Answering:
     async def say(self, outlet: Outlet, text: str) -> None:
         """Send one short message of our own, when the platform's limits allow."""
         while True:
-            await self.traffic.wait(outlet.traffic_key, Urgency.FIRST)
             try:
-                await outlet.send(Content(text, own=True))
+                async with self.traffic.slot(outlet.traffic_key, Urgency.FIRST):
+                    await outlet.send(Content(text, own=True))
             except TryLater as refusal:
                 self.traffic.hold(outlet.traffic_key, refusal.seconds)
             except ChatGone:
                 return
             else:
                 return
-            finally:
-                self.traffic.arrived(outlet.traffic_key)
 
     async def _refuse(self, owner: str, outlet: Outlet, text: str) -> None:
         """Say why not, but only once at a time: who floods a chat with questions doesn't flood it with refusals."""
@@ -427,7 +427,8 @@ class Answering:
             text = Texts(note["language"])("restarted.note")
             while True:
                 try:
-                    await explain(note["place"], note["message"], text)
+                    async with self.traffic.slot(f"unfinished {pending.id}", Urgency.ANSWER):
+                        await explain(note["place"], note["message"], text)
                 except TryLater as refusal:
                     await asyncio.sleep(refusal.seconds)
                     continue
@@ -451,6 +452,10 @@ class Answering:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GOODBYE_S):
                     await asyncio.gather(*(active.done.wait() for active in running))
+            for active in running:
+                # Whom even a few seconds don't reach is told at the next start.
+                if active.whole is not None and not active.done.is_set():
+                    active.whole.cancel()
         await self._server.close()
         self.storage.close()
 
@@ -471,6 +476,7 @@ class Answering:
         display = Display(limit=outlet.limit, measure=outlet.measure, status=texts("progress.looking"))
         active = self._active[owner] = _Active(question.key, self._place(question.asker), display)
         number = self._gate.enter(question.asker)
+        # Finished only when all is said, or can't be: whatever else ends this is explained at the next start.
         pending = self.storage.begin_answer(
             platform=self._platform, user=owner, place=self._sealed(question, texts, None)
         )
@@ -494,14 +500,15 @@ class Answering:
             messages = await writing
             if active.question == question.key:
                 self._remember(active, outlet, "".join(spoken), messages)
+            self.storage.finish_answer(pending)
             for old in reuse[1:]:
                 await self._delete(outlet, old.message)
         except ChatGone:
             _log.info("the chat of user %s can't be written to any more", owner)
+            self.storage.finish_answer(pending)
         finally:
             active.work.cancel()
             writing.cancel()
-            self.storage.finish_answer(pending)
             if self._active.get(owner) is active:
                 del self._active[owner]
             active.done.set()
@@ -673,9 +680,9 @@ class Answering:
         return found.parent, self._memory.get(found.parent)
 
     async def _delete(self, outlet: Outlet, message: str) -> None:
-        await self.traffic.wait(f"{outlet.traffic_key} tidy", Urgency.TIDY)
         with contextlib.suppress(TryLater, ChatGone):
-            await outlet.delete(message)
+            async with self.traffic.slot(outlet.traffic_key, Urgency.TIDY):
+                await outlet.delete(message)
 
     def _stop(self, active: _Active, note: str) -> None:
         active.note = note

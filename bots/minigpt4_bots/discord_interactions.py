@@ -124,7 +124,7 @@ class Interactions:
             await self._bot.answering.ask(question, outlet)
         finally:
             waiting.cancel()
-        if not interaction.response.is_done():
+        if not outlet.is_acknowledged:
             # Of many refusals at once the core says one only; each interaction wants an answer.
             await self._whisper(interaction, self._bot.answering.texts(asker)("refused.busy"))
 

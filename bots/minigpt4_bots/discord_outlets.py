@@ -37,6 +37,9 @@ _UNUSABLE_REFERENCE = (50035, 160002)
 """The message replied to can't be referred to: gone, or no permission to read the history."""
 _NOT_THIS_INTERACTION = (_UNKNOWN_MESSAGE, 10015, 50027)
 """The message belongs to another interaction, or the interaction is too old: the bot's own rights may do."""
+_ALREADY_ACKNOWLEDGED = 40060
+_TOO_LATE = (10062, 10015, 50027)
+"""The interaction wasn't acknowledged in time, or has ended."""
 _TRY_AGAIN_S = 2.0
 _NO_PINGS = discord.AllowedMentions.none()
 _BUTTON = "minigpt4"
@@ -71,12 +74,34 @@ def platform_errors() -> Iterator[None]:
         raise TryLater(error.retry_after) from error
     except discord.HTTPException as error:
         if error.status == 429 or error.status >= 500:
-            raise TryLater(_TRY_AGAIN_S) from error
+            raise TryLater(_retry_after(error)) from error
         if error.status not in (401, 403):
             _log.error("Discord refused a message: status %d, code %d", error.status, error.code)
         raise ChatGone from error
     except (OSError, aiohttp.ClientError, TimeoutError) as error:
         raise TryLater(_TRY_AGAIN_S) from error
+
+
+@contextlib.contextmanager
+def _edit_errors() -> Iterator[None]:
+    """The same for edits: one that is refused says nothing about a new message.
+
+    Raises:
+        TryLater, MessageGone
+    """
+    try:
+        with platform_errors():
+            yield
+    except ChatGone as error:
+        raise MessageGone(remains=True) from error
+
+
+def _retry_after(error: discord.HTTPException) -> float:
+    """Seconds. Refusals that the library doesn't wait for itself, such as a proxy's, may say it in a header too."""
+    try:
+        return max(_TRY_AGAIN_S, float(error.response.headers["Retry-After"]))
+    except (KeyError, ValueError):
+        return _TRY_AGAIN_S
 
 
 def render(content: Content) -> str:
@@ -162,7 +187,7 @@ class ChannelOutlet:
     async def edit(self, message: str, content: Content) -> None:
         """Replace text and buttons."""
         view = buttons_view(content.buttons, self._texts, self._asker)
-        with platform_errors():
+        with _edit_errors():
             await self._channel.get_partial_message(int(message)).edit(
                 content=render(content), view=view, allowed_mentions=_NO_PINGS
             )
@@ -203,6 +228,10 @@ class InteractionOutlet:
         self._channel = channel
         self._original = original
         self._thinking = False
+        self._was_acknowledged = False
+        """Though the library doesn't know: its reply was lost on the way."""
+        self._has_ended = False
+        """Discord takes no more answers to the interaction: the bot's own rights must do."""
         self._acknowledging = asyncio.Lock()
         self.traffic_key = f"interaction {interaction.id}"
 
@@ -212,56 +241,82 @@ class InteractionOutlet:
         """Replies to it come in the channel."""
         return MessageKey(str(self._channel.id), message)
 
+    @property
+    def is_acknowledged(self) -> bool:
+        """Does Discord know that the bot is at it?"""
+        return self._was_acknowledged or self._interaction.response.is_done()
+
     async def keep_waiting(self, after_s: float) -> None:
         """Show "thinking …" if nothing was sent so far."""
         await asyncio.sleep(after_s)
         async with self._acknowledging:
-            if not self._interaction.response.is_done():
+            if not self.is_acknowledged:
                 with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
                     await self._interaction.response.defer(thinking=True)
                     self._thinking = True
 
     async def send(self, content: Content) -> str:
         """The first message answers the interaction, others follow. Short words of our own are for the asker alone."""
-        view = buttons_view(content.buttons, self._texts, self._asker) or discord.utils.MISSING
-        text = render(content)
         try:
             with platform_errors():
-                async with self._acknowledging:
-                    if not self._interaction.response.is_done():
-                        private = content.buttons is Buttons.NONE
-                        done = await self._interaction.response.send_message(
-                            text, view=view, ephemeral=private, allowed_mentions=_NO_PINGS
-                        )
-                        self._original = str(done.message_id)
-                        return self._original
-                    if self._thinking:
-                        edited = await self._interaction.edit_original_response(
-                            content=text, view=view, allowed_mentions=_NO_PINGS
-                        )
-                        self._thinking = False
-                        self._original = str(edited.id)
-                        return self._original
-                sent = await self._interaction.followup.send(text, view=view, allowed_mentions=_NO_PINGS, wait=True)
-                return str(sent.id)
+                try:
+                    if not self._has_ended:
+                        return await self._send(content)
+                except discord.HTTPException as error:
+                    if error.code not in _TOO_LATE or content.buttons is Buttons.NONE:
+                        raise
+                    self._has_ended = True
+                view = buttons_view(content.buttons, self._texts, self._asker) or discord.utils.MISSING
+                return str((await self._channel.send(render(content), view=view, allowed_mentions=_NO_PINGS)).id)
         except MessageGone as error:
             raise ChatGone from error
+
+    async def _send(self, content: Content) -> str:
+        view = buttons_view(content.buttons, self._texts, self._asker) or discord.utils.MISSING
+        text = render(content)
+        async with self._acknowledging:
+            if not self.is_acknowledged:
+                private = content.buttons is Buttons.NONE
+                try:
+                    done = await self._interaction.response.send_message(
+                        text, view=view, ephemeral=private, allowed_mentions=_NO_PINGS
+                    )
+                except discord.HTTPException as error:
+                    if error.code != _ALREADY_ACKNOWLEDGED:
+                        raise
+                    self._was_acknowledged = self._thinking = True
+                else:
+                    self._original = str(done.message_id)
+                    return self._original
+            if self._thinking:
+                edited = await self._interaction.edit_original_response(
+                    content=text, view=view, allowed_mentions=_NO_PINGS
+                )
+                self._thinking = False
+                self._original = str(edited.id)
+                return self._original
+        sent = await self._interaction.followup.send(text, view=view, allowed_mentions=_NO_PINGS, wait=True)
+        return str(sent.id)
 
     async def edit(self, message: str, content: Content) -> None:
         """Replace text and buttons, through the interaction while it's young."""
         view = buttons_view(content.buttons, self._texts, self._asker)
         text = render(content)
-        with platform_errors():
+        with _edit_errors():
             try:
-                if message == self._original:
+                if self._has_ended:
+                    partial = self._channel.get_partial_message(int(message))
+                    await partial.edit(content=text, view=view, allowed_mentions=_NO_PINGS)
+                elif message == self._original:
                     await self._interaction.edit_original_response(content=text, view=view, allowed_mentions=_NO_PINGS)
                 else:
                     await self._interaction.followup.edit_message(
                         int(message), content=text, view=view, allowed_mentions=_NO_PINGS
                     )
             except discord.HTTPException as error:
-                if error.code not in _NOT_THIS_INTERACTION:
+                if self._has_ended or error.code not in _NOT_THIS_INTERACTION:
                     raise
+                self._has_ended = error.code in _TOO_LATE
                 partial = self._channel.get_partial_message(int(message))
                 await partial.edit(content=text, view=view, allowed_mentions=_NO_PINGS)
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import aiohttp
 import discord
+from discord.http import Route
 from yarl import URL
 
 from minigpt4_bots.access import Asker
@@ -165,5 +166,8 @@ def _trusted(proxy_url: str | None, url: str | None) -> str | None:
     """The proxy's address (made by Discord), or the picture's own if it lies on Discord's CDN."""
     if proxy_url:
         return proxy_url
-    host = URL(url).host if url else None
-    return url if host is not None and f".{host}".endswith(_CDN) else None
+    if not url:
+        return None
+    # A server that stands in for Discord stands in for its CDN, too.
+    is_own = URL(url).is_absolute() and URL(url).origin() == URL(Route.BASE).origin()
+    return url if is_own or f".{URL(url).host}".endswith(_CDN) else None

@@ -13,8 +13,11 @@ __all__ = ["Code", "Line", "Piece", "fence_at", "inert", "safe_markdown", "scan"
 ZERO_WIDTH = "\u200b"
 """Breaks what a chat program would make clickable, and can't be seen."""
 
+_NO_BACKTICK = "\u02cb"
+"""Looks like a backtick, and means nothing."""
+
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^\n`]*$")
-_CODE_OR_BARS = re.compile(r"(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|(?P<bars>\|\|)")
+_CODE_OR_BARS = re.compile(r"(?<!`)(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|(?P<bars>\|\|)")
 _LINK = re.compile(
     r"!?\[(?P<label>[^\[\]\n]*)\]\(\s*<?(?P<target>[^\s()<>`]*(?:\([^\s()<>`]*\)[^\s()<>`]*)*)>?(?:\s+[^()\n]*)?\)"
     r"|<?(?P<address>\b(?:[a-zA-Z][a-zA-Z0-9+.-]*://|www\.)[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~])>?"
@@ -109,7 +112,7 @@ def safe_markdown(text: str, *, spoiler: bool = False) -> str:
         for index, piece in enumerate(block.pieces):
             if index and not spoiler:
                 line += "||"
-            line += inert(piece.text, _in_backticks, lambda ticks, code: f"{ticks}{code}{ticks}", _no_fence)
+            line = _glued(line, inert(piece.text, _in_backticks, _inline_code, _no_code))
             open_spoiler = piece.hidden
         lines.append(line.replace("||", f"|{ZERO_WIDTH}|") if spoiler else line)
     whole = "\n".join(lines)
@@ -118,9 +121,17 @@ def safe_markdown(text: str, *, spoiler: bool = False) -> str:
     return f"{whole}||" if open_spoiler else whole
 
 
-def _no_fence(words: str) -> str:
-    """Words that can't open or close a code block: platforms take three backticks anywhere in a line for one."""
-    return words.replace("```", f"`{ZERO_WIDTH}`{ZERO_WIDTH}`")
+def _no_code(words: str) -> str:
+    """Words that can't open or close code: platforms look for a backtick's partner over many lines, and for escapes."""
+    words = words.replace("`", _NO_BACKTICK)
+    return f"{words}{ZERO_WIDTH}" if words.endswith("\\") else words
+
+
+def _inline_code(ticks: str, code: str) -> str:
+    """Inline code that every platform reads alike."""
+    if len(ticks) == 2 and "``" not in code and not (code.startswith("`") or code.endswith("`")):
+        return f"``{code}``"
+    return f"`{code.replace('`', _NO_BACKTICK)}`"
 
 
 def inert(
@@ -142,11 +153,11 @@ def inert(
     for span in _CODE_OR_BARS.finditer(text):
         if not span["ticks"]:
             continue
-        shown += _inert_words(text[position : span.start()], show_address, show_words)
+        shown = _glued(shown, _inert_words(text[position : span.start()], show_address, show_words))
         width = len(span["ticks"])
-        shown += show_code(span["ticks"], span[0][width:-width])
+        shown = _glued(shown, show_code(span["ticks"], span[0][width:-width]))
         position = span.end()
-    return shown + _inert_words(text[position:], show_address, show_words)
+    return _glued(shown, _inert_words(text[position:], show_address, show_words))
 
 
 def utf16_length(text: str) -> int:
@@ -164,9 +175,14 @@ def _inert_words(text: str, show_address: Callable[[str], str], show_words: Call
             if link["target"] and link["target"] != link["label"]:
                 shown += f" ({show_address(link['target'])})"
         else:
-            shown += show_address(link["address"] or link["domain"])
+            shown = _glued(shown, show_address(link["address"] or link["domain"]))
         position = link.end()
     return shown + show_words(_without_mentions(text[position:]))
+
+
+def _glued(before: str, after: str) -> str:
+    """One after the other; code beside code stays two pieces."""
+    return f"{before}{ZERO_WIDTH}{after}" if before.endswith("`") and after.startswith("`") else before + after
 
 
 def _without_mentions(text: str) -> str:

@@ -8,10 +8,11 @@ Three parts, the first two without clock or input/output of their own:
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Protocol
@@ -120,8 +121,13 @@ def _may_cut(text: str, at: int) -> bool:
 
 def _close(text: str, cut: int) -> tuple[str, str]:
     """The page up to the cut with its code and spoiler closed, and the rest with both opened again."""
+    line = text.rfind("\n", 0, cut) + 1
+    # What looks like code that begins in this line may be none: its line goes on.
+    is_beginning = fence_at(text[:line]) is None and fence_at(text[:cut]) is not None
+    if is_beginning and text[:line].strip():
+        cut, is_beginning = line, False
     page, rest = text[:cut], text[cut:]
-    if (fence := fence_at(page)) is not None:
+    if not is_beginning and (fence := fence_at(page)) is not None:
         mark = fence[: len(fence) - len(fence.lstrip(fence[0]))]
         return f"{page.rstrip()}\n{mark}", f"{fence}\n{rest}"
     if spoiler_is_open(page):
@@ -152,12 +158,22 @@ class Rate:
     """Texts that stay needn't keep it: it only spreads progress evenly."""
 
 
+_LONG_ON_ITS_WAY_S = 5.0
+"""A write that takes longer has met trouble of its own, which others needn't wait for."""
+
+
 class _Window:
-    """The last writes under some rates. Times are given in."""
+    """Writes under some rates: when the last ones arrived, and which are on their way. Times are given in.
+
+    The platform counts a write when it arrives, which may be any time between its sending and the platform's reply. So
+    one that is on its way counts as written now, and one that was replied to as written then: however late and bunched
+    they arrive, the rates hold.
+    """
 
     def __init__(self, rates: Sequence[Rate]) -> None:
         self._rates = rates
-        self._times: deque[float] = deque(maxlen=max((rate.count for rate in rates), default=1))
+        self._arrived: deque[float] = deque(maxlen=max((rate.count for rate in rates), default=1))
+        self._sent: dict[int, float] = {}
         self.held_until = 0.0
 
     def ready_at(self, urgency: Urgency) -> float:
@@ -168,21 +184,23 @@ class _Window:
                 continue
             # Progress leaves some of a larger allowance to the texts that stay.
             count = rate.count - rate.count // 3 if urgency >= Urgency.PROGRESS else rate.count
-            if len(self._times) >= count:
-                ready = max(ready, self._times[-count] + rate.per_s)
+            if len(self._arrived) + len(self._sent) >= count:
+                until = [at + rate.per_s for at in self._arrived]
+                until += [at + _LONG_ON_ITS_WAY_S for at in self._sent.values()]
+                ready = max(ready, sorted(until)[-count])
         return ready
 
-    def take(self, now: float) -> None:
-        self._times.append(now)
+    def take(self, number: int, now: float) -> None:
+        self._sent[number] = now
 
-    def arrived(self, now: float) -> None:
-        """The last write took until now: the platform counts when it arrives, not when it was sent."""
-        if self._times:
-            self._times[-1] = max(self._times[-1], now)
+    def arrived(self, number: int, now: float) -> None:
+        if self._sent.pop(number, None) is not None:
+            self._arrived.append(now)
 
     def is_idle(self, now: float) -> bool:
         longest = max((rate.per_s for rate in self._rates), default=0.0)
-        return now > self.held_until and (not self._times or now > self._times[-1] + longest)
+        is_quiet = not self._sent and now > self.held_until
+        return is_quiet and (not self._arrived or now > self._arrived[-1] + longest)
 
 
 @dataclass(eq=False)
@@ -217,7 +235,7 @@ class WaitingLine:
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """The wish is gone. Granted tickets have left already."""
+        """The wish is gone. Granted tickets have left the line already."""
         tickets = self._waiting.get(ticket.chat, [])
         if ticket in tickets:
             tickets.remove(ticket)
@@ -229,20 +247,23 @@ class WaitingLine:
         window = self._window(chat)
         window.held_until = max(window.held_until, until)
 
-    def arrived(self, chat: str, now: float) -> None:
-        """What was granted last for that chat has been written."""
-        self._window(chat).arrived(now)
+    def arrived(self, ticket: Ticket, now: float) -> None:
+        """What was granted has been written, or never will be."""
+        self._window(ticket.chat).arrived(ticket.number, now)
+        self._overall.arrived(ticket.number, now)
 
     def grant(self, now: float) -> list[Ticket]:
-        """Those who may write now, and have left the line."""
+        """Those who may write now, and have left the line; ``arrived`` must be told of each of them."""
         granted: list[Ticket] = []
+        if self._overall.ready_at(Urgency.FIRST) > now:
+            return granted
         ready = [ticket for at, ticket in self._heads() if at <= now]
         for ticket in sorted(ready, key=lambda ticket: (ticket.urgency, ticket.number)):
             if self._overall.ready_at(ticket.urgency) > now:
-                continue
+                break  # the others are no more urgent
             self.leave(ticket)
-            self._window(ticket.chat).take(now)
-            self._overall.take(now)
+            self._window(ticket.chat).take(ticket.number, now)
+            self._overall.take(ticket.number, now)
             granted.append(ticket)
         if granted:
             self._forget_idle(now)
@@ -250,8 +271,10 @@ class WaitingLine:
 
     def next_at(self) -> float | None:
         """When to call ``grant`` again; None if nobody waits."""
-        times = [max(at, self._overall.ready_at(ticket.urgency)) for at, ticket in self._heads()]
-        return min(times, default=None)
+        soonest: dict[Urgency, float] = {}
+        for at, ticket in self._heads():
+            soonest[ticket.urgency] = min(at, soonest.get(ticket.urgency, at))
+        return min((max(at, self._overall.ready_at(urgency)) for urgency, at in soonest.items()), default=None)
 
     def _heads(self) -> list[tuple[float, Ticket]]:
         """The first of each chat with the time at which its chat is ready."""
@@ -287,16 +310,26 @@ class Traffic:
         return ticket
 
     async def turn(self, ticket: Ticket) -> None:
-        """Return when the ticket's turn has come. Cancelled, the ticket leaves the line."""
+        """Return when the ticket's turn has come; ``arrived`` must follow. Cancelled, the ticket leaves the line."""
         assert ticket.granted is not None
         try:
             await ticket.granted
-        finally:
-            self._line.leave(ticket)
+        except asyncio.CancelledError:
+            if ticket.granted.cancelled():
+                self._line.leave(ticket)
+            else:
+                self.arrived(ticket)
+            raise
 
-    async def wait(self, chat: str, urgency: Urgency) -> None:
-        """Join and wait for the turn."""
-        await self.turn(self.join(chat, urgency))
+    @contextlib.asynccontextmanager
+    async def slot(self, chat: str, urgency: Urgency) -> AsyncIterator[None]:
+        """Wait for the turn; the block is the write."""
+        ticket = self.join(chat, urgency)
+        await self.turn(ticket)
+        try:
+            yield
+        finally:
+            self.arrived(ticket)
 
     def hurry(self, ticket: Ticket, urgency: Urgency) -> None:
         """What the ticket is for has become more urgent."""
@@ -308,14 +341,18 @@ class Traffic:
         """Nobody writes to that chat for so long."""
         self._line.hold(chat, asyncio.get_running_loop().time() + seconds)
 
-    def arrived(self, chat: str) -> None:
-        """The platform has answered the last write to that chat."""
-        self._line.arrived(chat, asyncio.get_running_loop().time())
+    def arrived(self, ticket: Ticket) -> None:
+        """The platform has answered the write that the ticket was for, or it isn't done after all."""
+        self._line.arrived(ticket, asyncio.get_running_loop().time())
+        self._grant()
 
     def _grant(self) -> None:
         loop = asyncio.get_running_loop()
         for ticket in self._line.grant(loop.time()):
-            if ticket.granted is not None and not ticket.granted.done():
+            assert ticket.granted is not None
+            if ticket.granted.done():  # cancelled, but didn't get round to leaving
+                self._line.arrived(ticket, loop.time())
+            else:
                 ticket.granted.set_result(None)
         if self._timer is not None:
             self._timer.cancel()
@@ -352,7 +389,11 @@ class TryLater(Exception):
 
 
 class MessageGone(Exception):
-    """The message to edit was deleted."""
+    """The message can't be edited: it was deleted or, if it ``remains``, the platform refuses."""
+
+    def __init__(self, *, remains: bool = False) -> None:
+        super().__init__("can't be edited")
+        self.remains = remains
 
 
 class ChatGone(Exception):
@@ -404,6 +445,7 @@ class Display:
         self._pages = Pages(limit, lambda text: measure(text, self.spoiler))
         self._status = status
         self._written: dict[int, tuple[Content, bool]] = {}
+        self._lost: set[int] = set()
         self._last_buttons = Buttons.AGAIN
         self.spoiler = False
         self.finished = False
@@ -431,6 +473,11 @@ class Display:
         self.on_change()
 
     @property
+    def waiting(self) -> Content:
+        """What to show while there is no text, with a button to stop it."""
+        return Content(self._status, Buttons.STOP, own=True)
+
+    @property
     def has_text(self) -> bool:
         """Has anything visible been fed?"""
         return bool(self._pages.settled or self._pages.open.strip())
@@ -439,6 +486,9 @@ class Display:
         """The first page that doesn't show what it should; None if all do."""
         for page in range(len(self._pages)):
             write = self._wanted(page)
+            # What somebody deleted comes back once, when it's complete.
+            if write is not None and page in self._lost and not write.stays:
+                continue
             if write is not None and self._written.get(page) != (write.content, write.stays):
                 return write
         return None
@@ -448,8 +498,9 @@ class Display:
         self._written[write.page] = (write.content, write.stays)
 
     def lost(self, page: int) -> None:
-        """The page's message was deleted: it must be written anew."""
+        """The page's message was deleted, or can't be edited: its complete text must be written anew."""
         self._written.pop(page, None)
+        self._lost.add(page)
 
     def _wanted(self, page: int) -> Write | None:
         is_open = page == len(self._pages.settled)
@@ -519,10 +570,9 @@ async def deliver(
             continue
         if write is None and not delivery.leftover:
             return delivery.messages
-        # Removing the placeholder is no message: it doesn't use up the chat's allowance, only the overall one.
-        ticket = traffic.join(f"{chat} tidy", Urgency.TIDY) if write is None else traffic.join(chat, write.urgency)
+        ticket = traffic.join(chat, Urgency.TIDY if write is None else write.urgency)
         await traffic.turn(ticket)
-        ticket = None
+        granted, ticket = ticket, None
         # What is newest now, not what was when the waiting began.
         write = display.next_write()
         try:
@@ -536,11 +586,11 @@ async def deliver(
             if loop.time() - failing_since > _GIVE_UP_S:
                 raise ChatGone from refusal
             traffic.hold(chat, refusal.seconds)
-        except MessageGone:
+        except MessageGone as gone:
             assert write is not None
-            delivery.lost(write.page)
+            delivery.lost(write.page, remains=gone.remains)
         finally:
-            traffic.arrived(chat)
+            traffic.arrived(granted)
 
 
 class _Delivery:
@@ -553,6 +603,8 @@ class _Delivery:
         self._message_of: dict[int, str] = {}
         self._placeholder = first
         """Shows the status; becomes page 0, or is deleted if growing text was shown by previews."""
+        self._remains: list[str] = []
+        """Messages that couldn't be edited and were replaced."""
         self._previewed = False
 
     @property
@@ -561,16 +613,22 @@ class _Delivery:
 
     @property
     def leftover(self) -> bool:
-        return self._placeholder is not None
+        return bool(self._placeholder or self._remains)
 
     async def tidy(self) -> None:
-        if self._placeholder is not None:
-            await self._stage.delete(self._placeholder)
-            self._placeholder = None
+        with contextlib.suppress(ChatGone):  # what may not be removed stays
+            for message in filter(None, (self._placeholder, *self._remains)):
+                await self._stage.delete(message)
+        self._placeholder = None
+        self._remains.clear()
 
     async def do(self, write: Write) -> None:
         status = not self._display.has_text
         if self._stage.previews and not status and not write.stays:
+            if self._placeholder is None and not self._previewed:
+                # Previews have no buttons: the answer was so quick that nothing with a Stop button is there yet.
+                await self._write_first(self._display.waiting, keep=False)
+                return
             await self._stage.preview(write.content)
             if self._stage.previews:
                 self._previewed = True
@@ -594,9 +652,10 @@ class _Delivery:
         if keep:
             self._message_of[0], self._placeholder = self._placeholder, None
 
-    def lost(self, page: int) -> None:
-        if page in self._message_of:
-            del self._message_of[page]
-        else:
-            self._placeholder = None
+    def lost(self, page: int, *, remains: bool) -> None:
+        message = self._message_of.pop(page, None)
+        if message is None:
+            message, self._placeholder = self._placeholder, None
+        if remains and message is not None:
+            self._remains.append(message)
         self._display.lost(page)

@@ -89,11 +89,7 @@ def _translated() -> Iterator[None]:
         raise TryLater(0.1 + (after if isinstance(after, int) else after.total_seconds())) from None
     except BadRequest as error:
         reason = error.message.lower()
-        if (
-            "message to edit not found" in reason
-            or "message can't be edited" in reason
-            or "message_id_invalid" in reason
-        ):
+        if "message to edit not found" in reason or "message_id_invalid" in reason:
             raise MessageGone from None
         # What else Telegram finds wrong with a chat won't be right in a second.
         _log.warning("Telegram refused: %s", reason[:100])
@@ -168,12 +164,16 @@ class ChatOutlet:
                 link_preview_options=_NO_PREVIEW,
             )
 
-        with _translated():
-            try:
-                await self._write(edit, content)
-            except BadRequest as error:
-                if "message is not modified" not in error.message.lower():
-                    raise
+        try:
+            with _translated():
+                try:
+                    await self._write(edit, content)
+                except BadRequest as error:
+                    if "message is not modified" not in error.message.lower():
+                        raise
+        except ChatGone:
+            # An edit that is refused says nothing about a new message.
+            raise MessageGone(remains=True) from None
 
     async def delete(self, message: str) -> None:
         """Remove a message; one that is gone already, or too old to be removed, is fine."""

@@ -1,15 +1,15 @@
 """A chat model for the server, on LangChain's own OpenAI-compatible base. Knows defaults and what can't be done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.tools import BaseTool
-from langchain_core.utils import from_env, secret_from_env
 from langchain_openai.chat_models.base import BaseChatOpenAI
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
-from minigpt4_serve.client import DEFAULT_BASE_URL
+from minigpt4_serve.client import find_model, find_model_async, server_address, server_key
 
 __all__ = ["ChatMiniGPT4"]
 
@@ -26,31 +26,66 @@ class ChatMiniGPT4(BaseChatOpenAI):
 
     It calls no tools and gives no structured output, because the model can't: to give an agent eyes, give a model that
     calls tools the ``MiniGPT4VisionTool``.
+
+    Raises:
+        InvalidRequest: ``base_url`` isn't an address.
     """
 
     model_name: str = Field(default="", alias="model")
-    """The server's own model if empty."""
-    openai_api_base: str | None = Field(
-        default_factory=from_env("MINIGPT4_BASE_URL", default=DEFAULT_BASE_URL), alias="base_url"
-    )
-    openai_api_key: SecretStr | None = Field(
-        default_factory=secret_from_env("MINIGPT4_API_KEY", default="none"), alias="api_key"
-    )
+    """The only one that the server lists if empty, asked for before each answer."""
+    openai_api_base: str | None = Field(default_factory=server_address, alias="base_url")
+    openai_api_key: SecretStr | None = Field(default_factory=server_key, alias="api_key")
     stream_usage: bool | None = True
+
+    @field_validator("openai_api_base")
+    @classmethod
+    def _with_path(cls, given: str | None) -> str:
+        return server_address(given)
 
     @property
     def _llm_type(self) -> str:
         return "minigpt4-chat"
 
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return {**super()._get_ls_params(stop=stop, **kwargs), "ls_provider": "minigpt4"}
+
     def _get_request_payload(
         self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         payload = super()._get_request_payload(input_, stop=stop, **kwargs)
-        # Null is "yours"; a server with several models must be told a name.
-        payload["model"] = payload.get("model") or None
         # The base keeps connections beyond their event loop, where nobody can use or close them: let none be kept.
         payload["extra_headers"] = {"Connection": "close", **(payload.get("extra_headers") or {})}
         return payload
+
+    def _generate(
+        self, messages: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        return super()._generate(messages, stop, run_manager, **self._named(kwargs))
+
+    def _stream(
+        self, messages: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        yield from super()._stream(messages, stop, run_manager, **self._named(kwargs))
+
+    async def _agenerate(
+        self, messages: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        return await super()._agenerate(messages, stop, run_manager, **await self._named_async(kwargs))
+
+    async def _astream(
+        self, messages: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        async for chunk in super()._astream(messages, stop, run_manager, **await self._named_async(kwargs)):
+            yield chunk
+
+    def _named(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The call's options with the model that is meant if the developer names none."""
+        named = self.model_name or kwargs.get("model")
+        return kwargs if named else {**kwargs, "model": find_model(self.root_client)}
+
+    async def _named_async(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        named = self.model_name or kwargs.get("model")
+        return kwargs if named else {**kwargs, "model": await find_model_async(self.root_async_client)}
 
     def bind_tools(self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **_: Any) -> NoReturn:
         """Not possible.

@@ -13,7 +13,8 @@ from langchain_core.messages import BaseMessage
 __all__ = ["StoredImage", "images_in", "take_images"]
 
 # A picture's address inside running text, as people paste it.
-_PASTED = re.compile(r"data:image/[\w.+-]+;base64,([A-Za-z0-9+/]+={0,2})")
+_PASTED = re.compile(r"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+$")
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 _M = TypeVar("_M", bound=BaseMessage)
@@ -57,7 +58,8 @@ class _Shelf:
 
     def __init__(self, known: Mapping[str, StoredImage], max_bytes: int) -> None:
         self._handles = {_identity(image): handle for handle, image in known.items()}
-        self._count = len(known)
+        # After the highest, not after the last: a developer may have taken pictures away.
+        self._count = max((int(found[0]) for handle in known if (found := _NUMBER.search(handle))), default=0)
         self._max_base64 = (max_bytes + 2) // 3 * 4
         self._limit = f"{max_bytes / 2**20:.0f} MiB"
         self.new: dict[str, StoredImage] = {}
@@ -66,13 +68,13 @@ class _Shelf:
         """The line of text that stands for the picture."""
         if len(image.get("base64", "")) > self._max_base64:
             image = {"refused": f"This picture has more than {self._limit}; a smaller one is needed."}
-        identity = _identity(image)
-        if identity not in self._handles:
+        handle = None if "refused" in image else self._handles.get(_identity(image))
+        if handle is None:
             self._count += 1
             handle = f"image_{self._count}"
             self.new[handle] = image
-            self._handles[identity] = handle
-        return f"[{self._handles[identity]}: a picture; look at it with a tool, by this name]"
+            self._handles[_identity(image)] = handle
+        return f"[{handle}: {image.get('refused', 'a picture; look at it with a tool, by this name')}]"
 
 
 def _identity(image: StoredImage) -> tuple[tuple[str, Any], ...]:
@@ -87,7 +89,7 @@ def _rewrite(message: _M, shelf: _Shelf) -> _M:
 def _without_pictures(content: Any, shelf: _Shelf) -> Any:
     """The content with text in the place of pictures; the very same object if there are none."""
     if isinstance(content, str):
-        if "data:image/" not in content:
+        if _PASTED.search(content) is None:
             return content
         return _PASTED.sub(lambda found: shelf.put({"base64": found[1]}), content)
     if isinstance(content, list):
@@ -97,7 +99,7 @@ def _without_pictures(content: Any, shelf: _Shelf) -> Any:
         return content
     if (image := _picture(content)) is not None:
         return {"type": "text", "text": shelf.put(image)}
-    for key in ("text", "content"):  # a text block; a block that wraps others, such as a tool's result
+    for key in ("text", "content", "output", "value"):  # words; a block that wraps others, such as a tool's result
         if key in content and (inner := _without_pictures(content[key], shelf)) is not content[key]:
             return {**content, key: inner}
     return content
@@ -113,11 +115,13 @@ def _picture(block: Mapping[str, Any]) -> StoredImage | None:
     if kind == "image_url":
         address = block.get("image_url")
         return _located(address.get("url") if isinstance(address, Mapping) else address)
-    if kind == "input_image":
+    if kind in ("input_image", "computer_screenshot"):
         return _located(block.get("image_url"))
     mime = str(block.get("mime_type") or block.get("mimeType") or block.get("media_type") or "")
+    if kind == "image_generation_call":
+        return _held(block.get("result"))
     inner = block.get("source")
-    if kind in ("image", "file", "media") and (kind == "image" or mime.startswith("image/")):
+    if kind in ("image", "file", "media") and (kind == "image" or mime.lower().startswith("image/")):
         source = inner if isinstance(inner, Mapping) else block
         data = source.get("base64") or source.get("data") or source.get("bytes")
         return _held(data) if data else _located(source.get("url") or source.get("file_uri"))
@@ -130,7 +134,9 @@ def _picture(block: Mapping[str, Any]) -> StoredImage | None:
 def _held(data: Any) -> StoredImage:
     if isinstance(data, (bytes, bytearray)):
         return {"base64": base64.b64encode(data).decode()}
-    return {"base64": data} if isinstance(data, str) else _located(None)
+    if not isinstance(data, str) or data[:5].lower() == "data:":
+        return _located(data)
+    return {"base64": "".join(data.split()) if "\n" in data else data}
 
 
 def _located(url: Any) -> StoredImage:

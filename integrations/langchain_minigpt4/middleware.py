@@ -1,10 +1,12 @@
 """Takes pictures out of an agent's messages and leaves handles. Knows LangChain's agents, no vision server."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState
-from langchain.agents.middleware.types import PrivateStateAttr
+from langchain.agents.middleware.types import OmitFromOutput
+from langgraph.channels import DeltaChannel
 from langgraph.runtime import Runtime
 
 from langchain_minigpt4.images import StoredImage, take_images
@@ -13,14 +15,21 @@ from minigpt4_serve.pictures import ImageLimits
 __all__ = ["ImageHandles", "ImageHandlesState"]
 
 
-def _add(known: Mapping[str, StoredImage], new: Mapping[str, StoredImage]) -> dict[str, StoredImage]:
-    return {**known, **new}
+def _add(known: Mapping[str, StoredImage], news: Sequence[Mapping[str, StoredImage]]) -> dict[str, StoredImage]:
+    merged = dict(known)
+    for new in news:
+        merged.update(new)
+    return merged
 
 
 class ImageHandlesState(AgentState[Any]):
-    """The agent's state with its pictures: handle → picture. Private: neither input nor output of the agent."""
+    """The agent's state with its pictures: handle → picture.
 
-    minigpt4_images: NotRequired[Annotated[dict[str, StoredImage], PrivateStateAttr, _add]]
+    No output of the agent; an input only for an agent that shall know another one's pictures. A checkpointer stores
+    each picture once, not all of them with every step.
+    """
+
+    minigpt4_images: NotRequired[Annotated[dict[str, StoredImage], OmitFromOutput, DeltaChannel(_add, dict)]]
 
 
 class ImageHandles(AgentMiddleware[ImageHandlesState, Any, Any]):
@@ -54,5 +63,5 @@ class ImageHandles(AgentMiddleware[ImageHandlesState, Any, Any]):
         return {"messages": messages, "minigpt4_images": images}
 
     async def abefore_model(self, state: ImageHandlesState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """The same for agents that run in an event loop."""
-        return self.before_model(state, runtime)
+        """The same for agents that run in an event loop, which goes on meanwhile."""
+        return await asyncio.to_thread(self.before_model, state, runtime)

@@ -1,5 +1,6 @@
 """The tool that lets an agent ask its own question about pictures. Knows LangChain's tools and our vision client."""
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -7,12 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from langchain_core.tools import ArgsSchema, BaseTool, InjectedToolArg, ToolException
-from langchain_core.utils import from_env, secret_from_env
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator
 
 from langchain_minigpt4.images import StoredImage, images_in
 from minigpt4_serve.client import (
-    DEFAULT_BASE_URL,
     DEFAULT_QUESTION,
     MAX_IMAGES,
     PictureSources,
@@ -21,6 +20,8 @@ from minigpt4_serve.client import (
     VisionClient,
     is_handle,
     read_each,
+    server_address,
+    server_key,
     wait_for,
 )
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
@@ -35,6 +36,11 @@ _DESCRIPTION = (
 )
 _BAD_ARGUMENTS = "Call this tool with 'question', a text, and 'images', a list of pictures' names such as image_1."
 
+_HANDLE = re.compile(r"\bimage_\d+\b", re.IGNORECASE)
+_HANDLES = re.compile(r"[\s\[\]\"',]*(?:image_\d+[\s\[\]\"',]*)+", re.IGNORECASE)
+# What stands for a picture in the conversation, copied with more of it than the name.
+_COPIED = re.compile(r"[\s\[\"'`]*(image_\d+)(?:: .*|[\s\]\"'`]*)", re.IGNORECASE | re.DOTALL)
+
 Result = tuple[str, dict[str, Any]]
 
 
@@ -47,8 +53,11 @@ class _Arguments(BaseModel):
 
     @field_validator("images", mode="before")
     @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    def _text_is_a_list(cls, value: Any) -> Any:
+        """Models also write ``image_1``, ``image_1, image_2`` or a list inside a text."""
+        if not isinstance(value, str):
+            return value
+        return _HANDLE.findall(value) if _HANDLES.fullmatch(value) else [value]
 
 
 class MiniGPT4VisionTool(BaseTool):
@@ -70,9 +79,9 @@ class MiniGPT4VisionTool(BaseTool):
     handle_tool_error: bool | str | Callable[[ToolException], str] | None = True
     handle_validation_error: Any = _BAD_ARGUMENTS
 
-    base_url: str = Field(default_factory=from_env("MINIGPT4_BASE_URL", default=DEFAULT_BASE_URL))
+    base_url: str = Field(default_factory=server_address)
     """The server; usually ends in ``/v1``."""
-    api_key: SecretStr | None = Field(default_factory=secret_from_env("MINIGPT4_API_KEY", default=None))
+    api_key: SecretStr | None = Field(default_factory=server_key)
     """Not needed for a server without a key."""
     model: str | None = None
     """The server's only model if not given."""
@@ -132,17 +141,14 @@ class MiniGPT4VisionTool(BaseTool):
         return answer.for_model(), answer.model_dump(mode="json")
 
     async def _open(self, references: Sequence[str], state: Mapping[str, Any]) -> list[Picture]:
-        known = images_in(
-            state.get("messages") or [], state.get("minigpt4_images") or {}, max_bytes=self.max_image_bytes
-        )
-        return await read_each(
-            references, lambda name: self._open_one(name.strip().strip("[]"), known), limit=self.max_images
-        )
+        messages, taken = state.get("messages") or [], state.get("minigpt4_images") or {}
+        known = await asyncio.to_thread(images_in, messages, taken, max_bytes=self.max_image_bytes)
+        return await read_each(references, lambda name: self._open_one(_name(name), known), limit=self.max_images)
 
     async def _open_one(self, reference: str, known: Mapping[str, StoredImage]) -> Picture:
-        image = known.get(reference.lower())
+        image = known.get(reference)
         if image is None:
-            if is_handle(reference.lower()) or not self._may_open_others(reference):
+            if is_handle(reference) or not self._may_open_others(reference):
                 names = ", ".join(known) or "none so far"
                 raise InvalidRequest(f"There is no picture of this name. The conversation's pictures: {names}.")
             return await self._sources.read(reference)
@@ -185,9 +191,15 @@ def _custom_event(progress: Progress, tool_call_id: str | None) -> dict[str, Any
     }
 
 
+def _name(reference: str) -> str:
+    """The bare handle if the reference is one, however it is written."""
+    found = _COPIED.fullmatch(reference)
+    return found[1].lower() if found else reference.strip()
+
+
 def _without_handles(question: str, references: Sequence[str]) -> str:
     """The question in words that the vision model understands: it knows no handles, only the order of pictures."""
-    names = [reference.strip().strip("[]").lower() for reference in references]
+    names = [_name(reference) for reference in references]
 
     def words(found: re.Match[str]) -> str:
         handle = found[0].lower()
@@ -195,4 +207,4 @@ def _without_handles(question: str, references: Sequence[str]) -> str:
             return found[0]
         return "the picture" if len(names) == 1 else f"picture {names.index(handle) + 1}"
 
-    return re.sub(r"\bimage_\d+\b", words, question, flags=re.IGNORECASE)
+    return _HANDLE.sub(words, question)

@@ -1,14 +1,18 @@
-"""``minigpt4-mcp``: settings from the command line and the environment, then the server on stdio or HTTP."""
+"""``minigpt4-mcp``: settings from the command line and the environment, then the server on stdio or HTTP.
+
+Standard output belongs to the protocol: people are told things on standard error.
+"""
 
 import ipaddress
+import signal
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from minigpt4_serve.client import PictureSources, VisionClient
-from minigpt4_serve.errors import MiniGPT4Error
+from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
 
 __all__ = ["main"]
 
@@ -18,9 +22,11 @@ class Transport(StrEnum):
 
     STDIO = "stdio"
     HTTP = "http"
+    STREAMABLE_HTTP = "streamable-http"
+    """The same, as the SDK spells it."""
 
 
-_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @_app.command()
@@ -37,34 +43,37 @@ def serve(
         bool, typer.Option("--allow-urls", help="Fetch pictures from public https addresses.")
     ] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="Fetch only from this host; may be repeated.")] = None,
-    transport: Annotated[Transport, typer.Option(help="http serves at /mcp.")] = Transport.STDIO,
+    transport: Annotated[
+        Transport, typer.Option(help="http and streamable-http are the same; served at /mcp.")
+    ] = Transport.STDIO,
     host: Annotated[str, typer.Option(help="A loopback address, for http.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="For http.")] = 8001,
 ) -> None:
     """Give MCP clients eyes: the tool look_at_pictures, answered by an OpenAI-compatible vision server.
 
-    The server's key, if it wants one, is read from MINIGPT4_API_KEY. On stdio the client's roots are allowed folders,
-    too.
+    The server's key, if it wants one, is read from MINIGPT4_API_KEY. On stdio, the client's roots are allowed folders.
     """
-    from mcp_minigpt4.server import create_server
-
-    if transport is Transport.HTTP and not _is_loopback(host):
-        typer.echo(
+    on_stdio = transport is Transport.STDIO
+    if not on_stdio and not _is_loopback(host):
+        raise InvalidRequest(
             f"There is no key for this server, so it listens on this machine only, not on {host}. "
-            "Put a proxy that asks for one in front of it.",
-            err=True,
+            "Put a proxy that asks for one in front of it."
         )
-        raise typer.Exit(2)
-    try:
-        client = VisionClient(base_url, model=model)
-    except MiniGPT4Error as error:
-        typer.echo(error.message, err=True)
-        raise typer.Exit(2) from None
+    from mcp_minigpt4.server import create_server
+    from minigpt4_serve.client import PictureSources, VisionClient
+
+    client = VisionClient(base_url, model=model)
     sources = PictureSources(tuple(folder or ()), tuple(allow_host) if allow_host else allow_urls)
-    server = create_server(client, sources, trust_roots=transport is Transport.STDIO)
-    if transport is Transport.STDIO:
+    server = create_server(client, sources, trust_roots=on_stdio)
+    if on_stdio:
+        if sys.stdin.isatty():
+            typer.echo("An MCP client should start this command and speak to it here. (Ctrl-C ends it.)", err=True)
+        # The SDK's reader waits in a thread that no exception reaches: without this, Ctrl-C would wait for a line.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         server.run("stdio")
     else:
+        address = f"[{host}]" if ":" in host else host
+        typer.echo(f"MCP server for {client.base_url} at http://{address}:{port}/mcp   (Ctrl-C stops)", err=True)
         server.run("streamable-http", host=host, port=port)
 
 
@@ -76,5 +85,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def main() -> None:
-    """The command line's entry."""
-    _app()
+    """The command line's entry: what a person can mend is one line and exit code 2, Ctrl-C is 130."""
+    try:
+        _app()
+    except MiniGPT4Error as error:
+        typer.echo(f"minigpt4-mcp: {error.message}", err=True)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("mcp", "mcp_types", "httpx"):
+            raise
+        typer.echo('minigpt4-mcp: the MCP SDK 2 is not installed: pip install "minigpt4-serve[mcp]"', err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.resolve import ListRoots, Resolve
@@ -31,8 +32,7 @@ def create_server(client: VisionClient, sources: PictureSources, *, trust_roots:
         client: who answers.
         sources: which folders and addresses pictures may come from; ``data:`` URLs always work.
         trust_roots: also allow the folders that the client names as its roots. Only for a client that started this
-        process
-            itself: one that came over a network could name any folder.
+            process itself: one that came over a network could name any folder.
     """
     server = MCPServer(
         "minigpt4",
@@ -90,7 +90,7 @@ def _in_words(progress: Progress, said: str) -> str:
 def _folders(roots: ListRootsResult) -> list[Path]:
     """The folders among a client's roots."""
     addresses = [urlparse(str(root.uri)) for root in roots.roots]
-    return [Path(unquote(address.path)) for address in addresses if address.scheme == "file" and address.path]
+    return [Path(url2pathname(address.path)) for address in addresses if address.scheme == "file" and address.path]
 
 
 def _sources_in_words(sources: PictureSources, trust_roots: bool) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import openai
 from pydantic import SecretStr
 
+from minigpt4_serve.client.address import server_address
 from minigpt4_serve.client.failures import as_ours, by_code
-from minigpt4_serve.client.vision import with_path
 from minigpt4_serve.errors import EngineFailed, MiniGPT4Error, ModelNotFound, Overloaded, ServerUnreachable
 
 __all__ = ["ChatServer", "End", "Event", "Full", "ModelCard", "Piece", "Waiting"]
@@ -118,7 +118,7 @@ class ChatServer:
         patience_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.base_url = with_path(base_url)
+        self.base_url = server_address(base_url)
         self._wanted = model
         self._patience_s = patience_s
         self._clock = clock
@@ -194,14 +194,13 @@ class ChatServer:
     ) -> AsyncGenerator[Event, None]:
         request: dict[str, Any] = {name: value for name, value in options.items() if name in _STANDARD}
         request["extra_body"] = {name: value for name, value in options.items() if name not in _STANDARD} or None
+        request |= {"messages": list(messages), "stream": True, "stream_options": {"include_usage": True}}
         request["model"] = (await self.card()).name
         async with AsyncExitStack() as stack:
             try:
                 # Lines instead of the client's own chunks: only so the waiting line's comments are seen.
                 response = await stack.enter_async_context(
-                    self._client.chat.completions.with_streaming_response.create(
-                        messages=list(messages), stream=True, stream_options={"include_usage": True}, **request
-                    )
+                    self._client.chat.completions.with_streaming_response.create(**request)
                 )
             except openai.OpenAIError as error:
                 raise as_ours(error) from error

@@ -85,16 +85,21 @@ def by_code(code: object) -> MiniGPT4Error:
 
 
 def retry_after(error: Exception) -> float | None:
-    """Seconds that the server asks to wait: ``Retry-After`` in seconds or as a date; None if it doesn't say."""
+    """Seconds that the server asks to wait: ``Retry-After`` in seconds or as a date, Azure's milliseconds, or None."""
     response = getattr(error, "response", None)
-    value = response.headers.get("retry-after") if response is not None else None
-    if value is None:
-        return None
+    headers = response.headers if response is not None else {}
     try:
-        seconds = float(value)
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            seconds = float(milliseconds) / 1000
+        else:
+            seconds = _seconds(headers.get("retry-after", ""))
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time()
-        except ValueError:
-            return None
+        return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _seconds(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return parsedate_to_datetime(value).timestamp() - time()

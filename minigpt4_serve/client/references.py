@@ -21,6 +21,7 @@ __all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each"]
 MAX_IMAGES = 8
 """Pictures of one question."""
 
+_OUTSIDE = "This path is outside the folders whose pictures may be read; use another picture."
 _HANDLE = re.compile(r"image_[1-9][0-9]{0,5}")
 
 
@@ -36,8 +37,7 @@ class PictureSources:
     Attributes:
         folders: files in and below these folders may be read; none if empty.
         urls: True for any public https address, or the only hosts that are allowed. An address that a model makes up
-        can
-            carry words of the conversation out: name the hosts where that matters.
+            can carry words of the conversation out: name the hosts where that matters.
         limits: of one picture.
         fetcher: replaced in tests; made from ``urls`` and ``limits`` if not given.
     """
@@ -60,13 +60,16 @@ class PictureSources:
         """
         reference = reference.strip()
         if reference[:5].lower() == "data:":
-            picture = read_data_url(reference, self.limits)
-        elif "://" in reference or reference[:5].lower() == "file:":
-            picture = check_picture(await self._fetch(reference), self.limits)
-        else:
-            picture = check_picture(await asyncio.to_thread(self._read_file, reference), self.limits)
-        # Any server then gets only pictures that can be decoded.
-        await asyncio.to_thread(decode_picture, picture.data)
+            return await asyncio.to_thread(self._checked, lambda: read_data_url(reference, self.limits))
+        if "://" in reference or reference[:5].lower() == "file:":
+            fetched = await self._fetch(reference)
+            return await asyncio.to_thread(self._checked, lambda: check_picture(fetched, self.limits))
+        return await asyncio.to_thread(self._checked, lambda: check_picture(self._read_file(reference), self.limits))
+
+    def _checked(self, read: Callable[[], Picture]) -> Picture:
+        """A picture that can be decoded: no server is sent another."""
+        picture = read()
+        decode_picture(picture.data)
         return picture
 
     async def _fetch(self, url: str) -> bytes:
@@ -97,6 +100,8 @@ class PictureSources:
         """The real path, links resolved, if it lies in an allowed folder. Relative paths are tried in each folder."""
         if not self.folders:
             raise InvalidRequest("Reading files is not allowed here; use a picture that was given.")
+        if reference.replace("\\", "/").startswith("//"):  # Windows would ask that host, with the user's password
+            raise InvalidRequest(_OUTSIDE)
         inside: list[tuple[bool, Path]] = []
         for folder in self.folders:
             try:
@@ -108,7 +113,7 @@ class PictureSources:
             if path.is_relative_to(root):
                 inside.append((there, path))
         if not inside:
-            raise InvalidRequest("This path is outside the folders whose pictures may be read; use another picture.")
+            raise InvalidRequest(_OUTSIDE)
         return next((path for there, path in inside if there), inside[0][1])
 
 

@@ -1,4 +1,4 @@
-"""Asks an OpenAI-compatible server about pictures. Knows the OpenAI client and typed answers, no files or addresses.
+"""Asks an OpenAI-compatible server about pictures. Knows the OpenAI client, no files or addresses of pictures.
 
 Every question has a connection of its own, closed with the answer: the client works in any event loop and thread, there
 is nothing to close, and leaving an answer early stops it at the server.
@@ -8,116 +8,32 @@ import asyncio
 import base64
 import contextvars
 import io
-import os
-import threading
-from collections import OrderedDict
+import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import openai
 from openai import AsyncOpenAI
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import SecretStr
 
-from minigpt4_serve.boxes import parse_groundings, plain_text
+from minigpt4_serve.client.address import find_model_async, server_address, server_key
+from minigpt4_serve.client.answers import AnswerCache, Gathering, Progress, VisionAnswer
 from minigpt4_serve.client.failures import as_ours, retry_after
-from minigpt4_serve.client.words import clean, delimited
-from minigpt4_serve.errors import EngineFailed, InvalidRequest, MiniGPT4Error, ModelNotFound
+from minigpt4_serve.errors import InvalidRequest, ModelNotFound
 from minigpt4_serve.pictures import Picture
 
-__all__ = [
-    "DEFAULT_BASE_URL",
-    "DEFAULT_QUESTION",
-    "FoundBox",
-    "Progress",
-    "TokenUsage",
-    "VisionAnswer",
-    "VisionClient",
-    "data_url",
-    "wait_for",
-    "with_path",
-]
+__all__ = ["DEFAULT_QUESTION", "VisionClient", "image_part", "wait_for"]
 
-DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
 DEFAULT_QUESTION = "Describe this picture in detail."
 
 _MAX_QUESTION_CHARS = 4000
 _RETRIED = (429, 500, 502, 503, 504)
+# Not of OpenAI's shape: a web page, a list where an object should be.
+_UNREADABLE = (ValueError, TypeError, AttributeError)
 _T = TypeVar("_T")
-
-
-class FoundBox(BaseModel):
-    """A thing that the model points at, in percent of the picture's width and height."""
-
-    model_config = ConfigDict(frozen=True)
-
-    phrase: str | None
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
-class TokenUsage(BaseModel):
-    """What the answer cost, in tokens."""
-
-    model_config = ConfigDict(frozen=True)
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
-
-
-class VisionAnswer(BaseModel):
-    """An answer about pictures.
-
-    Attributes:
-        text: the model's words without control characters and boxes' notation, cut to the client's limit.
-        model: who answered.
-        digests: the SHA-256 of each picture, in order.
-        boxes: where the model said things are, if it speaks MiniGPT-v2's notation.
-        usage: None if the server doesn't tell.
-        timings: seconds by stage, as minigpt4-serve measures them; None from other servers.
-        truncated: there was more than the limit.
-        from_cache: the same question about the same pictures was answered before.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    text: str
-    model: str
-    digests: tuple[str, ...]
-    boxes: tuple[FoundBox, ...] = ()
-    usage: TokenUsage | None = None
-    timings: dict[str, float] | None = None
-    truncated: bool = False
-    from_cache: bool = False
-
-    def for_model(self) -> str:
-        """The answer as another model may read it: marked as data, with boxes in words."""
-        places = [
-            f"{box.phrase or 'box'}: {box.left}–{box.right} % from the left, {box.top}–{box.bottom} % from the top"
-            for box in self.boxes
-        ]
-        return delimited("\n".join([self.text, *places]).strip(), truncated=self.truncated)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Something that happened before the answer is whole.
-
-    Attributes:
-        text: the next piece of the answer, as the server sent it.
-        ahead: requests that wait before this one.
-        wait_s: expected or agreed seconds until the next try or the answer's beginning.
-    """
-
-    text: str = ""
-    ahead: int | None = None
-    wait_s: float | None = None
 
 
 class VisionClient:
@@ -151,16 +67,16 @@ class VisionClient:
         max_chars: int = 4000,
         cache_size: int = 128,
     ) -> None:
-        self.base_url = with_path(base_url or os.environ.get("MINIGPT4_BASE_URL") or DEFAULT_BASE_URL)
-        self._api_key = api_key or SecretStr(os.environ.get("MINIGPT4_API_KEY") or "none")
+        self.base_url = server_address(base_url)
+        self._api_key = server_key(api_key)
         self._model = model
         self._found_model: str | None = None
         self._timeout_s = timeout_s
         self._max_wait_s = max_wait_s
         self._max_chars = max_chars
-        options = {"temperature": temperature, "max_tokens": max_tokens}
+        options = {"temperature": temperature, "max_tokens": max_tokens, "stream_options": {"include_usage": True}}
         self._options = {name: value for name, value in options.items() if value is not None}
-        self._cache = _AnswerCache(cache_size)
+        self._cache = AnswerCache(cache_size)
 
     async def ask(self, question: str, pictures: Sequence[Picture]) -> VisionAnswer:
         """The answer; see ``stream`` for what can go wrong."""
@@ -184,18 +100,23 @@ class VisionClient:
             raise InvalidRequest(f"The question has more than {_MAX_QUESTION_CHARS} characters; ask a shorter one.")
         if not pictures:
             raise InvalidRequest("No picture is given. Name at least one.")
+        try:
+            async with aclosing(self._stream(question, pictures)) as events:
+                async for event in events:
+                    yield event
+        except (openai.OpenAIError, *_UNREADABLE) as error:
+            ours = as_ours(error)
+            if isinstance(ours, ModelNotFound):
+                self._found_model = None  # the server may have been restarted with another one
+            raise ours from error
+
+    async def _stream(self, question: str, pictures: Sequence[Picture]) -> AsyncGenerator[Progress | VisionAnswer]:
         digests = tuple(picture.digest for picture in pictures)
         patience = _Patience(self._max_wait_s)
-        client = AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=self._api_key.get_secret_value(),
-            timeout=self._timeout_s,
-            max_retries=0,  # ours: a total limit, and nobody waits without being told why
-        )
-        async with client:
+        async with self._connection() as client:
             while True:
                 try:
-                    model = self._model or self._found_model or await self._find_model(client)
+                    model = self._model or await self._only_model(client)
                     key = digests, question, model
                     if known := self._cache.get(key):
                         yield known
@@ -205,75 +126,59 @@ class VisionClient:
                 except openai.OpenAIError as error:
                     delay = patience.delay(error)
                     if delay is None:
-                        raise self._failed(error) from error
+                        raise
                     yield Progress(wait_s=delay)
                     await asyncio.sleep(delay)
-            async with aclosing(self._read(opened, model, digests)) as events:
-                async for event in events:
-                    if isinstance(event, VisionAnswer):
-                        self._cache.put(key, event)
-                    yield event
+            if (ahead := _number(opened.headers.get("x-minigpt4-queue-position"))) is not None:
+                yield Progress(ahead=int(ahead), wait_s=_number(opened.headers.get("x-minigpt4-expected-wait")))
+            gathering = Gathering()
+            async with aclosing(_pieces(opened)) as pieces:
+                async for piece in pieces:
+                    if words := gathering.take(piece):
+                        yield Progress(text=words)
+                    # Boxes' notation and invisible characters leave the text later: read more than is kept.
+                    if len(gathering.text) > 2 * self._max_chars:
+                        break
+        answer = gathering.answer(model, digests, max_chars=self._max_chars)
+        self._cache.put(key, answer)
+        yield answer
 
-    async def _find_model(self, client: AsyncOpenAI) -> str:
-        listed = [model.id async for model in client.models.list()]
-        if len(listed) != 1:
-            raise ModelNotFound("The vision server offers no model or several; its operator must name the one to use.")
-        self._found_model = listed[0]
-        return listed[0]
+    def _connection(self) -> AsyncOpenAI:
+        return AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=self._api_key.get_secret_value(),
+            timeout=self._timeout_s,
+            max_retries=0,  # ours: a total limit, and nobody waits without being told why
+        )
+
+    async def _only_model(self, client: AsyncOpenAI) -> str:
+        if self._found_model is None:
+            self._found_model = await find_model_async(client)
+        return self._found_model
 
     async def _open(self, client: AsyncOpenAI, model: str, question: str, pictures: Sequence[Picture]) -> Any:
-        parts: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": data_url(picture.data)}} for picture in pictures
-        ]
+        parts = [await asyncio.to_thread(_image_part, picture.data) for picture in pictures]
         messages: Any = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-        request: dict[str, Any] = {"model": model, "messages": messages, "stream": True, **self._options}
-        request["stream_options"] = {"include_usage": True}
-        return await client.chat.completions.with_raw_response.create(**request)
+        while True:
+            request: dict[str, Any] = {"model": model, "messages": messages, "stream": True, **self._options}
+            try:
+                return await client.chat.completions.with_raw_response.create(**request)
+            except openai.APIStatusError as error:
+                # Servers differ in what they know beyond the words; what one names in its refusal is left out.
+                refused = [name for name in self._options if name in error.response.text]
+                if error.status_code not in (400, 422) or not refused:
+                    raise
+                self._options = {name: value for name, value in self._options.items() if name not in refused}
 
-    async def _read(self, opened: Any, model: str, digests: tuple[str, ...]) -> AsyncGenerator[Progress | VisionAnswer]:
-        if (ahead := _number(opened.headers.get("x-minigpt4-queue-position"))) is not None:
-            yield Progress(ahead=int(ahead), wait_s=_number(opened.headers.get("x-minigpt4-expected-wait")))
-        text, usage, timings, finished, truncated = "", None, None, False, False
-        try:
-            async with opened.parse() as chunks:
-                async for chunk in chunks:
-                    usage = _usage(chunk) or usage
-                    timings = _timings(chunk) or timings
-                    for choice in chunk.choices or ():
-                        finished = finished or choice.finish_reason is not None
-                        if piece := choice.delta.content:
-                            text += piece
-                            yield Progress(text=piece)
-                    # Boxes' notation and invisible characters leave the text later: read a little more than is kept.
-                    if truncated := len(text) > 2 * self._max_chars:
-                        break
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            # The latter three: pieces that aren't of OpenAI's shape.
-            raise self._failed(error) from error
-        if not (finished or text):
-            raise EngineFailed("The vision server sent no answer; try again later.")
-        groundings = parse_groundings(text)
-        words, cut = clean(plain_text(text) if groundings else text, self._max_chars)
-        boxes = tuple(
-            FoundBox(phrase=found.phrase, left=box.left, top=box.top, right=box.right, bottom=box.bottom)
-            for found in groundings
-            for box in found.boxes
-        )
-        yield VisionAnswer(
-            text=words,
-            model=model,
-            digests=digests,
-            boxes=boxes,
-            usage=usage,
-            timings=timings,
-            truncated=truncated or cut,
-        )
 
-    def _failed(self, error: Exception) -> MiniGPT4Error:
-        ours = as_ours(error)
-        if isinstance(ours, ModelNotFound):
-            self._found_model = None  # the server may have been restarted with another one
-        return ours
+async def _pieces(opened: Any) -> AsyncGenerator[dict[str, Any]]:
+    """The pieces of a stream as plain JSON; a server that doesn't stream gives one."""
+    if opened.headers.get("content-type", "").startswith("application/json"):
+        yield json.loads(await opened.http_response.aread())
+        return
+    async with opened.parse() as chunks:
+        async for chunk in chunks:
+            yield chunk.to_dict(warnings=False)
 
 
 class _Patience:
@@ -298,29 +203,6 @@ class _Patience:
         return delay
 
 
-class _AnswerCache:
-    """The latest answers, by pictures, question and model. May be asked from several threads."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._answers: OrderedDict[tuple[Any, ...], VisionAnswer] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[Any, ...]) -> VisionAnswer | None:
-        with self._lock:
-            if (answer := self._answers.get(key)) is None:
-                return None
-            self._answers.move_to_end(key)
-        return answer.model_copy(update={"from_cache": True})
-
-    def put(self, key: tuple[Any, ...], answer: VisionAnswer) -> None:
-        with self._lock:
-            self._answers[key] = answer
-            self._answers.move_to_end(key)
-            while len(self._answers) > self._size:
-                self._answers.popitem(last=False)
-
-
 def wait_for(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """The result of asynchronous work for callers that aren't; on a thread of its own if a loop already runs here."""
     try:
@@ -332,43 +214,12 @@ def wait_for(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         return pool.submit(context.run, lambda: asyncio.run(work())).result()
 
 
-def with_path(base_url: str) -> str:
-    """The address as OpenAI's client takes it: with ``/v1`` if it has no path.
-
-    Raises:
-        InvalidRequest: not an address.
-    """
-    base_url = base_url.strip().rstrip("/")
-    scheme, separator, rest = base_url.partition("://")
-    if scheme not in ("http", "https") or not separator or not rest:
-        raise InvalidRequest("The vision server's address should look like http://127.0.0.1:8000/v1.", param="base_url")
-    return base_url if "/" in rest else f"{base_url}/v1"
-
-
-def data_url(data: bytes) -> str:
+def image_part(data: bytes) -> dict[str, Any]:
     """A picture as OpenAI's messages carry it, with the type that its bytes are."""
     with Image.open(io.BytesIO(data)) as image:
         kind = Image.MIME[image.format or "PNG"]
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _usage(chunk: Any) -> TokenUsage | None:
-    usage = chunk.usage
-    if usage is None:
-        return None
-    details = usage.prompt_tokens_details
-    return TokenUsage(
-        prompt_tokens=usage.prompt_tokens or 0,
-        completion_tokens=usage.completion_tokens or 0,
-        cached_tokens=(details and details.cached_tokens) or 0,
-    )
-
-
-def _timings(chunk: Any) -> dict[str, float] | None:
-    given = (chunk.model_extra or {}).get("timings")
-    if not isinstance(given, dict):
-        return None
-    return {name: float(value) for name, value in given.items() if isinstance(value, (int, float))}
+    url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _number(value: str | None) -> float | None:

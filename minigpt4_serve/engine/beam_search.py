@@ -27,16 +27,16 @@ class BeamSearch:
     Args:
         leader: reads the prompt; all hypotheses descend from it.
         eos_ids: tokens that end an answer.
-        ends: do these ids of an answer hold a stop string?
+        decode: text of ids, in which stop strings are looked for.
     """
 
-    def __init__(self, leader: Sequence, eos_ids: Collection[int], ends: Callable[[list[int]], bool]) -> None:
+    def __init__(self, leader: Sequence, eos_ids: Collection[int], decode: Callable[[list[int]], str]) -> None:
         self.finished: list[Hypothesis] = []  # best first
         self._rules = leader.sampling
         self._scores = {leader: 0.0}  # log probability of each that grows
         self._offers: dict[Sequence, Ids[tuple[int, float]]] = {}
         self._eos_ids = () if leader.sampling.ignore_eos else eos_ids
-        self._ends = ends
+        self._decode = decode
 
     @property
     def live(self) -> list[Sequence]:
@@ -65,7 +65,7 @@ class BeamSearch:
         # So many are looked at that enough would go on if all the best ended with this token.
         for rank, (score, sequence, token) in enumerate(candidates[: beams * max(2, 1 + len(self._eos_ids))]):
             ids = [*sequence.output_ids, token]
-            stops = token in self._eos_ids or self._ends(ids)
+            stops = token in self._eos_ids or self._holds_stop(ids)
             if stops or length == self._rules.max_tokens:
                 if rank < beams:
                     reason: FinishReason = "stop" if stops else "length"
@@ -81,3 +81,9 @@ class BeamSearch:
     def continue_with(self, scores: dict[Sequence, float]) -> None:
         """These hypotheses, with their log probabilities, take the place of the ones they descend from."""
         self._scores, self._offers = scores, {}
+
+    def _holds_stop(self, ids: list[int]) -> bool:
+        """No piece is shorter than a character, so a stop string that ends here doesn't reach back further."""
+        window = max(map(len, self._rules.stop), default=0)
+        text = self._decode(ids[-window:]) if window else ""
+        return any(string in text for string in self._rules.stop)

@@ -6,36 +6,27 @@ One call into each event loop per step, not per token. When the thread dies, eve
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import queue
 import random
 import threading
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
 from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.block_manager import BlockManager
 from minigpt4_serve.engine.detokenizer import Detokenizer
-from minigpt4_serve.engine.grammar import Grammar, Grammars
-from minigpt4_serve.engine.image_cache import ImageCache
+from minigpt4_serve.engine.grammar import Grammars
+from minigpt4_serve.engine.image_cache import ImageCache, Seen
 from minigpt4_serve.engine.model_runner import ModelRunner
+from minigpt4_serve.engine.request import Answer, Request
 from minigpt4_serve.engine.sampling import Choice, SamplingParams, continuations, sample
 from minigpt4_serve.engine.scheduler import Scheduler, Span
-from minigpt4_serve.engine.sequence import (
-    Delta,
-    FinishReason,
-    Prompt,
-    Sequence,
-    Timings,
-    TokenLogprob,
-    Usage,
-    content_ids,
-)
+from minigpt4_serve.engine.sequence import Delta, FinishReason, Prompt, Sequence, TokenLogprob, content_ids
 from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, MiniGPT4Error, Overloaded
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.settings import EngineSettings
@@ -43,7 +34,6 @@ from minigpt4_serve.settings import EngineSettings
 __all__ = ["Engine", "EngineStats"]
 
 _log = logging.getLogger(__name__)
-_Outcome = Delta | MiniGPT4Error
 _LONGEST_HOLD_S = 0.05  # text that is certain is told after so long; people see no difference
 _POSITION_EVERY_S = 2.0  # how often those who wait hear of their place in the line
 
@@ -56,59 +46,17 @@ class EngineStats:
     waiting: int
     blocks_held: int
     blocks_total: int
-    requests: int
-    steps: int
-    decode_steps: int
-    prefill_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    image_decodes: int
-    image_encodes: int
-    image_hits: int
-    preemptions: int
-    aborted: int
-
-
-@dataclass(eq=False)
-class _Answer:
-    """One of a request's answers: its sequence, its text, and what is not told yet: text and its tokens."""
-
-    sequence: Sequence
-    text: Detokenizer
-    held: str = ""
-    told: float = 0.0
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    grammar: Grammar | None = None
-
-
-@dataclass(eq=False)
-class _Request:
-    """One caller's request: its answers, its pictures and the way back to the caller."""
-
-    id: str
-    prompt: Prompt
-    answers: list[_Answer]
-    loop: asyncio.AbstractEventLoop
-    outbox: "asyncio.Queue[_Outcome]"
-    submitted: float
-    images_s: float
-    features: dict[str, torch.Tensor] = field(default_factory=dict)
-    pixels: dict[str, torch.Tensor] = field(default_factory=dict)
-    admitted: float | None = None
-    encode_s: float = 0.0
-    first_token: float | None = None
-    search: BeamSearch | None = None
-
-    @property
-    def width(self) -> int:
-        """Slots that it takes."""
-        rules = self.answers[0].sequence.sampling
-        return max(rules.n, rules.beams)
-
-    @property
-    def done(self) -> bool:
-        return all(answer.sequence.finish_reason for answer in self.answers)
+    requests: int = 0
+    steps: int = 0
+    decode_steps: int = 0
+    prefill_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    image_decodes: int = 0
+    image_encodes: int = 0
+    image_hits: int = 0
+    preemptions: int = 0
+    aborted: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +64,7 @@ class _Abort:
     """Whoever has this name shall stop; with ``request``, only if it is that very one."""
 
     request_id: str
-    request: _Request | None = None
+    request: Request | None = None
 
 
 class Engine:
@@ -153,15 +101,17 @@ class Engine:
             decode_threads=settings.decode_threads,
         )
         self._grammars = Grammars(self._tokenizer, self._eos_ids, self._runner.vocab_size)
-        self._inbox: queue.SimpleQueue[_Request | _Abort | None] = queue.SimpleQueue()
-        self._requests: dict[str, _Request] = {}  # the engine thread's
+        self._inbox: queue.SimpleQueue[Request | _Abort | None] = queue.SimpleQueue()
+        self._requests: dict[str, Request] = {}  # the engine thread's
+        self._arriving: dict[str, bool] = {}  # requests whose pictures are being decoded; aborted meanwhile?
         self._load = 0  # sequences accepted and not finished, guarded by the lock
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="minigpt4-engine", daemon=True)
         self._failure: BaseException | None = None
         self._stopping = False
         self._step_began: float | None = None  # while a step runs
-        self._counts: dict[str, int] = defaultdict(int)
+        self._news: list[tuple[Request, Delta | MiniGPT4Error]] = []  # that callers haven't been told yet
+        self._counts: Counter[str] = Counter()
         self._seconds_per_request = 1.0  # a running mean, for expected waits
         self._answered = 0
 
@@ -186,17 +136,17 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges; may be a step old."""
-        blocks = self._scheduler.blocks
-        counts = self._counts
+        scheduler, images, blocks = self._scheduler, self._images, self._scheduler.blocks
         return EngineStats(
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
             blocks_held=blocks.num_blocks - blocks.num_free,
             blocks_total=blocks.num_blocks,
-            image_decodes=self._images.decodes,
-            image_hits=self._images.hits,
-            preemptions=self._scheduler.preemptions,
-            **{name: counts[name] for name in _COUNTERS},
+            cached_tokens=scheduler.cached_tokens,
+            preemptions=scheduler.preemptions,
+            image_decodes=images.decodes,
+            image_hits=images.hits,
+            **self._counts,
         )
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
@@ -218,17 +168,18 @@ class Engine:
         self._check_beams(prompt, sampling)
         width = max(sampling.n, sampling.beams)
         position = self._enter(width)
-        request: _Request | None = None
+        request: Request | None = None
         try:
-            started = time.monotonic()
+            came, self._arriving[request_id] = time.monotonic(), False
             schema = sampling.json_schema
             grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
-            features, pixels = await self._images.resolve(prompt.pictures)
-            request = self._make_request(prompt, sampling, request_id, started)
+            pictures = await self._images.resolve(prompt.pictures)
+            request = self._make_request(prompt, pictures, sampling, request_id, came)
             for answer in request.answers:
                 answer.grammar = grammar and grammar.fork()
-            request.features, request.pixels = features, pixels
             self._inbox.put(request)
+            if self._arriving.pop(request_id, False):
+                self._inbox.put(_Abort(request_id, request))
             self.check_health()  # it may have died since the check above: then nobody reads the inbox any more
             if position > 0:
                 yield Delta(queue_position=position, expected_wait_s=self._expected_wait(position))
@@ -245,12 +196,15 @@ class Engine:
                 yield outcome
         finally:
             if request is None:
+                self._arriving.pop(request_id, None)
                 self._leave(width)
             else:
                 self._inbox.put(_Abort(request_id, request))  # means nothing if it is done
 
     def abort(self, request_id: str) -> None:
         """Stop a request: slot and blocks are free within one step, the caller's last piece says ``abort``."""
+        if request_id in self._arriving:
+            self._arriving[request_id] = True
         self._inbox.put(_Abort(request_id))
 
     # The caller's side.
@@ -303,7 +257,7 @@ class Engine:
     def _expected_wait(self, position: int) -> float:
         return position * self._seconds_per_request / self._settings.max_running
 
-    async def _hear(self, request: _Request) -> _Outcome | None:
+    async def _hear(self, request: Request) -> Delta | MiniGPT4Error | None:
         """What comes next; None if it is still in the line after a while."""
         if request.admitted is not None:
             return await request.outbox.get()
@@ -313,7 +267,7 @@ class Engine:
         except TimeoutError:
             return None if request.admitted is None else await request.outbox.get()
 
-    def _position(self, request: _Request) -> int:
+    def _position(self, request: Request) -> int:
         """Its place in the line: 1 is next."""
         ahead: set[str] = set()
         for sequence in list(self._scheduler.waiting):  # copied in one go: the engine's thread goes on
@@ -322,37 +276,31 @@ class Engine:
             ahead.add(sequence.request_id)
         return len(ahead) + 1
 
-    def _make_request(self, prompt: Prompt, sampling: SamplingParams, request_id: str, started: float) -> _Request:
+    def _make_request(
+        self, prompt: Prompt, pictures: list[Seen], sampling: SamplingParams, request_id: str, came: float
+    ) -> Request:
         names = content_ids(prompt.token_ids, prompt.pictures, image_token_id=self._image_token_id, slots=self._slots)
         room = self.context_length - len(prompt.token_ids)
         rules = replace(sampling, max_tokens=min(sampling.max_tokens, room), min_tokens=min(sampling.min_tokens, room))
         seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
-        answers: list[_Answer] = []
+        answers: list[Answer] = []
         for index in range(sampling.n):
-            leader = answers[0].sequence if answers else None
             # Seeds of several answers are far apart, and the first is that of a request for one.
             own = seed + index * 0x5851F42D4C957F2D
-            sequence = Sequence(request_id, index, list(prompt.token_ids), list(names), rules, own, leader)
-            answers.append(_Answer(sequence, Detokenizer(self._tokenizer.decode_ids, rules.stop)))
+            sequence = Sequence(request_id, index, list(prompt.token_ids), list(names), rules, own)
+            answers.append(Answer(sequence, Detokenizer(self._tokenizer.decode_ids, rules.stop)))
         search: BeamSearch | None = None
         if rules.beams > 1:
             first = answers[0].sequence.fork()
             first.slots = rules.beams
-            search = BeamSearch(first, self._eos_ids, lambda ids: self._holds_stop(ids, rules.stop))
-        return _Request(
-            search=search,
-            id=request_id,
-            prompt=prompt,
-            answers=answers,
-            loop=asyncio.get_running_loop(),
-            outbox=asyncio.Queue(),
-            submitted=time.monotonic(),
-            images_s=time.monotonic() - started,
-        )
+            search = BeamSearch(first, self._eos_ids, self._tokenizer.decode_ids)
+        now = time.monotonic()
+        return Request(request_id, answers, pictures, search, submitted=now, images_s=now - came)
 
     # The engine's thread.
 
     def _run(self) -> None:
+        self._runner.bind_thread()
         if self._settings.cpu_threads is not None:
             torch.set_num_threads(self._settings.cpu_threads)
         try:
@@ -378,23 +326,33 @@ class Engine:
                 return
             if message is None:
                 return
-            if isinstance(message, _Abort):
-                found = self._requests.get(message.request_id)
-                if found is not None and message.request in (None, found):
-                    self._end_all(found)
-            else:
+            if isinstance(message, Request):
                 self._begin(message)
+            else:
+                self._end(message)
+            self._tell()
 
-    def _begin(self, request: _Request) -> None:
+    def _begin(self, request: Request) -> None:
         if request.id in self._requests:
             self._leave(request.width)
-            _send(request.loop, [(request, InvalidRequest("There is a request of that name already; choose another."))])
+            self._news.append((request, InvalidRequest("There is a request of that name already; choose another.")))
             return
         self._requests[request.id] = request
         self._counts["requests"] += 1
-        growing = request.search.live if request.search else [answer.sequence for answer in request.answers]
-        for sequence in growing:
+        for sequence in request.growing:
             self._scheduler.add(sequence)
+
+    def _end(self, abort: _Abort) -> None:
+        """What is left of a request is finished, if it is still here."""
+        request = self._requests.get(abort.request_id)
+        if request is None or abort.request not in (None, request):
+            return
+        self._counts["aborted"] += 1
+        for sequence in request.search.live if request.search else ():
+            self._scheduler.finish(sequence, "abort")
+        for answer in request.answers:
+            if answer.sequence.finish_reason is None:
+                self._extend(request, answer, (), (), "abort")
 
     def _step(self) -> None:
         spans = self._scheduler.schedule()
@@ -407,32 +365,95 @@ class Engine:
         for source, target in self._scheduler.copies:
             self._runner.copy_block(source, target)
         logits = self._runner.step(spans, self._features_of)
-        sampling = [span.sequence for span in spans if span.samples]
-        self._count(spans, len(sampling))
+        sampled = [span.sequence for span in spans if span.samples]
+        self._count(spans, len(sampled))
         self._scheduler.advance(spans)
-        searching = [i for i, sequence in enumerate(sampling) if sequence.sampling.beams > 1]
-        deltas: list[tuple[_Request, Delta]] = []
+        searching = [i for i, sequence in enumerate(sampled) if sequence.sampling.beams > 1]
         if searching:
-            deltas += self._search(logits[searching], [sampling[i] for i in searching])
-            others = [i for i, sequence in enumerate(sampling) if sequence.sampling.beams == 1]
-            logits, sampling = logits[others], [sampling[i] for i in others]
-        forbidden = self._forbidden(logits, sampling)
-        choices = sample(logits, sampling, self._eos_ids, forbidden=forbidden) if sampling else []
-        for sequence, choice in zip(sampling, choices, strict=True):
-            request = self._requests[sequence.request_id]
-            delta = self._grow(request, sequence, choice)
-            if delta is not None:
-                deltas.append((request, delta))
-        _tell(deltas)
+            self._search(logits[searching], [sampled[i] for i in searching])
+            others = [i for i, sequence in enumerate(sampled) if sequence.sampling.beams == 1]
+            logits, sampled = logits[others], [sampled[i] for i in others]
+        if sampled:
+            choices = sample(logits, sampled, self._eos_ids, forbidden=self._forbidden(logits, sampled))
+            for sequence, choice in zip(sampled, choices, strict=True):
+                self._grow(sequence, choice)
+        self._tell()
+
+    def _encode_pictures(self, spans: list[Span]) -> None:
+        """Features for every picture that this step reads, in one batch."""
+        missing: dict[Seen, None] = {}
+        waiting: set[Request] = set()
+        for span in spans:
+            if self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]:
+                request = self._requests[span.sequence.request_id]
+                waiting.add(request)
+                missing |= dict.fromkeys(seen for seen in request.pictures if seen.features is None)
+        if not missing:
+            return
+        began = time.monotonic()
+        encoded = self._runner.encode([seen.pixels.result() for seen in missing])
+        for seen, features in zip(missing, encoded, strict=True):
+            self._images.put(seen, features)
+        self._counts["image_encodes"] += len(missing)
+        for request in waiting:
+            request.encode_s += time.monotonic() - began
+
+    def _features_of(self, span: Span) -> list[torch.Tensor]:
+        pictures = self._requests[span.sequence.request_id].pictures
+        return [seen.features for seen in pictures if seen.features is not None]
 
     def _forbidden(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor | None:
         """What may not be chosen next by answers of a given shape; None if there are none."""
         grammars = [self._requests[each.request_id].answers[each.index].grammar for each in sequences]
         return self._grammars.forbidden(grammars, logits.device) if any(grammars) else None
 
-    def _search(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[tuple[_Request, Delta]]:
+    def _count(self, spans: list[Span], sampled: int) -> None:
+        read = sum(max(0, min(span.end, span.sequence.num_prompt) - span.start) for span in spans)
+        self._counts.update(steps=1, decode_steps=int(sampled > 0), generated_tokens=sampled, prefill_tokens=read)
+
+    def _grow(self, sequence: Sequence, choice: Choice) -> None:
+        """A token joins an answer."""
+        sequence.append(choice.token)
+        request, rules = self._requests[sequence.request_id], sequence.sampling
+        request.first_token = request.first_token or time.monotonic()
+        answer = request.answers[sequence.index]
+        ended = choice.token in self._eos_ids and not rules.ignore_eos
+        if answer.grammar is not None and not ended:
+            answer.grammar.accept(choice.token)
+            ended = answer.grammar.finished
+        reason: FinishReason | None = "stop" if ended else "length" if sequence.num_output >= rules.max_tokens else None
+        logprobs = () if choice.logprob is None else (self._describe(choice.logprob, choice),)
+        self._extend(request, answer, (choice.token,), logprobs, reason)
+
+    def _extend(
+        self,
+        request: Request,
+        answer: Answer,
+        ids: Iterable[int],
+        logprobs: Iterable[TokenLogprob],
+        reason: FinishReason | None,
+    ) -> None:
+        """The caller hears of an answer's new tokens as far as their text is certain, and of its end."""
+        reason = answer.take(ids, logprobs, reason)
+        if reason is not None:
+            self._scheduler.finish(answer.sequence, reason)
+            if request.done:
+                self._forget(request)
+        # Many small pieces cost whoever passes them on more than the answer costs us.
+        hold = min(_LONGEST_HOLD_S, self._load / self._settings.max_pieces_per_s)
+        if reason is not None or (answer.held and time.monotonic() - answer.told >= hold):
+            self._news.append((request, request.piece(answer)))
+
+    def _describe(self, logprob: float, choice: Choice) -> TokenLogprob:
+        def name(token: int) -> str:
+            if token >= self._tokenizer.vocab_size:
+                return ""  # a row that only pads the embedding
+            return str(self._tokenizer.convert_ids_to_tokens(token)).replace("▁", " ")
+
+        return TokenLogprob(name(choice.token), logprob, tuple((name(token), value) for token, value in choice.top))
+
+    def _search(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
         """Beam searches advance whose hypotheses are all computed; an answer is told when its search is over."""
-        deltas: list[tuple[_Request, Delta]] = []
         for sequence, offers in zip(sequences, continuations(logits, sequences, self._eos_ids), strict=True):
             request = self._requests[sequence.request_id]
             search = request.search
@@ -441,202 +462,50 @@ class Engine:
                 continue
             request.first_token = request.first_token or time.monotonic()
             old, chosen = search.live, search.select()
-            if not chosen:
-                deltas += self._end_search(request, search)
-                continue
             grown = {self._scheduler.fork(parent, token): score for parent, token, score in chosen}
             for parent in old:
                 self._scheduler.finish(parent, "stop")
-            search.continue_with(grown)
-        return deltas
+            if grown:
+                search.continue_with(grown)
+                continue
+            for answer, best in zip(request.answers, search.finished, strict=False):
+                answer.sequence.cached_tokens = old[0].cached_tokens
+                answer.sequence.token_ids += best.ids
+                self._extend(request, answer, best.ids, (), best.reason)
 
-    def _end_search(self, request: _Request, search: BeamSearch) -> list[tuple[_Request, Delta]]:
-        deltas: list[tuple[_Request, Delta]] = []
-        for sequence in search.live:
-            self._scheduler.finish(sequence, "stop")
-        for answer, best in zip(request.answers, search.finished, strict=False):
-            answer.sequence.cached_tokens = search.live[0].cached_tokens
-            answer.sequence.token_ids += best.ids
-            answer.ids = list(best.ids)
-            answer.held = answer.text.push(best.ids, last=True)
-            self._finish(request, answer.sequence, best.reason)
-            deltas.append((request, self._delta(request, answer)))
-        return deltas
-
-    def _holds_stop(self, ids: list[int], stop: tuple[str, ...]) -> bool:
-        """No piece is shorter than a character, so a stop string that ends here doesn't reach back further."""
-        window = max(map(len, stop), default=0)
-        text = self._tokenizer.decode_ids(ids[-window:]) if window else ""
-        return any(string in text for string in stop)
-
-    def _count(self, spans: list[Span], sampled: int) -> None:
-        self._counts["steps"] += 1
-        self._counts["decode_steps"] += sampled > 0
-        self._counts["generated_tokens"] += sampled
-        for span in spans:
-            sequence = span.sequence
-            if span.start < sequence.num_prompt:
-                self._counts["prefill_tokens"] += min(span.end, sequence.num_prompt) - span.start
-            if sequence.num_computed == sequence.cached_tokens and sequence.num_output == 0:
-                self._counts["cached_tokens"] += sequence.num_computed
-
-    def _encode_pictures(self, spans: list[Span]) -> None:
-        """Features for every picture that this step reads, in one batch; equal pictures once."""
-        missing: dict[str, torch.Tensor] = {}
-        readers: list[_Request] = []
-        for span in spans:
-            request = self._requests[span.sequence.request_id]
-            if self._reads_pictures(span):
-                readers.append(request)
-                for picture in request.prompt.pictures:
-                    if self._features(request, picture.digest) is None:
-                        missing[picture.digest] = request.pixels[picture.digest]
-        if missing:
-            self._counts["image_encodes"] += len(missing)
-            began = time.monotonic()
-            for digest, features in zip(missing, self._runner.encode(list(missing.values())), strict=True):
-                self._images.put(digest, features)
-                for request in readers:
-                    if request.pixels.pop(digest, None) is not None:
-                        request.features[digest] = features
-            for request in set(readers):
-                request.encode_s += time.monotonic() - began
-
-    def _reads_pictures(self, span: Span) -> bool:
-        return self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]
-
-    def _features(self, request: _Request, digest: str) -> torch.Tensor | None:
-        """From the request, which keeps them until its end, or from the cache."""
-        if digest not in request.features:
-            found = self._images.get(digest)
-            if found is None:
-                return None
-            request.features[digest] = found
-        return request.features[digest]
-
-    def _features_of(self, span: Span) -> list[torch.Tensor]:
-        request = self._requests[span.sequence.request_id]
-        return [request.features[picture.digest] for picture in request.prompt.pictures]
-
-    def _grow(self, request: _Request, sequence: Sequence, choice: Choice) -> Delta | None:
-        """A token joins an answer: what the caller hears of it, if anything is certain yet."""
-        if request.first_token is None:
-            request.first_token = time.monotonic()
-        sequence.append(choice.token)
-        rules, answer = sequence.sampling, request.answers[sequence.index]
-        answer.ids.append(choice.token)
-        if choice.logprob is not None:
-            answer.logprobs.append(self._describe(choice))
-        ended = choice.token in self._eos_ids and not rules.ignore_eos
-        if answer.grammar is not None and not ended:
-            answer.grammar.accept(choice.token)
-            ended = answer.grammar.finished
-        full = sequence.num_output >= rules.max_tokens
-        answer.held += answer.text.push([choice.token], last=ended or full)
-        reason: FinishReason | None = "stop" if ended or answer.text.stopped else "length" if full else None
-        if reason is not None:
-            self._finish(request, sequence, reason)
-        # Many small pieces cost whoever passes them on more than the answer costs us.
-        hold = min(_LONGEST_HOLD_S, self._load / self._settings.max_pieces_per_s)
-        if reason is None and (not answer.held or time.monotonic() - answer.told < hold):
-            return None
-        answer.told = time.monotonic()
-        return self._delta(request, answer)
-
-    def _describe(self, choice: Choice) -> TokenLogprob:
-        def name(token: int) -> str:
-            if token >= self._tokenizer.vocab_size:
-                return ""  # a row that only pads the embedding
-            return str(self._tokenizer.convert_ids_to_tokens(token)).replace("▁", " ")
-
-        assert choice.logprob is not None
-        return TokenLogprob(name(choice.token), choice.logprob, tuple((name(t), value) for t, value in choice.top))
-
-    @staticmethod
-    def _delta(request: _Request, answer: _Answer) -> Delta:
-        """What is held, with the tokens that it took; a request's last piece with the balance."""
-        sequence = answer.sequence
-        delta = Delta(sequence.index, answer.held, tuple(answer.ids), tuple(answer.logprobs), sequence.finish_reason)
-        answer.held, answer.ids, answer.logprobs = "", [], []
-        if not request.done:
-            return delta
-        now = time.monotonic()
-        first = request.answers[0].sequence
-        written = sum(other.sequence.num_output for other in request.answers)
-        usage = Usage(first.num_prompt, first.cached_tokens or 0, written)
-        admitted = request.admitted or now
-        first_token = request.first_token or now
-        timings = Timings(
-            images_s=request.images_s,
-            queue_s=admitted - request.submitted,
-            encode_s=request.encode_s,
-            prefill_s=max(0.0, first_token - admitted - request.encode_s),
-            decode_s=now - first_token,
-            ttft_s=request.images_s + first_token - request.submitted,
-            total_s=request.images_s + now - request.submitted,
-        )
-        return replace(delta, usage=usage, timings=timings)
-
-    def _finish(self, request: _Request, sequence: Sequence, reason: FinishReason) -> None:
-        self._scheduler.finish(sequence, reason)
-        self._leave(1)
-        if request.done:
-            self._leave(request.width - len(request.answers))
-            del self._requests[request.id]
-            if request.admitted is not None:
-                took = time.monotonic() - request.admitted
-                self._answered += 1
-                self._seconds_per_request += max(0.1, 1 / self._answered) * (took - self._seconds_per_request)
-
-    def _end_all(self, request: _Request) -> None:
-        """Abort what is left of a request."""
-        self._counts["aborted"] += 1
-        for sequence in request.search.live if request.search else ():
-            self._scheduler.finish(sequence, "abort")
-        deltas: list[tuple[_Request, Delta]] = []
-        for answer in request.answers:
-            if answer.sequence.finish_reason is None:
-                self._finish(request, answer.sequence, "abort")
-                deltas.append((request, self._delta(request, answer)))
-        _tell(deltas)
+    def _forget(self, request: Request) -> None:
+        """Its last answer is complete."""
+        self._leave(request.width)
+        del self._requests[request.id]
+        if request.admitted is not None:
+            took = time.monotonic() - request.admitted
+            self._answered += 1
+            self._seconds_per_request += max(0.1, 1 / self._answered) * (took - self._seconds_per_request)
 
     def _fail_all(self) -> None:
         """Nobody waits for ever: whoever is here, or comes in meanwhile, hears that the engine is gone."""
-        message = "The engine stopped before the answer was complete; ask again in a moment."
+        left = list(self._requests.values())
+        self._requests.clear()
         with contextlib.suppress(queue.Empty):
             while True:
-                late = self._inbox.get_nowait()
-                if isinstance(late, _Request):
-                    self._requests[late.id] = late
-        for request in self._requests.values():
-            _send(request.loop, [(request, EngineFailed(message))])
-        self._requests.clear()
+                message = self._inbox.get_nowait()
+                if isinstance(message, Request):
+                    left.append(message)
+        text = "The engine stopped before the answer was complete; ask again in a moment."
+        self._news += [(request, EngineFailed(text)) for request in left]
+        self._tell()
+
+    def _tell(self) -> None:
+        """One call into each event loop, however many of its requests have news."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, Delta | MiniGPT4Error]]] = defaultdict(list)
+        for request, outcome in self._news:
+            by_loop[request.loop].append((request, outcome))
+        self._news = []
+        for loop, news in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: its callers are gone
+                loop.call_soon_threadsafe(_deliver, news)
 
 
-_COUNTERS = (
-    "requests",
-    "steps",
-    "decode_steps",
-    "prefill_tokens",
-    "cached_tokens",
-    "generated_tokens",
-    "image_encodes",
-    "aborted",
-)
-
-
-def _tell(deltas: list[tuple[_Request, Delta]]) -> None:
-    """One call into each event loop, however many of its requests have news."""
-    by_loop: Callable[[tuple[_Request, Delta]], int] = lambda item: id(item[0].loop)  # noqa: E731
-    for _, news in itertools.groupby(sorted(deltas, key=by_loop), key=by_loop):
-        items = list(news)
-        _send(items[0][0].loop, items)
-
-
-def _send(loop: asyncio.AbstractEventLoop, news: Iterable[tuple[_Request, _Outcome]]) -> None:
-    def deliver() -> None:
-        for request, outcome in news:
-            request.outbox.put_nowait(outcome)
-
-    with contextlib.suppress(RuntimeError):  # the loop is closed: its callers are gone
-        loop.call_soon_threadsafe(deliver)
+def _deliver(news: list[tuple[Request, Delta | MiniGPT4Error]]) -> None:
+    for request, outcome in news:
+        request.outbox.put_nowait(outcome)

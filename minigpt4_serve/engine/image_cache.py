@@ -6,8 +6,10 @@ A picture is looked up by the SHA-256 of its bytes before anything is decoded, s
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 from PIL import Image
@@ -15,9 +17,21 @@ from PIL import Image
 from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.pictures import Picture, decode_picture
 
-__all__ = ["ImageCache"]
+__all__ = ["ImageCache", "Seen"]
 
-_MAX_PIXELS = 64  # decoded pictures that wait to be encoded; older ones are decoded again if they are asked for again
+
+@dataclass(eq=False)
+class Seen:
+    """A picture as the model sees it. All requests that show it share this one, and keep it until their end.
+
+    Attributes:
+        pixels: ``[3, side, side]``, being decoded or there.
+        features: rows for the LLM ``[slots, hidden size]``, once it is encoded.
+    """
+
+    digest: str
+    pixels: Future[torch.Tensor]
+    features: torch.Tensor | None = None
 
 
 class ImageCache:
@@ -25,7 +39,7 @@ class ImageCache:
 
     Args:
         to_tensor: an upright RGB picture as pixels ``[3, side, side]``.
-        max_bytes: of all features kept.
+        max_bytes: of all features kept; the latest is kept in any case.
         decode_threads: pictures decoded and resized at a time.
     """
 
@@ -36,67 +50,51 @@ class ImageCache:
         self.hits = 0
         self._to_tensor = to_tensor
         self._max_bytes = max_bytes
-        self._features: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._alive: WeakValueDictionary[str, Seen] = WeakValueDictionary()  # whatever a request or the next one holds
+        self._kept: OrderedDict[str, Seen] = OrderedDict()
         self._bytes = 0
-        self._pixels: OrderedDict[str, Future[torch.Tensor]] = OrderedDict()  # until the features are here
         self._lock = threading.Lock()  # event loops ask, the engine's thread stores
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="minigpt4-decode")
 
-    async def resolve(self, pictures: Iterable[Picture]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """(digest → features) of known pictures, (digest → pixels) of the others. Equal ones are decoded once.
+    async def resolve(self, pictures: Sequence[Picture]) -> list[Seen]:
+        """Each picture decoded, or already encoded. Equal ones are one, and are decoded once.
 
         Raises:
             InvalidImage: a picture is damaged.
             EngineFailed: the cache is closed.
         """
-        known: dict[str, torch.Tensor] = {}
-        wanted: dict[str, Future[torch.Tensor]] = {}
         with self._lock:
-            for picture in pictures:
-                features = self._find(picture.digest)
-                if features is not None:
-                    self.hits += 1
-                    known[picture.digest] = features
-                elif picture.digest not in wanted:
-                    wanted[picture.digest] = self._decode_once(picture)
+            seen = [self._find(picture) for picture in pictures]
+            decoding = {one.pixels for one in seen if one.features is None}
         # Shielded: a caller who leaves must not cancel what another one waits for, too.
-        pixels = await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(future)) for future in wanted.values()))
-        return known, dict(zip(wanted, pixels, strict=True))
+        await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(pixels)) for pixels in decoding))
+        return seen
 
-    def _decode_once(self, picture: Picture) -> Future[torch.Tensor]:
-        future = self._pixels.get(picture.digest)
-        if future is None:
+    def _find(self, picture: Picture) -> Seen:
+        seen = self._alive.get(picture.digest)
+        if seen is None:
             try:
-                future = self._pool.submit(lambda: self._to_tensor(decode_picture(picture.data)))
+                pixels = self._pool.submit(lambda: self._to_tensor(decode_picture(picture.data)))
             except RuntimeError as error:
                 raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.") from error
             self.decodes += 1
-            self._pixels[picture.digest] = future
-            if len(self._pixels) > _MAX_PIXELS:
-                self._pixels.popitem(last=False)
-        return future
+            self._alive[picture.digest] = seen = Seen(picture.digest, pixels)
+        elif seen.features is not None:
+            self.hits += 1
+            if picture.digest in self._kept:
+                self._kept.move_to_end(picture.digest)
+        return seen
 
-    def get(self, digest: str) -> torch.Tensor | None:
-        """Features ``[slots, hidden size]`` of a picture, if they are here."""
+    def put(self, seen: Seen, features: torch.Tensor) -> None:
+        """It is encoded: keep its features; the least recently used ones make room."""
         with self._lock:
-            return self._find(digest)
-
-    def _find(self, digest: str) -> torch.Tensor | None:
-        features = self._features.get(digest)
-        if features is not None:
-            self._features.move_to_end(digest)
-        return features
-
-    def put(self, digest: str, features: torch.Tensor) -> None:
-        """Keep features; the least recently used ones make room."""
-        with self._lock:
-            self._pixels.pop(digest, None)
-            if digest not in self._features:
-                self._features[digest] = features
-                self._bytes += features.nbytes
-            while self._bytes > self._max_bytes and len(self._features) > 1:
-                _, dropped = self._features.popitem(last=False)
-                self._bytes -= dropped.nbytes
+            seen.features, seen.pixels = features, Future()  # the pixels' memory is free
+            self._kept[seen.digest] = seen
+            self._bytes += features.nbytes
+            while self._bytes > self._max_bytes and len(self._kept) > 1:
+                _, dropped = self._kept.popitem(last=False)
+                assert dropped.features is not None
+                self._bytes -= dropped.features.nbytes
 
     def close(self) -> None:
         """Take nothing more. What is being decoded ends by itself: somebody may be waiting for it."""

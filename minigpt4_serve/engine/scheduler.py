@@ -41,6 +41,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.cached_tokens = 0  # prompt positions that were found in the cache instead of being computed
         self.copies: list[tuple[int, int]] = []  # (block, its copy): to be made in this order before the step
         self._max_running = max_running
         self._max_prefill = max_prefill_tokens
@@ -89,18 +90,13 @@ class Scheduler:
         return other
 
     def _decodes(self) -> list[Span]:
-        spans: list[Span] = []
-        for sequence in list(self.running):
-            if sequence not in self.running or sequence.num_computed != len(sequence) - 1:
-                continue  # preempted a moment ago, or still reading its prompt
-            while not self._has_room(sequence):
+        """One position of each sequence that has read its prompt; who finds no room takes it from the youngest."""
+        ready = [sequence for sequence in self.running if sequence.num_computed == len(sequence) - 1]
+        for sequence in ready:
+            while sequence.block_table and not self._has_room(sequence):
                 self._preempt(self.running[-1])
-                if sequence not in self.running:
-                    break
-            else:
-                spans.append(Span(sequence, sequence.num_computed, len(sequence)))
-        # A sequence late in the line may have been preempted for the sake of an earlier one.
-        return [span for span in spans if span.sequence in self.running]
+        # Without a block: preempted for the sake of an earlier one.
+        return [Span(sequence, len(sequence) - 1, len(sequence)) for sequence in ready if sequence.block_table]
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Is there a block of its own for its last position? A shared one is copied."""
@@ -140,12 +136,13 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give it blocks for all it has so far, shared ones where its beginning is known; False if too few are free."""
-        leader = sequence.leader
-        if leader is not None and leader.finish_reason is None and leader.num_computed < leader.num_prompt:
-            return False  # the leader is about to compute the blocks that this one shares
+        size = self.blocks.block_size
+        to_share = sequence.num_prompt // size * size
+        if any(other.request_id == sequence.request_id and other.num_computed < to_share for other in self.running):
+            return False  # another answer to the same prompt is about to compute the blocks that this one shares
         sequence.block_hashes = self.blocks.chain(sequence.content_ids, sequence.block_hashes)
         # The last position is computed anyway: its logits are what the step is for.
-        known = self.blocks.find(sequence.block_hashes[: (len(sequence) - 1) // self.blocks.block_size])
+        known = self.blocks.find(sequence.block_hashes[: (len(sequence) - 1) // size])
         self.blocks.hold(known)
         fresh = self.blocks.blocks_for(len(sequence)) - len(known)
         # While others run, a block each stays free for them, so that admitting one doesn't preempt another at once.
@@ -153,9 +150,10 @@ class Scheduler:
             self.blocks.release(known)
             return False
         sequence.block_table = known + [self.blocks.take() for _ in range(fresh)]
-        sequence.num_computed = len(known) * self.blocks.block_size
+        sequence.num_computed = len(known) * size
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.num_computed
+            self.cached_tokens += sequence.num_computed
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -164,7 +162,6 @@ class Scheduler:
         if sequence.sampling.beams > 1:
             group = [other for other in self.running if other.request_id == sequence.request_id]
         for other in reversed(group):
-            other.leader = group[0] if other is not group[0] else None
             self.running.remove(other)
             self._let_go(other)
             self.waiting.appendleft(other)

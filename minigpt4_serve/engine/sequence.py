@@ -98,7 +98,6 @@ class Sequence:
             picture and place. Two prompts share a block only if these are equal.
         num_computed: leading positions whose keys and values are in the cache.
         block_table: block ids, ``block_size`` positions each.
-        leader: the sequence of the same request that reads the prompt first; this one waits for its blocks.
         slots: places it takes among the running; more than one if it is about to fork.
         cached_tokens: prompt positions that were found in the cache when the sequence was first admitted.
     """
@@ -109,7 +108,6 @@ class Sequence:
     content_ids: list[int]
     sampling: SamplingParams
     seed: int
-    leader: "Sequence | None" = None
     slots: int = 1
     num_prompt: int = field(init=False)
     num_computed: int = 0

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["FORMATS", "IMAGE_PLACEHOLDER", "ConversationFormat", "Turn", "drop_oldest_text", "neutralise", "render"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_PLACEHOLDER",
+    "ConversationFormat",
+    "Turn",
+    "forget",
+    "forgettable",
+    "neutralise",
+    "render",
+]
 
 IMAGE_PLACEHOLDER = "<ImageHere>"
 _IMAGE = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
@@ -87,7 +96,7 @@ def render(turns: Sequence[Turn], fmt: ConversationFormat) -> str:
     """
     system = fmt.system
     if turns and turns[0].role == "system":
-        system, turns = neutralise(turns[0].text).strip(), turns[1:]
+        system, turns = neutralise(turns[0].text.strip()), turns[1:]
     messages: list[list[str]] = []  # [role, text]
     for turn in turns:
         if turn.role == "assistant":
@@ -105,18 +114,25 @@ def render(turns: Sequence[Turn], fmt: ConversationFormat) -> str:
     return system + (fmt.separator if system else "") + finished + fmt.assistant
 
 
-def drop_oldest_text(turns: Sequence[Turn]) -> tuple[list[Turn], int] | None:
-    """Forget the oldest exchange but keep its pictures: (shorter chat, messages whose text was dropped).
+def forgettable(turns: Sequence[Turn]) -> list[int]:
+    """Where exchanges end that may be forgotten, oldest first; the last user message and a leading system turn stay."""
+    start, last = _oldest(turns), max((i for i, turn in enumerate(turns) if turn.role == "user"), default=0)
+    ends: list[int] = []
+    for i in range(start, last):
+        if turns[i].role == "assistant" and ends and ends[-1] == i:
+            ends[-1] = i + 1  # the answer goes with its question
+        elif turns[i].text:
+            ends.append(i + 1)
+    return ends
 
-    The last user message and a leading system turn always stay. None when nothing can be dropped any more.
-    """
-    start = 1 if turns and turns[0].role == "system" else 0
-    last_user = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=start)
-    first = next((i for i in range(start, last_user) if turns[i].text), None)
-    if first is None:
-        return None
-    end = first + 1
-    while end < last_user and turns[end].role == "assistant":
-        end += 1
-    pictures = [replace(turn, text="") for turn in turns[first:end] if turn.images]
-    return [*turns[:first], *pictures, *turns[end:]], end - first
+
+def forget(turns: Sequence[Turn], end: int) -> tuple[list[Turn], int]:
+    """A chat without the words before ``end``, pictures kept: (shorter chat, messages that lost their words)."""
+    start = _oldest(turns)
+    old = turns[start:end]
+    pictures = [replace(turn, text="") for turn in old if turn.images]
+    return [*turns[:start], *pictures, *turns[end:]], sum(bool(turn.text) for turn in old)
+
+
+def _oldest(turns: Sequence[Turn]) -> int:
+    return 1 if turns and turns[0].role == "system" else 0

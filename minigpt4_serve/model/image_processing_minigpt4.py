@@ -9,6 +9,8 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from minigpt4_serve.pictures import to_rgb
+
 __all__ = ["MiniGPT4ImageProcessor"]
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -30,7 +32,7 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
         """One picture as float32 ``[3, image_size, image_size]``."""
-        square = _stretch(image.convert("RGB"), self.image_size)
+        square = _stretch(to_rgb(image), self.image_size)
         pixels = torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float().div(255)  # [3, side, side]
         mean, std = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_STD).view(3, 1, 1)
         return (pixels - mean).div(std)

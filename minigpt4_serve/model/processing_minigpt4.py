@@ -16,7 +16,8 @@ from minigpt4_serve.model.conversation import (
     IMAGE_PLACEHOLDER,
     ConversationFormat,
     Turn,
-    drop_oldest_text,
+    forget,
+    forgettable,
     render,
 )
 from minigpt4_serve.model.image_processing_minigpt4 import MiniGPT4ImageProcessor
@@ -90,28 +91,25 @@ class MiniGPT4Processor(ProcessorMixin):
     def encode_chat(self, turns: Sequence[Turn], *, max_tokens: int | None = None) -> EncodedChat:
         """A chat that awaits its next answer, as ids.
 
-        While it is longer than ``max_tokens``, the oldest exchange's text is dropped; pictures and the last question
-        stay.
+        If it is longer than ``max_tokens``, the text of as many of the oldest exchanges as needed is dropped; pictures
+        and the last question stay.
 
         Raises:
             ContextLengthExceeded: too long even then.
         """
-        whole = self.encode_prompt(render(turns, self.format))
-        if max_tokens is None or len(whole) <= max_tokens:
-            return EncodedChat(whole)
-        shorter: list[tuple[list[Turn], int]] = []  # (what is left, messages dropped), after each exchange
-        left, dropped = list(turns), 0
-        while (step := drop_oldest_text(left)) is not None:
-            left, dropped = step[0], dropped + step[1]
-            shorter.append((left, dropped))
-        # Encoding is what takes time, and every exchange makes the chat shorter: the first that fits is searched for.
-        ids = whole
-        low, high, found = 0, len(shorter), None
+        ids = self.encode_prompt(render(turns, self.format))
+        if max_tokens is None or len(ids) <= max_tokens:
+            return EncodedChat(ids)
+        ends = forgettable(turns)
+        found: EncodedChat | None = None
+        low, high = 0, len(ends)
+        # Halving: a chat of thousands of turns is encoded a dozen times, not once for every exchange.
         while low < high:
             middle = (low + high) // 2
-            ids = self.encode_prompt(render(shorter[middle][0], self.format))
+            kept, dropped = forget(turns, ends[middle])
+            ids = self.encode_prompt(render(kept, self.format))
             if len(ids) <= max_tokens:
-                high, found = middle, EncodedChat(ids, shorter[middle][1])
+                found, high = EncodedChat(ids, dropped), middle
             else:
                 low = middle + 1
         if found is None:
@@ -155,7 +153,11 @@ class MiniGPT4Processor(ProcessorMixin):
         """The usual messages, one chat or several, as prompt text or (``tokenize=True``) as model inputs.
 
         Content is a string or a list of ``{"type": "text", "text": …}`` and ``{"type": "image", "image": PIL.Image}``
-        parts (``path`` works too). The template is the model family's own; another can't be given.
+        parts (``path`` works too; a bare ``{"type": "image"}`` leaves the picture to the processor's call). The
+        template is the model family's own; another can't be given.
+
+        Raises:
+            ValueError: a role or a part that isn't known, or a picture that is needed and isn't there.
         """
         if chat_template is not None:
             raise ValueError("MiniGPT-4 models know one template, that of their training; chat_template can't be set.")
@@ -164,7 +166,8 @@ class MiniGPT4Processor(ProcessorMixin):
         prompts = [render(turns, self.format) for turns, _ in chats]
         if not tokenize:
             return prompts if batched else prompts[0]  # type: ignore[return-value]
-        return self._batch([self.encode_prompt(p) for p in prompts], [image for _, images in chats for image in images])
+        images = [_open(part) for _, parts in chats for part in parts]
+        return self._batch([self.encode_prompt(p) for p in prompts], images)
 
     def _batch(self, rows: list[list[int]], images: list[Image.Image]) -> BatchFeature:
         longest = max((len(row) for row in rows), default=0)
@@ -187,17 +190,22 @@ def _as_list(images: Image.Image | Sequence[Image.Image] | None) -> list[Image.I
     return [images] if isinstance(images, Image.Image) else list(images)
 
 
-def _read_messages(messages: Sequence[dict[str, Any]]) -> tuple[list[Turn], list[Image.Image]]:
-    """Messages in Hugging Face's shape as turns and the pictures they hold."""
+def _read_messages(messages: Sequence[dict[str, Any]]) -> tuple[list[Turn], list[dict[str, Any]]]:
+    """Messages in Hugging Face's shape as turns and the image parts they hold, unopened."""
     turns: list[Turn] = []
-    images: list[Image.Image] = []
+    images: list[dict[str, Any]] = []
     for message in messages:
-        content = message["content"]
+        role, content = message["role"], message["content"]
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(f"A message's role must be system, user or assistant, not {role!r}.")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        strangers = {part["type"] for part in parts} - {"text", "image"}
+        if strangers:
+            raise ValueError(f"A message's parts must be of type text or image, not {', '.join(sorted(strangers))}.")
         pictures = [part for part in parts if part["type"] == "image"]
         words = "\n".join(part["text"] for part in parts if part["type"] == "text")
-        images += [_open(part) for part in pictures]
-        turns.append(Turn(message["role"], words, len(pictures)))
+        images += pictures
+        turns.append(Turn(role, words, len(pictures)))
     return turns, images
 
 
@@ -205,7 +213,8 @@ def _open(part: dict[str, Any]) -> Image.Image:
     image = part.get("image", part.get("path", part.get("url")))
     if isinstance(image, Image.Image):
         return image
-    if isinstance(image, str | Path):
+    if isinstance(image, str | Path) and "://" not in str(image):
         # A phone's photo lying on its side is turned upright before the model sees it.
-        return ImageOps.exif_transpose(Image.open(image))
-    raise ValueError('An image part needs "image": a PIL image, or "path": a file.')
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened)
+    raise ValueError('An image part needs "image": a PIL image, or "path": a file; addresses are not fetched.')

@@ -35,7 +35,9 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
         if [self.sentencepiece.unk_id(), self.sentencepiece.bos_id(), self.sentencepiece.eos_id()] != [0, 1, 2]:
             raise ValueError(f"{vocab_file} is not a LLaMA vocabulary: <unk>, <s>, </s> must have the ids 0, 1, 2.")
         self.vocab_file = str(vocab_file)
-        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "$$"}
+        # A vocabulary without that piece pads with <unk>, as it did there; a new id would be past the LLM's embedding.
+        pad = "$$" if self.sentencepiece.piece_to_id("$$") else "<unk>"
+        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": pad}
         for name in ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"):
             kwargs.pop(name, None)
         super().__init__(**{**kwargs, **special, "vocab_file": str(vocab_file)})

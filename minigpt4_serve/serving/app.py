@@ -16,7 +16,7 @@ from minigpt4_serve.serving.keys import KeyRing
 from minigpt4_serve.serving.replica import EngineReplica, Ingress
 from minigpt4_serve.settings import ScaleSettings, ServeSettings
 
-__all__ = ["build", "start", "stop"]
+__all__ = ["build", "deploy", "start", "stop"]
 
 
 def build(args: ServeSettings) -> serve.Application:
@@ -48,6 +48,8 @@ def build(args: ServeSettings) -> serve.Application:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=scale.drain_s,
         ray_actor_options={"num_cpus": 0},  # an engine must never miss its CPU for them
+        # In an update the new one starts before an old one goes: it needs no room. An engine may have no second GPU.
+        max_surge_percent=1,
     )
     return http.bind(args, engines.bind(args))  # type: ignore[attr-defined, no-any-return]
 
@@ -90,13 +92,27 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
     # What Ray and Serve tell their own developers; ours comes through on_progress and as errors.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_progress("starting Ray")
-    _start_cluster()
+    _start_cluster(settings.metrics_port)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     on_progress("loading the model")
     try:
+        deploy(settings)
+    except EngineFailed:
+        stop()
+        raise
+
+
+def deploy(settings: ServeSettings) -> None:
+    """Run the application on the cluster, and return when it answers. If it runs already, its processes are replaced.
+
+    Replaced ones finish their answers first (``scale.drain_s``).
+
+    Raises:
+        EngineFailed: it didn't come up; an application that ran before goes on.
+    """
+    try:
         serve.run(build(settings), name="minigpt4", route_prefix="/")
     except RuntimeError as error:
-        stop()
         # Ray hands on what the replica raised as text; the sentence of ours in it is what helps.
         ours = re.search(r"minigpt4_serve\.errors\.\w+: (.+)", str(error))
         raise EngineFailed(
@@ -104,7 +120,7 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         ) from error
 
 
-def _start_cluster() -> None:
+def _start_cluster(metrics_port: int | None) -> None:
     """A local Ray cluster. Ray gives its parts thirty seconds, which a busy machine exceeds: two more tries are made.
 
     Raises:
@@ -117,6 +133,7 @@ def _start_cluster() -> None:
             ray.init(
                 address,
                 include_dashboard=False,
+                _metrics_export_port=metrics_port,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,

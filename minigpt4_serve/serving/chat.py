@@ -1,17 +1,19 @@
 """From an OpenAI chat request to a prompt for the engine. Knows wire types, model and engine; no HTTP and no Ray."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from transformers import GenerationConfig
 
 from minigpt4_serve.engine import Delta, Engine, Prompt, SamplingParams
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidRequest
 from minigpt4_serve.model import MiniGPT4Processor, Turn
-from minigpt4_serve.model.conversation import drop_oldest_text
+from minigpt4_serve.model.conversation import forget, forgettable
 from minigpt4_serve.pictures import Picture
 from minigpt4_serve.serving.api import ChatCompletionRequest, ImagePart
+from minigpt4_serve.serving.balance import note_answer
 from minigpt4_serve.serving.images import PictureReader
 from minigpt4_serve.settings import ServeSettings
 
@@ -43,6 +45,9 @@ class Remote(Protocol):
 
     async def check_health(self) -> None:
         """As ``Engine.check_health``."""
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What is known of each engine; see ``ChatService.replicas``."""
 
 
 class ChatService:
@@ -96,16 +101,19 @@ class ChatService:
     def _shorten(self, turns: Sequence[Turn]) -> tuple[list[Turn], int]:
         """What can't possibly fit is dropped before it is tokenised: megabytes of text would take minutes."""
         most = self.context_length * self._processor.tokenizer.longest_piece
-        left, dropped = list(turns), 0
-        while (size := sum(len(turn.text) for turn in left)) > most:
-            shorter = drop_oldest_text(left)
-            if shorter is None:
-                raise ContextLengthExceeded(
-                    f"The question has {size} characters; the model reads at most {self.context_length} tokens.",
-                    param="messages",
-                )
-            left, dropped = shorter[0], dropped + shorter[1]
-        return left, dropped
+        size = sum(len(turn.text) for turn in turns)
+        if size <= most:
+            return list(turns), 0
+        begin = int(turns[0].role == "system")
+        for end in forgettable(turns):
+            size -= sum(len(turn.text) for turn in turns[begin:end])
+            begin = end
+            if size <= most:
+                return forget(turns, end)
+        raise ContextLengthExceeded(
+            f"The question has {size} characters; the model reads at most {self.context_length} tokens.",
+            param="messages",
+        )
 
     def sampling(self, request: ChatCompletionRequest) -> SamplingParams:
         """The request's wishes over the model's own generation rules; greedy if neither says how to sample."""
@@ -135,9 +143,20 @@ class ChatService:
             json_schema=request.json_schema,
         )
 
-    def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:
+    async def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncIterator[Delta]:
         """The answer piece by piece; closing the iterator aborts it in the engine."""
-        return self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+        deltas = self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+        async with aclosing(deltas):  # type: ignore[type-var]  # both engines' are generators
+            async for delta in deltas:
+                if delta.usage is not None and delta.timings is not None:
+                    note_answer(delta.usage, delta.timings)
+                yield delta
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What each engine counts, as ``EngineStats`` names it, with its ``name``."""
+        if isinstance(self.engine, Engine):
+            return [{"name": "here", **asdict(self.engine.stats())}]
+        return self.engine.replicas()
 
     async def check_health(self) -> None:
         """Raise ``EngineFailed`` unless the engine answers."""

@@ -67,8 +67,9 @@ class ChatCompletion:
                     yield f": waiting, {delta.queue_position} ahead\n\n"
                     delta = await anext(deltas, None)
                     continue
-                for chunk in self._chunks(delta, begun):
-                    yield event(chunk)
+                # One write for all of it: each costs everybody on the way to the client.
+                if chunks := self._chunks(delta, begun):
+                    yield "".join(map(event, chunks))
                 delta = await anext(deltas, None)
             if self._reports_usage:
                 chunk = {**self._head, "object": "chat.completion.chunk", "choices": []}

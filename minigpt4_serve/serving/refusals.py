@@ -6,10 +6,14 @@ from starlette.exceptions import HTTPException
 
 from minigpt4_serve.errors import DeadlineExceeded, InvalidRequest, MiniGPT4Error, Overloaded
 
-__all__ = ["INTERNAL", "error_response", "install"]
+__all__ = ["ERROR_HEADER", "INTERNAL", "error_response", "install"]
 
 INTERNAL = "Something went wrong in the server; its log has the details."
 """What strangers read when something broke that nobody foresaw."""
+
+
+ERROR_HEADER = b"x-minigpt4-error"
+"""The error's code as a header: logs, metrics and proxies see it without reading bodies."""
 
 
 def install(app: FastAPI) -> None:
@@ -20,7 +24,9 @@ def install(app: FastAPI) -> None:
 
 def error_response(error: MiniGPT4Error) -> JSONResponse:
     """The error as a response, with ``Retry-After`` where waiting helps."""
-    headers = {"retry-after": str(max(1, round(error.retry_after)))} if isinstance(error, Overloaded) else {}
+    headers = {ERROR_HEADER.decode(): error.code}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
     if isinstance(error, DeadlineExceeded):
         headers["x-should-retry"] = "false"  # OpenAI's clients would ask again at once
     return JSONResponse(error.body(), status_code=error.status, headers=headers)

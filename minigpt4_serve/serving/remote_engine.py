@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from minigpt4_serve.engine import Delta, Prompt, SamplingParams
 from minigpt4_serve.errors import EngineFailed, MiniGPT4Error
+from minigpt4_serve.serving.picture_router import replica_stats
 
 __all__ = ["RemoteEngine"]
 
@@ -45,6 +46,10 @@ class RemoteEngine:
                 await self._handle.describe.remote()
         except (TimeoutError, RayError, RayServeException) as error:
             raise EngineFailed("No engine is running; it is being replaced. Try again in a moment.") from error
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What the replicas last said of themselves."""
+        return [{"name": name, **stats} for name, stats in replica_stats() if stats]
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
         """As ``Engine.generate``; the replica is the one that holds the picture, if it can."""

@@ -40,7 +40,12 @@ class EngineReplica:
     """A model and its engine, one for each GPU. It counts as ready after it has answered a warm-up request."""
 
     async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]
+        from minigpt4_serve.serving.metrics import EngineMeter
+        from minigpt4_serve.serving.sight import JsonLines
+
+        JsonLines.install()
         self._engine, service = load_engine(settings)
+        self._meter = EngineMeter()
         await service.warm_up()
 
     async def generate(
@@ -60,7 +65,9 @@ class EngineReplica:
 
     def record_routing_stats(self) -> dict[str, Any]:
         """Ray asks every few seconds and hands it on to whoever routes requests here."""
-        return asdict(self._engine.stats())
+        stats = asdict(self._engine.stats())
+        self._meter.note(stats)
+        return stats
 
     def check_health(self) -> None:
         """Ray replaces the replica when this raises."""
@@ -77,8 +84,10 @@ class Ingress:
     async def __init__(self, settings: ServeSettings, engines: "DeploymentHandle[Any]") -> None:  # type: ignore[misc]
         from minigpt4_serve.serving.chat import ChatService
         from minigpt4_serve.serving.remote_engine import RemoteEngine
+        from minigpt4_serve.serving.sight import JsonLines
         from minigpt4_serve.weights.load import load_processor
 
+        JsonLines.install()
         processor, rules = load_processor(settings.model.path)
         described = await engines.describe.remote()
         engine = RemoteEngine(engines, context_length=described["context_length"])
@@ -86,7 +95,9 @@ class Ingress:
         await self._service.warm_up()
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
+        from minigpt4_serve.serving.metrics import HttpMeter
         from minigpt4_serve.serving.routes import create_app
         from minigpt4_serve.serving.shared_quotas import SharedQuotas
 
-        return create_app(self._service, SharedQuotas() if self._service.settings.keys_file else None)
+        quotas = SharedQuotas() if self._service.settings.keys_file else None
+        return create_app(self._service, quotas, HttpMeter())

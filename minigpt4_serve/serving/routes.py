@@ -4,19 +4,14 @@ Errors before the first piece of an answer keep their real status; later ones ar
 """
 
 import asyncio
-import logging
-import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from math import inf
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4_serve import __version__
 from minigpt4_serve.engine import Delta
@@ -29,21 +24,21 @@ from minigpt4_serve.serving.deadline import before, until
 from minigpt4_serve.serving.keys import KeyRing
 from minigpt4_serve.serving.openapi import described
 from minigpt4_serve.serving.quotas import LocalQuotas, Quotas
-from minigpt4_serve.serving.refusals import INTERNAL, error_response, install
+from minigpt4_serve.serving.refusals import install
 from minigpt4_serve.serving.responses import ResponseAnswer
 from minigpt4_serve.serving.responses_api import ResponsesRequest, parse_responses_request
+from minigpt4_serve.serving.sight import Meter, Sight
 from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["create_app"]
 
-_log = logging.getLogger(__name__)
 
-
-def create_app(service: ChatService, quotas: Quotas | None = None) -> FastAPI:
+def create_app(service: ChatService, quotas: Quotas | None = None, meter: Meter | None = None) -> FastAPI:
     """The application around one chat service.
 
     Args:
         quotas: where requests of keys are counted; in this process if not given.
+        meter: counts what the application does.
 
     Raises:
         InvalidRequest: the settings name a keys file that can't be read or holds no key.
@@ -56,7 +51,6 @@ def create_app(service: ChatService, quotas: Quotas | None = None) -> FastAPI:
 
     install(app)
     app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas())
-    app.add_middleware(_RequestName)
 
     def card() -> dict[str, Any]:
         return {
@@ -75,18 +69,6 @@ def create_app(service: ChatService, quotas: Quotas | None = None) -> FastAPI:
                 "max_tokens": defaults.max_tokens,
             },
         }
-
-    @app.get("/health")
-    async def health() -> Response:
-        """Is the engine alive? 503 if not: then the replica is about to be replaced."""
-        await service.check_health()
-        return JSONResponse({"status": "ok"})
-
-    @app.get("/ready")
-    async def ready() -> Response:
-        """Loaded, warmed up and alive: a replica that routes requests is all three."""
-        await service.check_health()
-        return JSONResponse({"status": "ready", "model": service.name})
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -141,7 +123,30 @@ def create_app(service: ChatService, quotas: Quotas | None = None) -> FastAPI:
             error.param = wanted.name_of(error.param)
             raise
 
+    _add_probes(app, service)
+    app.add_middleware(Sight, meter=meter)
     return app
+
+
+def _add_probes(app: FastAPI, service: ChatService) -> None:
+    """How the server is, for those who keep it running."""
+
+    @app.get("/health")
+    async def health() -> Response:
+        """Is the engine alive? 503 if not: then the replica is about to be replaced."""
+        await service.check_health()
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Loaded, warmed up and alive: a replica that routes requests is all three."""
+        await service.check_health()
+        return JSONResponse({"status": "ready", "model": service.name})
+
+    @app.get("/status")
+    async def status() -> Response:
+        """What each engine last said of itself; `minigpt4 serve --status` draws it."""
+        return JSONResponse({"model": service.name, "engines": service.replicas()})
 
 
 class _Spoken(Protocol):
@@ -176,40 +181,3 @@ async def _read_body(request: Request, settings: ServeSettings) -> bytearray:
     except TimeoutError:
         raise DeadlineExceeded(f"The request's body did not arrive within {settings.body_timeout_s:g} s.") from None
     return body
-
-
-class _RequestName:
-    """Every request has a name, ``x-request-id``, and what breaks unexpectedly gets OpenAI's shape.
-
-    Who named the request, a proxy such as Ray's in front of us, also puts the name on the answer; otherwise we do both.
-    Plain ASGI: Starlette's ``BaseHTTPMiddleware`` would stand between a leaving client and its stream.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        named = re.fullmatch(r"[\w.:-]{1,128}", given) is not None
-        request_id = given if named else f"req-{uuid.uuid4().hex}"
-        begun = False
-
-        async def send_named(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                if not given:
-                    message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_named)
-        except ClientDisconnect:
-            _log.debug("request %s: the client left before it had asked", request_id)
-        except Exception:
-            _log.exception("request %s failed", request_id)
-            if not begun:
-                await error_response(MiniGPT4Error(INTERNAL))(scope, receive, send_named)

@@ -33,6 +33,7 @@ __all__ = ["create_page"]
 
 _HERE = Path(__file__).parent
 _View = dict[str, Any]
+_Keywords = dict[str, Any]
 
 
 def create_page(settings: PageSettings) -> FastAPI:
@@ -117,9 +118,9 @@ def _blocks(server: ChatServer, shelf: Shelf) -> gr.Blocks:
         )
         # The talk is an output as well: Gradio's clock for forgetting it begins anew whenever it is used.
         # Every chat streams at once: the server behind us is who admits and refuses.
-        streaming = {"inputs": talk, "outputs": [page, talk], "concurrency_limit": None}
-        quick = {"inputs": talk, "queue": False}
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        streaming: _Keywords = {"inputs": talk, "outputs": [page, talk], "concurrency_limit": None}
+        quick: _Keywords = {"inputs": talk, "queue": False}
+        quiet: _Keywords = {"show_progress": "hidden", "api_visibility": "private"}
         blocks.load(look, talk, [page, talk], queue=False, **quiet)
         page.tick(look, outputs=[page, talk], **quick, **quiet)
         page.submit(ask, **streaming, **quiet)

@@ -1,5 +1,6 @@
 """Serves the page until Ctrl-C. Knows sockets and uvicorn; the page itself is imported last, it takes seconds."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -52,7 +53,7 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
             # Open pages hold connections; they needn't be waited for, nor complained about.
             timeout_graceful_shutdown=1,
         )
-        logging.getLogger("uvicorn.error").addFilter(lambda record: "graceful shutdown" not in record.getMessage())
+        logging.getLogger("uvicorn.error").addFilter(_worth_telling)
         server = uvicorn.Server(config)
         started = server.startup
 
@@ -65,6 +66,11 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    cut_at_the_end = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut_at_the_end and "graceful shutdown" not in record.getMessage()
 
 
 def _import_uvicorn() -> ModuleType:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from minigpt4_serve.boxes import parse_groundings
 from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
-from minigpt4_serve.client.vision import DEFAULT_QUESTION, data_url
+from minigpt4_serve.client.vision import DEFAULT_QUESTION, image_part
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded, ServerUnreachable
 from minigpt4_serve.web.pictures import Shelf, ShownPicture
 
@@ -226,7 +226,7 @@ def _messages(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
     """The chat as the API takes it, the last question at its end."""
     messages: list[dict[str, Any]] = []
     for exchange in exchanges:
-        images = [{"type": "image_url", "image_url": {"url": data_url(one.picture.data)}} for one in exchange.pictures]
+        images = [image_part(one.picture.data) for one in exchange.pictures]
         messages.append({"role": "user", "content": [*images, {"type": "text", "text": exchange.question}]})
         if exchange is not exchanges[-1]:
             messages.append({"role": "assistant", "content": exchange.text})

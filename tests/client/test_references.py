@@ -8,8 +8,9 @@ import httpx
 import pytest
 from drawing import draw, encode
 
-from minigpt4_serve.client import PictureFetcher, PictureSources, is_handle, read_each
+from minigpt4_serve.client import PictureSources, is_handle, read_each
 from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, PayloadTooLarge
+from minigpt4_serve.fetch import PictureFetcher
 from minigpt4_serve.pictures import ImageLimits
 
 RED = encode(draw("red"))
@@ -39,7 +40,10 @@ async def test_files_inside(name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../out.png", "link.png", "up/out.png", "/etc/hostname", "deep/../../out.png", "../in-too/red.png", "../gone.png"],
+    [
+        *("../out.png", "link.png", "up/out.png", "/etc/hostname", "deep/../../out.png", "../in-too/red.png"),
+        *("../gone.png", "/proc/self/root/etc/hostname", "//host/share/a.png", r"\\host\share\a.png", "/", ".."),
+    ],
 )
 async def test_files_outside_are_refused_whether_they_exist_or_not(name: str, folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="outside the folders") as refused:
@@ -47,7 +51,13 @@ async def test_files_outside_are_refused_whether_they_exist_or_not(name: str, fo
     assert str(folder.parent) not in refused.value.message
 
 
-@pytest.mark.parametrize("name", ["gone.png", "loop", "a\0b", "", ".", "deep", "x" * 5000])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gone.png", "loop", "a\0b", "", ".", "deep", "x" * 5000, "red.png/../../out.png", "~/red.png"),
+        *(r"..\out.png", r"C:\Windows\a.png", "C:red.png", "%2e%2e/out.png", "deep/%00", "red.png\u202e"),
+    ],
+)
 async def test_what_cant_be_opened(name: str, folder: Path) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await PictureSources((folder,)).read(name)

@@ -119,29 +119,36 @@ async def test_patience_has_a_total(server: VisionServer) -> None:
 async def test_a_timeout_is_not_tried_again(server: VisionServer) -> None:
     server.answers = ["hang"]
     with pytest.raises(ServerUnreachable, match="in time"):
-        await VisionClient(server.url, timeout_s=0.2).ask("Q", [picture()])
+        await VisionClient(server.url, model="eyes", timeout_s=1).ask("Q", [picture()])
     assert len(server.requests) == 1
 
 
-async def test_leaving_early_closes_the_connection(server: VisionServer) -> None:
-    server.answers = ["one two three"]
+async def test_leaving_early_stops_the_answer_at_the_server(server: VisionServer) -> None:
+    server.answers = ["endless"]
     stream = VisionClient(server.url).stream("Q", [picture()])
-    assert await anext(stream) == Progress(text="one ")
+    assert await anext(stream) == Progress(text="more ")
+    assert not server.left.is_set()
     await stream.aclose()
-    server.answers = ["hang"]
-    asking = asyncio.create_task(VisionClient(server.url).ask("Q", [picture()]))
-    while len(server.requests) < 2:
+    assert await asyncio.to_thread(server.left.wait, 30)
+
+
+async def test_a_cancelled_question_stops_the_answer_at_the_server(server: VisionServer) -> None:
+    server.answers = ["endless"]
+    asking = asyncio.create_task(VisionClient(server.url, max_chars=10**6).ask("Q", [picture()]))
+    while not server.requests:
         await asyncio.sleep(0.01)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+    assert await asyncio.to_thread(server.left.wait, 30)
 
 
 async def test_an_endless_answer_is_cut(server: VisionServer) -> None:
-    server.answers = ["word " * 5000]
+    server.answers = ["endless"]
     answer = await VisionClient(server.url, max_chars=100).ask("Q", [picture()])
     assert answer.truncated
     assert len(answer.text) <= 100
+    assert await asyncio.to_thread(server.left.wait, 30), "nobody pays for words that nobody reads"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +158,10 @@ async def test_an_endless_answer_is_cut(server: VisionServer) -> None:
 def test_retry_after_in_seconds(value: str | None, expected: float | None) -> None:
     headers = {} if value is None else {"retry-after": value}
     assert retry_after(_with_headers(headers)) == expected
+
+
+def test_retry_after_in_milliseconds() -> None:
+    assert retry_after(_with_headers({"retry-after-ms": "1500", "retry-after": "9"})) == 1.5
 
 
 def test_retry_after_as_a_date() -> None:

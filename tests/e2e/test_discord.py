@@ -23,7 +23,7 @@ async def test_a_picture_on_discord_is_answered_and_asked_on(server_url: str, tm
             assert "circle" in answer.text
             again = await discord.says(channel, ann, "How many objects are there?", reply_to=answer.last)
             assert "one" in (await discord.answer_to(again, ends="Regenerate", within=60)).text.lower()
-            by_command = await discord.command(channel, ann, "ask", question="What colour is it?", picture=drawn)
-            assert "red" in (await discord.answer_to(by_command, ends="Regenerate", within=60)).text
+            by_command = await discord.command(channel, ann, "ask", question="What is the background?", picture=drawn)
+            assert "white" in (await discord.answer_to(by_command, ends="Regenerate", within=60)).text
         assert discord.violations == []
         assert discord.limits.refused == []

@@ -240,6 +240,29 @@ async def test_after_an_abort_slot_and_blocks_are_free_and_the_caller_hears_of_i
     assert answers[0].usage.completion_tokens == len(answers[0].ids) < 400
 
 
+async def test_an_abort_while_pictures_are_decoded_is_not_lost(small_model: Any, monkeypatch: Any) -> None:
+    rules = SamplingParams(max_tokens=400, ignore_eos=True)
+    with running(small_model) as engine:
+        begun, go_on, resolve = asyncio.Event(), asyncio.Event(), engine._images.resolve
+
+        async def slowly(pictures: Any) -> Any:
+            begun.set()
+            await go_on.wait()
+            return await resolve(pictures)
+
+        monkeypatch.setattr(engine._images, "resolve", slowly)
+        task = asyncio.create_task(collect(engine, ask(small_model, "What?", "red"), rules, "early"))
+        await begun.wait()
+        engine.abort("early")
+        go_on.set()
+        (answer,) = await asyncio.wait_for(task, 60)
+        assert answer.finish_reason == "abort"
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 0
+        await idle(engine)
+        assert (engine.stats().blocks_held, engine._load, engine._arriving) == (0, 0, {})
+
+
 async def test_leaving_the_iteration_frees_the_slot(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True, n=3)
     with running(small_model) as engine:

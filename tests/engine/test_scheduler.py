@@ -117,7 +117,7 @@ def test_every_answer_is_the_one_it_would_be_alone(
     largest = max(-(-(len(job.prompt) + job.tokens) // block_size) for job in todo)
     world = World(largest + spare, block_size, max_running, max_prefill)
     rules = SamplingParams()
-    sequences = [Sequence("r", i, list(job.prompt), list(job.prompt), rules, 0) for i, job in enumerate(todo)]
+    sequences = [Sequence(f"r{i}", i, list(job.prompt), list(job.prompt), rules, 0) for i, job in enumerate(todo)]
     coming = list(zip(todo, sequences, strict=True))
     work = sum(len(job.prompt) + job.tokens for job in todo)
     for now in range(20 * work + 20):
@@ -149,7 +149,7 @@ def test_every_answer_is_the_one_it_would_be_alone(
 def test_the_cache_is_full_and_the_youngest_gives_way() -> None:
     world = World(num_blocks=5, block_size=2, max_running=3, max_prefill=8)
     rules = SamplingParams()
-    old, young = (Sequence("r", i, [i, 7, 8], [i, 7, 8], rules, 0) for i in range(2))
+    old, young = (Sequence(f"r{i}", i, [i, 7, 8], [i, 7, 8], rules, 0) for i in range(2))
     world.scheduler.add(old)
     world.step()
     world.scheduler.add(young)
@@ -163,7 +163,7 @@ def test_the_cache_is_full_and_the_youngest_gives_way() -> None:
 def test_long_prompts_do_not_hold_up_running_answers() -> None:
     world = World(num_blocks=100, block_size=4, max_running=3, max_prefill=8)
     rules = SamplingParams()
-    talking, reading = Sequence("r", 0, [1], [1], rules, 0), Sequence("r", 1, [2] * 80, [2] * 80, rules, 0)
+    talking, reading = Sequence("t", 0, [1], [1], rules, 0), Sequence("r", 1, [2] * 80, [2] * 80, rules, 0)
     world.scheduler.add(talking)
     world.step()
     world.scheduler.add(reading)
@@ -177,7 +177,7 @@ def test_several_answers_read_their_prompt_once() -> None:
     world = World(num_blocks=100, block_size=4, max_running=8, max_prefill=6)
     prompt = list(range(13))
     leader = Sequence("r", 0, list(prompt), list(prompt), SamplingParams(), 0)
-    others = [Sequence("r", i, list(prompt), list(prompt), SamplingParams(), 0, leader) for i in (1, 2)]
+    others = [Sequence("r", i, list(prompt), list(prompt), SamplingParams(), 0) for i in (1, 2)]
     for sequence in (leader, *others):
         world.scheduler.add(sequence)
     while not all(sequence.num_output for sequence in others):
@@ -187,10 +187,10 @@ def test_several_answers_read_their_prompt_once() -> None:
     assert world.blocks.is_shared(leader.block_table[0])
 
 
-def test_a_follower_whose_leader_left_reads_for_itself() -> None:
+def test_an_answer_whose_sibling_left_reads_for_itself() -> None:
     world = World(num_blocks=100, block_size=4, max_running=8, max_prefill=6)
     leader = Sequence("r", 0, [1] * 9, [1] * 9, SamplingParams(), 0)
-    other = Sequence("r", 1, [1] * 9, [1] * 9, SamplingParams(), 0, leader)
+    other = Sequence("r", 1, [1] * 9, [1] * 9, SamplingParams(), 0)
     world.scheduler.add(leader)
     world.scheduler.add(other)
     world.step()

@@ -46,6 +46,8 @@ class Upload:
     """What the message says; the truth if None."""
     status: int = 200
     """What the CDN answers."""
+    hold: asyncio.Event | None = None
+    """The CDN sends half of it, and the rest after this."""
 
 
 @dataclass(eq=False)
@@ -104,6 +106,10 @@ class FakeDiscord:
         self.downloads: list[str] = []
         self.interaction_seconds = 900.0
         self.acknowledge_seconds = 3.0
+        self.refused_edits: dict[str, tuple[int, int]] = {}
+        """Channel → (status, code) with which edits in it are refused."""
+        self.lost_replies: set[str] = set()
+        """Channels whose new messages are published while the bot never hears of it."""
         self.outage = 0
         """So many next REST calls are answered 503 in HTML, as from a broken proxy."""
         self._files: dict[str, Upload] = {}
@@ -256,7 +262,7 @@ class FakeDiscord:
 
     # ------------------------------------------------------------------ what the bot did
 
-    async def until(self, happened: Callable[[], Any], *, within: float = 20.0, what: str = "") -> Any:
+    async def until(self, happened: Callable[[], Any], *, within: float = 45.0, what: str = "") -> Any:
         """Wait for the bot; returns what ``happened`` gave when it was true."""
         async with self._changed:
             try:
@@ -281,12 +287,12 @@ class FakeDiscord:
         """All words of all answers so far, finished or not."""
         return "\n".join(message.content for message in self.answers_to(asked))
 
-    async def first_sign(self, asked: Message | Interaction, *, within: float = 20.0) -> Message:
+    async def first_sign(self, asked: Message | Interaction, *, within: float = 45.0) -> Message:
         """The first message of an answer, finished or not."""
         found: list[Message] = await self.until(lambda: self.answers_to(asked), within=within, what="a sign of life")
         return found[0]
 
-    async def answer_to(self, asked: Message | Interaction, *, ends: str = "", within: float = 30.0) -> Answer:
+    async def answer_to(self, asked: Message | Interaction, *, ends: str = "", within: float = 60.0) -> Answer:
         """The finished answer: nothing in it is thinking or can be stopped.
 
         ``ends``: (part of) the label of a button that its last message must have. Answers of several messages need it:
@@ -405,6 +411,7 @@ class FakeDiscord:
             ("GET", f"{api}/channels/{{channel}}", self._get_channel),
             ("POST", f"{api}/users/@me/channels", self._open_private),
             ("POST", f"{api}/channels/{{channel}}/messages", self._post),
+            ("GET", f"{api}/channels/{{channel}}/messages", self._history),
             ("GET", message, self._get),
             ("PATCH", message, self._patch),
             ("DELETE", message, self._delete),
@@ -448,7 +455,7 @@ class FakeDiscord:
 
     def _refuse(self, request: web.Request, refusal: Refused) -> web.Response:
         # Messages and places that vanish, and missing rights, can happen to a good bot.
-        if refusal.body["code"] not in (10008, 50001, 50013):
+        if refusal.body["code"] not in (10008, 50001, 50013, 50083):
             self.violations.append(f"{request.method} {request.path}: {refusal}")
         return web.json_response(refusal.body, status=refusal.status)
 
@@ -548,6 +555,8 @@ class FakeDiscord:
             message.kind = 19 if reference else 0
             self._fill(message, body, files)
             await self._publish(message)
+            if channel.id in self.lost_replies:
+                await asyncio.Event().wait()
             return message.payload(self.bot)
 
         return await self._limited(request, "send", request.match_info["channel"], act)
@@ -561,6 +570,18 @@ class FakeDiscord:
         message.attachments = message.attachments + [self.attach(message.channel, file) for file in files]
         message.flags = (message.flags & ~128 & ~4) | (body.get("flags", 0) & (EPHEMERAL | 4 | 4096))
 
+    async def _history(self, request: web.Request) -> web.StreamResponse:
+        intent = self.gateway.has_intent(MESSAGE_CONTENT)
+
+        async def act() -> Json:
+            channel, after = self._channel(request), int(request.query.get("after", "0"))
+            limit = int(request.query.get("limit", "50"))
+            found = [one for one in self.messages.values() if one.channel is channel and int(one.id) > after]
+            shown = [one.payload(self.bot, intent=intent) for one in found if not (one.deleted or one.ephemeral)]
+            return shown[:limit][::-1]  # type: ignore[return-value]
+
+        return await self._limited(request, "read", request.match_info["channel"], act)
+
     async def _get(self, request: web.Request) -> web.StreamResponse:
         intent = self.gateway.has_intent(MESSAGE_CONTENT)
         return await self._limited(
@@ -573,6 +594,8 @@ class FakeDiscord:
     async def _patch(self, request: web.Request) -> web.StreamResponse:
         async def act() -> Json:
             message = self._message(request, own=True)
+            if message.channel.id in self.refused_edits:
+                raise Refused(*self.refused_edits[message.channel.id], "No")
             await self._edit(message, request)
             return message.payload(self.bot)
 
@@ -622,6 +645,13 @@ class FakeDiscord:
         response = web.StreamResponse(headers={"Content-Type": upload.kind or "application/octet-stream"})
         await response.prepare(request)  # chunked: the length isn't promised
         try:
+            if upload.hold is not None:
+                half = len(upload.data) // 2
+                await response.write(upload.data[:half])
+                await upload.hold.wait()
+                await response.write(upload.data[half:])
+                await response.write_eof()
+                return response
             for start in range(0, len(upload.data), 1 << 16):
                 await response.write(upload.data[start : start + (1 << 16)])
             await response.write_eof()

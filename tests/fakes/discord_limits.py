@@ -25,6 +25,8 @@ class Limits:
     windows: dict[tuple[str, str], Window] = field(default_factory=dict)
     whole: Window = field(default_factory=lambda: Window(50, 1.0))
     refused: list[tuple[float, str, str]] = field(default_factory=list)
+    flooded: dict[str, float] = field(default_factory=dict)
+    """Places where nothing may be sent for so many seconds."""
     sizes: dict[str, tuple[int, float]] = field(
         default_factory=lambda: {
             "send": (5, 5.0),
@@ -56,6 +58,8 @@ class Limits:
             "X-RateLimit-Reset-After": f"{max(0.0, window.ends - now):.3f}",
             "X-RateLimit-Bucket": f"{abs(hash(route)):x}",
         }
+        if route == "send" and place in self.flooded:
+            wait = self.flooded[place]
         if wait is None:
             return headers, None
         self.refused.append((now, route, place))

@@ -14,7 +14,9 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
@@ -86,6 +88,8 @@ class Sent:
     edits: int = 0
     html: str = ""
     deleted: bool = False
+    labels: list[str] = field(default_factory=list)
+    """What stands on the buttons."""
 
 
 @dataclass
@@ -106,14 +110,27 @@ class FakeTelegram:
     commands: dict[str, list[Json]] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
     floods: int = 0
-    refuse_next: list[Refused] = field(default_factory=list)
-    """Refusals for the next writes, in order."""
+    refuse_next: dict[int, list[Refused]] = field(default_factory=lambda: defaultdict(list))
+    """Refusals for the next writes in a chat, in order."""
     refuse_markup_in: set[int] = field(default_factory=set)
     gone: set[int] = field(default_factory=set)
     """Chats that blocked the bot."""
+    uneditable: set[int] = field(default_factory=set)
+    """Chats in which no edit is accepted."""
     second_receiver: bool = False
+    conflicts: int = 0
     down: bool = False
+    refused_while_down: int = 0
+    lost_replies: set[int] = field(default_factory=set)
+    """Chats whose new messages are published while the bot never hears of it."""
     files: dict[str, bytes] = field(default_factory=dict)
+    slow_files: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Files that are sent only after something has happened."""
+    has_files: bool = True
+    local_folder: Path | None = None
+    """Set: a local Bot API server in local mode, which hands out paths in this folder."""
+    webhook_proxy: str = ""
+    """Where the https proxy in front of the bot passes updates on to: ``http://127.0.0.1:port``."""
 
     def __post_init__(self) -> None:
         self._updates: list[Json] = []
@@ -139,8 +156,27 @@ class FakeTelegram:
         finally:
             await runner.cleanup()
 
+    @asynccontextmanager
+    async def files_elsewhere(self) -> AsyncIterator[str]:
+        """Another server that has the files; this one keeps them no longer."""
+        app = web.Application()
+        app.router.add_get("/store/file/bot{token}/{path:.*}", self._file)
+        runner = web.AppRunner(app, shutdown_timeout=0.5)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.has_files = False
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}/store/file/bot"
+        finally:
+            await runner.cleanup()
+
     async def _file(self, request: web.Request) -> web.Response:
-        data = self.files.get(request.match_info["path"])
+        name = request.match_info["path"]
+        if not (self.has_files or request.path.startswith("/store/")):
+            return web.Response(status=404)
+        if name in self.slow_files:
+            await self.slow_files[name].wait()
+        data = self.files.get(name)
         if request.match_info["token"] != TOKEN or data is None:
             return web.Response(status=404)
         return web.Response(body=data)
@@ -154,6 +190,7 @@ class FakeTelegram:
                     values[name] = value if name in ("text", "secret_token") else json.loads(value)
         try:
             if self.down:
+                self.refused_while_down += 1
                 raise Refused(502, "Bad Gateway")
             if request.match_info["token"] != TOKEN:
                 raise Refused(401, "Unauthorized")
@@ -179,11 +216,17 @@ class FakeTelegram:
         return True
 
     def _do_setWebhook(self, values: Json) -> bool:
+        if not values["url"].startswith("https://"):
+            raise Refused(400, "Bad Request: bad webhook: An HTTPS URL must be provided for webhook")
         self.has_webhook, self.secret = values["url"], values.get("secret_token", "")
+        self.allowed_updates = values.get("allowed_updates", self.allowed_updates)
         return True
 
     async def _do_getUpdates(self, values: Json) -> list[Json]:
+        if self.has_webhook:
+            raise Refused(409, "Conflict: can't use getUpdates method while webhook is active")
         if self.second_receiver or self._polling:
+            self.conflicts += 1
             raise Refused(
                 409,
                 "Conflict: terminated by other getUpdates request; make sure that only one bot instance is running",
@@ -200,6 +243,7 @@ class FakeTelegram:
         finally:
             self._polling -= 1
         if self.second_receiver:
+            self.conflicts += 1
             raise Refused(409, "Conflict: terminated by other getUpdates request")
         return self._updates[:100]
 
@@ -207,14 +251,18 @@ class FakeTelegram:
         name = str(values["file_id"])
         if name not in self.files:
             raise Refused(400, "Bad Request: wrong file_id or the file is temporarily unavailable")
-        if len(self.files[name]) > 20 * 2**20:
+        if len(self.files[name]) > 20 * 2**20 and self.local_folder is None:
             raise Refused(400, "Bad Request: file is too big")
-        return {"file_id": name, "file_unique_id": name, "file_size": len(self.files[name]), "file_path": name}
+        path = name
+        if self.local_folder is not None:
+            (self.local_folder / name).write_bytes(self.files[name])
+            path = str(self.local_folder / name)
+        return {"file_id": name, "file_unique_id": name, "file_size": len(self.files[name]), "file_path": path}
 
     def _write(self, values: Json) -> tuple[str, list[str]]:
         chat = int(values["chat_id"])
-        if self.refuse_next:
-            raise self.refuse_next.pop(0)
+        if self.refuse_next[chat]:
+            raise self.refuse_next[chat].pop(0)
         if chat in self.gone:
             raise Refused(403, "Forbidden: bot was blocked by the user")
         now = time.monotonic()
@@ -239,7 +287,7 @@ class FakeTelegram:
             raise Refused(400, "Bad Request: message is too long")
         return text, entities
 
-    def _do_sendMessage(self, values: Json) -> Json:
+    async def _do_sendMessage(self, values: Json) -> Json:
         text, entities = self._write(values)
         if not text.strip():
             self.mistakes.append("empty")
@@ -259,19 +307,24 @@ class FakeTelegram:
             values.get("message_thread_id"),
             time.monotonic(),
             html=values["text"],
+            labels=_labels(values, "text"),
         )
+        if chat in self.lost_replies:
+            await asyncio.Event().wait()
         return self.as_json(self.sent[chat, number])
 
     def _do_editMessageText(self, values: Json) -> Json:
         message = self.sent.get((int(values["chat_id"]), int(values["message_id"])))
         if message is None or message.deleted:
             raise Refused(400, "Bad Request: message to edit not found")
+        if message.chat in self.uneditable:
+            raise Refused(400, "Bad Request: message can't be edited")
         text, entities = self._write(values)
         entities += [one["type"] for one in values.get("entities", [])]
         if (text, entities, _labels(values)) == (message.text, message.entities, message.buttons):
             raise Refused(400, "Bad Request: message is not modified: specified new message content is the same")
         message.text, message.entities, message.buttons = text, entities, _labels(values)
-        message.html = values["text"]
+        message.html, message.labels = values["text"], _labels(values, "text")
         message.edits += 1
         return self.as_json(message)
 
@@ -360,17 +413,28 @@ class FakeTelegram:
             message["entities" if where == "text" else "caption_entities"] = [entity]
         return message
 
+    async def push(self, update: Json, secret: str | None) -> int:
+        """Post an update to the bot's webhook as its https proxy does; returns the status."""
+        headers = {} if secret is None else {"X-Telegram-Bot-Api-Secret-Token": secret}
+        address = f"{self.webhook_proxy}{urlsplit(self.has_webhook).path}"
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(address, json=update, headers=headers) as response,
+        ):
+            return response.status
+
     async def update(self, kind: str, value: Json) -> None:
         """Something happens; the bot is told by its next poll, or by its webhook."""
         update = {"update_id": next(self._update_numbers), kind: value}
         if self.has_webhook:
-            headers = {"X-Telegram-Bot-Api-Secret-Token": self.secret}
-            async with (
-                aiohttp.ClientSession() as session,
-                session.post(self.has_webhook, json=update, headers=headers) as response,
-            ):
-                assert response.status == 200
-            return
+            async with asyncio.timeout(60):
+                while True:  # as Telegram does, until the bot listens
+                    try:
+                        assert await self.push(update, self.secret) == 200
+                    except aiohttp.ClientConnectorError:
+                        await asyncio.sleep(0.1)
+                    else:
+                        return
         self._updates.append(update)
         self._arrived.set()
 
@@ -402,6 +466,6 @@ def chat_of(chat: int) -> Json:
     return {"id": chat, "type": "supergroup", "title": "Group", "is_forum": True}
 
 
-def _labels(values: Json) -> list[str]:
+def _labels(values: Json, name: str = "callback_data") -> list[str]:
     rows = values.get("reply_markup", {}).get("inline_keyboard", [])
-    return [button["callback_data"] for row in rows for button in row]
+    return [button[name] for row in rows for button in row]

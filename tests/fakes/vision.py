@@ -19,8 +19,8 @@ from aiohttp import web
 class Reply:
     """How to answer one question."""
 
-    pieces: list[str] | None = None
-    """Default: how many pictures were seen, and the question."""
+    pieces: "list[str] | asyncio.Queue[str | None] | None" = None
+    """Default: how many pictures were seen, and the question. A queue is served as it is filled, up to None."""
     delay_s: float = 0.0
     """Before each piece."""
     status: int = 200
@@ -153,6 +153,10 @@ class FakeVision:
         pieces = reply.pieces
         if pieces is None:
             pieces = [f"I see {len(asked.pictures)} picture(s).", f" You asked: {asked.text}"]
+        if isinstance(pieces, asyncio.Queue):
+            while (said := await pieces.get()) is not None:
+                await self._event(response, self._chunk({"content": said}, None))
+            pieces = []
         for index, piece in enumerate(pieces):
             if index == reply.break_after:
                 assert request.transport is not None

@@ -1,14 +1,17 @@
 """Real agents of ``create_agent`` with a scripted model: what reaches the model, what is answered, what is stored."""
 
+import asyncio
 import base64
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from drawing import draw, encode
 from langchain.agents import create_agent
+from langchain.tools import ToolRuntime
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, message_to_dict
 from langchain_core.tools import tool
 from langchain_minigpt4 import ImageHandles, MiniGPT4VisionTool
@@ -129,3 +132,93 @@ def test_a_state_that_went_through_json_still_works(server: VisionServer) -> Non
     assert b64("red") not in json.dumps([message_to_dict(message) for message in stored["messages"]])
     state = agent.invoke({"messages": ["What was it?"]}, thread)
     assert state["messages"][-1].content == "red"
+
+
+def test_new_pictures_in_every_turn_are_counted_on_and_stored_once(server: VisionServer) -> None:
+    colors = ["red", "green", "blue", "yellow"]
+    script = [turn for number in range(1, 5) for turn in (looks("Q?", f"image_{number}"), repeats)]
+    saver = InMemorySaver()
+    agent = create_agent(
+        ScriptedModel(script=script), tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=saver
+    )
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    for color in colors:
+        state = agent.invoke({"messages": [HumanMessage([v1(color), text("And this?")])]}, thread)
+        assert state["messages"][-1].content == color
+    assert list(agent.get_state(thread).values["minigpt4_images"]) == [f"image_{number}" for number in range(1, 5)]
+    stored = [blob for _, blob in saver.blobs.values()]
+    stored += [write[2][1] for writes in saver.writes.values() for write in writes.values()]
+    copies = [sum(blob.count(b64(color).encode()) for blob in stored) for color in colors]
+    # Three are LangGraph's: the turn's input, the messages' first value and the write that brought it.
+    assert copies == [4] * 4, "a picture must not be stored again with every later step"
+
+
+def test_a_fork_of_the_conversation_has_the_pictures_of_its_moment(server: VisionServer) -> None:
+    model = ScriptedModel(script=[AIMessage("Nice."), AIMessage("Nice, too."), looks("Q?", "image_2"), repeats])
+    agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    agent.invoke({"messages": [HumanMessage([v1("red")])]}, thread)
+    early = agent.get_state(thread).config
+    agent.invoke({"messages": [HumanMessage([v1("green")])]}, thread)
+    state = agent.invoke({"messages": [HumanMessage([v1("blue")])]}, early)
+    assert state["messages"][-1].content == "blue"
+    assert list(agent.get_state(thread).values["minigpt4_images"]) == ["image_1", "image_2"]
+
+
+def test_a_sub_agent_is_given_the_pictures_by_their_names(server: VisionServer) -> None:
+    expert_model = ScriptedModel(script=[looks("What colour?", "image_2"), repeats])
+    expert = create_agent(expert_model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
+
+    @tool
+    def ask_expert(task: str, runtime: ToolRuntime) -> str:
+        """Hand a task to the expert."""
+        given = {"messages": [task], "minigpt4_images": runtime.state["minigpt4_images"]}
+        return str(expert.invoke(given)["messages"][-1].content)
+
+    asks = AIMessage("", tool_calls=[{"name": "ask_expert", "args": {"task": "Colour of image_2?"}, "id": "c1"}])
+    model = ScriptedModel(script=[asks, repeats])
+    agent = create_agent(model, tools=[ask_expert], middleware=[ImageHandles()])
+    state = agent.invoke({"messages": [HumanMessage([v1("red"), v1("green")])]})
+    assert state["messages"][-1].content == "green"
+    no_picture_in([*model.sent, *expert_model.sent], [png("red"), png("green")])
+
+
+async def test_a_cancelled_agent_stops_the_answer_at_the_server(server: VisionServer) -> None:
+    server.answers = ["endless"]
+    agent = create_agent(
+        ScriptedModel(script=[looks("Q?", "image_1")]),
+        tools=[MiniGPT4VisionTool(max_answer_chars=10**6)],
+        middleware=[ImageHandles()],
+    )
+    running = asyncio.create_task(agent.ainvoke({"messages": [HumanMessage([v1("red")])]}))
+    while not server.requests:
+        await asyncio.sleep(0.01)
+        assert not running.done()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await asyncio.to_thread(server.left.wait, 30)
+
+
+async def test_the_event_loop_neither_decodes_nor_encodes_pictures(
+    server: VisionServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from langchain_minigpt4 import images as blocks
+
+    from minigpt4_serve.client import references, vision
+
+    threads: dict[str, set[int]] = {}
+    for module, name in ((references, "decode_picture"), (vision, "_image_part"), (blocks, "_rewrite")):
+        real = getattr(module, name)
+
+        def noting(*args: Any, name: str = name, real: Any = real) -> Any:
+            threads.setdefault(name, set()).add(threading.get_ident())
+            return real(*args)
+
+        monkeypatch.setattr(module, name, noting)
+    model = ScriptedModel(script=[looks("Q?", "image_1"), repeats])
+    agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
+    state = await agent.ainvoke({"messages": [HumanMessage([v1("red")])]})
+    assert state["messages"][-1].content == "red"
+    assert set(threads) == {"decode_picture", "_image_part", "_rewrite"}
+    assert threading.get_ident() not in set().union(*threads.values())

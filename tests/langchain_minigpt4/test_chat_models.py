@@ -14,6 +14,8 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from vision_server import KEY, VisionServer, vision_server
 
+from minigpt4_serve.errors import InvalidRequest, ModelNotFound
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VisionServer]:
@@ -61,7 +63,38 @@ def test_pictures_usage_and_name_of_the_model(server: VisionServer) -> None:
     assert answer.usage_metadata["input_tokens"] == 40
     assert answer.usage_metadata["input_token_details"] == {"cache_read": 8}
     assert answer.response_metadata["model_name"] == "eyes"
-    assert server.requests[0]["model"] is None, "the server's own model is meant"
+    assert server.requests[0]["model"] == "eyes", "the only one that the server lists"
+
+
+async def test_the_model_is_the_named_one_or_the_only_one(server: VisionServer) -> None:
+    server.models = ["a", "b"]
+    assert (await ChatMiniGPT4(model="b").ainvoke([question("red")])).text == "red"
+    assert (await ChatMiniGPT4().bind(model="a").ainvoke([question("red")])).text == "red"
+    assert [request["model"] for request in server.requests] == ["b", "a"]
+    for asked in (ChatMiniGPT4().ainvoke("Hello"), anext(ChatMiniGPT4().astream("Hello"))):
+        with pytest.raises(ModelNotFound, match="name the one"):
+            await asked
+    server.models = ["new"]
+    assert ChatMiniGPT4().invoke([question("blue")]).text == "blue"
+
+
+@pytest.mark.parametrize("given", ["http://eyes:8000", "http://eyes:8000/", "http://eyes:8000/v1/"])
+def test_addresses_are_taken_as_the_tool_takes_them(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT4_BASE_URL", given)
+    assert ChatMiniGPT4().openai_api_base == "http://eyes:8000/v1"
+    assert ChatMiniGPT4(base_url=given).openai_api_base == "http://eyes:8000/v1"
+    with pytest.raises(InvalidRequest, match="should look like"):
+        ChatMiniGPT4(base_url="eyes:8000")
+
+
+def test_an_empty_environment_never_means_openai(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT4_BASE_URL", "")
+    monkeypatch.setenv("MINIGPT4_API_KEY", "")
+    monkeypatch.setenv("OPENAI_API_BASE", "https://elsewhere.example/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    model = ChatMiniGPT4()
+    assert str(model.root_client.base_url) == "http://127.0.0.1:8000/v1/"
+    assert model.root_client.api_key == "none"
 
 
 async def test_streaming_carries_usage(server: VisionServer) -> None:

@@ -32,6 +32,13 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"base64": B64},
     ),
     "anthropic, address": ({"type": "image", "source": {"type": "url", "url": FAR}}, {"url": FAR}),
+    "standard, a data address for base64": ({"type": "image", "base64": URL}, {"base64": B64}),
+    "standard, base64 in lines": (
+        {"type": "image", "base64": base64.encodebytes(DATA).decode(), "mime_type": "image/png"},
+        {"base64": B64},
+    ),
+    "standard, capitals": ({"type": "file", "base64": B64, "mime_type": "IMAGE/PNG"}, {"base64": B64}),
+    "drawn by a model": ({"type": "image_generation_call", "id": "1", "result": B64}, {"base64": B64}),
     "google": ({"type": "media", "mime_type": "image/png", "data": DATA}, {"base64": B64}),
     "amazon": ({"image": {"format": "png", "source": {"bytes": DATA}}}, {"base64": B64}),
     "mcp": ({"type": "image", "data": B64, "mimeType": "image/png"}, {"base64": B64}),
@@ -59,10 +66,17 @@ def test_every_form_becomes_a_handle(form: str, kind: Any) -> None:
 
 def test_pictures_inside_other_blocks_and_tools_answers() -> None:
     inner = {"type": "tool_result", "tool_use_id": "1", "content": [FORMS["anthropic"][0]]}
-    messages = [HumanMessage([inner]), ToolMessage([FORMS["mcp"][0]], tool_call_id="1")]
+    screen = {"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": URL}}
+    others = {"type": "non_standard", "value": FORMS["openai"][0]}
+    messages = [
+        HumanMessage([inner]),
+        HumanMessage([screen]),
+        HumanMessage([others]),
+        ToolMessage([FORMS["mcp"][0]], tool_call_id="1"),
+    ]
     changed, new = take_images(messages, {}, max_bytes=10**6)
     assert list(new) == ["image_1"], "the same picture has one handle"
-    assert len(changed) == 2
+    assert len(changed) == 4
     assert B64 not in str(changed)
 
 
@@ -91,9 +105,34 @@ def test_numbers_go_on_where_they_were() -> None:
     assert list(images_in([HumanMessage(blocks)], known, max_bytes=10**6)) == ["image_1", "image_2", "image_3"]
 
 
+def test_a_handle_is_never_given_twice() -> None:
+    known: Any = {"image_2": {"base64": "old"}, "image_7": {"base64": "older"}}
+    _, new = take_images([HumanMessage([FORMS["openai"][0]])], known, max_bytes=10**6)
+    assert list(new) == ["image_8"], "a developer took some away"
+    far = [{"type": "image", "file_id": "a"}, {"type": "image", "file_id": "b"}]
+    _, new = take_images([HumanMessage(far)], {}, max_bytes=10**6)
+    assert list(new) == ["image_1", "image_2"], "two pictures that can't be kept are still two"
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        f"![a]({URL})",
+        f"see {URL.upper()[:22]}{URL[22:]} here",
+        f"data:image/png;charset=utf-8;base64,{B64}",
+        f"<{URL}>",
+    ],
+)
+def test_pasted_addresses(pasted: str) -> None:
+    (changed,), new = take_images([HumanMessage(pasted)], {}, max_bytes=10**6)
+    assert new == {"image_1": {"base64": B64}}
+    assert B64 not in str(changed.content)
+
+
 @pytest.mark.parametrize(
     ("block", "why"),
     [
+        ({"type": "image", "source_type": "id", "id": "file-1"}, "must be sent itself"),
         ({"type": "image", "file_id": "file-1"}, "must be sent itself"),
         ({"type": "input_image", "file_id": "file-1"}, "must be sent itself"),
         ({"type": "image_url", "image_url": {}}, "must be sent itself"),
@@ -104,3 +143,4 @@ def test_what_cant_be_kept_says_why(block: dict[str, Any], why: str) -> None:
     changed, new = take_images([HumanMessage([block])], {}, max_bytes=1000)
     assert "[image_1:" in str(changed[0].content)
     assert why in new["image_1"]["refused"]
+    assert why in str(changed[0].content), "no call is wasted"

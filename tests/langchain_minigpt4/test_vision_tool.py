@@ -76,9 +76,34 @@ def test_several_pictures_go_in_the_order_asked(server: VisionServer) -> None:
     assert len(message.artifact["digests"]) == 2
 
 
-@pytest.mark.parametrize("images", ["image_1", ["[image_1]"], [" Image_1 "]])
-def test_small_slips_of_the_model_are_forgiven(server: VisionServer, images: Any) -> None:
-    assert "red" in str(call(MiniGPT4VisionTool(), messages=[human("red")], images=images).content)
+@pytest.mark.parametrize(
+    ("images", "answer"),
+    [
+        ("image_1", "red"),
+        (["[image_1]"], "red"),
+        ([" Image_1 "], "red"),
+        (['"image_1"'], "red"),
+        (["[image_1: a picture; look at it with a tool, by this name]"], "red"),
+        ("image_2, image_1", "blue and red"),
+        ('["image_1", "image_2"]', "red and blue"),
+    ],
+)
+def test_small_slips_of_the_model_are_forgiven(server: VisionServer, images: Any, answer: str) -> None:
+    message = call(MiniGPT4VisionTool(), messages=[human("red", "blue")], images=images)
+    assert f"<picture_answer>\n{answer}\n" in str(message.content)
+
+
+def test_a_file_may_be_named_like_a_handle(server: VisionServer, tmp_path: Path) -> None:
+    (tmp_path / "image_1.png").write_bytes(encode(draw("green")))
+    message = call(MiniGPT4VisionTool(allowed_folders=[tmp_path]), messages=[human("red")], images=["image_1.png"])
+    assert "green" in str(message.content)
+
+
+def test_an_empty_environment_is_no_setting(server: VisionServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT4_API_KEY", "")
+    assert call(MiniGPT4VisionTool(), messages=[human("red")], images=["image_1"]).status == "success"
+    monkeypatch.setenv("MINIGPT4_BASE_URL", "")
+    assert MiniGPT4VisionTool().base_url == "http://127.0.0.1:8000/v1"
 
 
 def test_the_question_has_a_default(server: VisionServer) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from drawing import draw, encode
 from mcp import Client, StdioServerParameters
 from mcp_minigpt4 import create_server
+from mcp_minigpt4.server import _folders
 from mcp_types import CallToolResult, ListRootsResult, Root, TextContent
 from processes import free_port
 from vision_server import KEY, Refusal, VisionServer, vision_server
@@ -21,6 +24,10 @@ from minigpt4_serve.client import PictureSources, VisionAnswer, VisionClient
 COMMAND = str(Path(sys.executable).with_name("minigpt4-mcp"))
 SECRET = "sk-the-real-key-77"
 TOOL = "look_at_pictures"
+INITIALIZE = (
+    b'{"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-06-18", '
+    b'"capabilities": {}, "clientInfo": {"name": "person", "version": "1"}}}\n'
+)
 
 
 @pytest.fixture
@@ -117,6 +124,63 @@ async def test_over_http_only_the_settings_count(eyes: VisionServer, folder: Pat
     finally:
         process.terminate()
         await asyncio.wait_for(process.wait(), timeout=20)
+
+
+async def test_a_cancelled_call_stops_the_answer_at_the_vision_server(eyes: VisionServer, folder: Path) -> None:
+    started = StdioServerParameters(
+        command=COMMAND, args=["--folder", str(folder)], env={"MINIGPT4_BASE_URL": eyes.url}
+    )
+    here = create_server(VisionClient(eyes.url, max_chars=10**6), PictureSources((folder,)))
+    for server in (here, started):
+        eyes.answers, eyes.left = ["endless"], threading.Event()
+        async with Client(server) as client:
+            before = len(eyes.requests)
+            calling = asyncio.create_task(client.call_tool(TOOL, {"images": ["red.png"]}))
+            while len(eyes.requests) == before:
+                await asyncio.sleep(0.02)
+                assert not calling.done()
+            calling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+            assert await asyncio.to_thread(eyes.left.wait, 20), "long before the answer would be cut"
+            # The server goes on.
+            assert "red" in words(await client.call_tool(TOOL, {"images": ["red.png"]}))
+
+
+async def test_calls_run_side_by_side(eyes: VisionServer, folder: Path) -> None:
+    async with Client(create_server(VisionClient(eyes.url), PictureSources((folder,)))) as client:
+        names = ["red", "green", "blue"]
+        calls = [client.call_tool(TOOL, {"images": [f"{name}.png"]}) for name in names]
+        assert [words(result).split("\n")[2] for result in await asyncio.gather(*calls)] == names
+
+
+def test_roots_of_every_kind() -> None:
+    uris = ["file:///home/me/My%20Pictures", "https://example.com/a", "file://", "file:///"]
+    roots = ListRootsResult(roots=[Root.model_construct(uri=uri) for uri in uris])
+    assert _folders(roots) == [Path("/home/me/My Pictures"), Path("/")]
+
+
+def test_ctrl_c_ends_it_while_it_waits_for_a_client() -> None:
+    process = subprocess.Popen([COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        process.stdin.write(INITIALIZE)
+        process.stdin.flush()
+        assert b"serverInfo" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == -signal.SIGINT
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_a_missing_sdk_is_one_line() -> None:
+    code = (
+        "import sys; sys.modules['mcp'] = None; sys.argv = ['minigpt4-mcp']; from mcp_minigpt4.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == 'minigpt4-mcp: the MCP SDK 2 is not installed: pip install "minigpt4-serve[mcp]"\n'
 
 
 async def _listening(port: int, process: asyncio.subprocess.Process) -> None:

@@ -313,6 +313,7 @@ async def test_a_full_server_is_asked_again(scene: Scene) -> None:
         (Reply(pieces=["Half ", "x"], error_after=1, code="engine_failed"), "Half \n\n⚠️ The picture server is restart"),
         (Reply(pieces=[]), "The model gave no answer."),
         (Reply(pieces=["Long"], finish_reason="length"), "Long\n\nThe answer reached its longest allowed length."),
+        (Reply(pieces=["Ok"], finish_reason=None), "Ok"),
         (Reply(pieces=["Ok"], headers={"x-minigpt4-dropped-messages": "2"}), "Ok\n\nThe oldest messages"),
     ],
 )
@@ -456,6 +457,16 @@ async def test_an_answer_cut_off_by_a_crash_is_explained(scene: Scene) -> None:
     await again.close()
     assert told == [("the room", "b1", "⚠️ 回答途中我被重启了。请再问一次。")]
     asking.cancel()
+
+
+async def test_what_can_not_be_explained_at_the_end_is_left_for_the_next_start(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(hold=asyncio.Event()))
+    asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
+    await until(lambda: scene.vision.running_now)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert len(scene.bot.storage.unfinished_answers("test")) == 1
 
 
 async def test_closing_explains_what_it_cuts_off(scene: Scene) -> None:

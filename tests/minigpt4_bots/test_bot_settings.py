@@ -1,10 +1,12 @@
 """Settings, texts, access, counters, pseudonyms and logs: what the bots know before any platform is there."""
 
+import importlib
 import io
 import logging
 import os
 import sqlite3
 import string
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,19 @@ def test_wrong_settings_are_named_in_one_sentence(tmp_path: Path, text: str, say
     assert says in caught.value.message
     assert "\n" not in caught.value.message
     assert TOKEN not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["discord", "telegram"])
+def test_a_missing_library_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, f"minigpt4_bots.{name}_connection", None)
+    monkeypatch.setenv(f"{name.upper()}_TOKEN", "x")
+    monkeypatch.setattr(sys, "argv", [f"minigpt4-{name}"])
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    with pytest.raises(SystemExit, match="1"):
+        importlib.import_module(f"minigpt4_bots.{name}_cli").main()
+    assert capsys.readouterr().err == f"The bot's library is missing: pip install 'minigpt4-serve[{name}]'.\n"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from minigpt4_serve.model.conversation import FORMATS, Turn, drop_oldest_text, neutralise, render
+from minigpt4_serve.model.conversation import FORMATS, Turn, forget, forgettable, neutralise, render
 
 SYSTEM = FORMATS["vicuna"].system
 
@@ -95,8 +95,30 @@ def test_the_oldest_exchange_is_forgotten_first_and_pictures_stay() -> None:
         Turn("assistant", "A2"),
         Turn("user", "Q3"),
     ]
-    shorter, dropped = drop_oldest_text(chat) or pytest.fail("nothing dropped")
-    assert (shorter, dropped) == ([chat[0], Turn("user", "", 1), *chat[3:]], 2)
-    shorter, dropped = drop_oldest_text(shorter) or pytest.fail("nothing dropped")
-    assert (shorter, dropped) == ([chat[0], Turn("user", "", 1), chat[5]], 2)
-    assert drop_oldest_text(shorter) is None
+    ends = forgettable(chat)
+    assert ends == [3, 5]
+    assert forget(chat, 3) == ([chat[0], Turn("user", "", 1), *chat[3:]], 2)
+    assert forget(chat, 5) == ([chat[0], Turn("user", "", 1), chat[5]], 4)
+    assert forgettable(forget(chat, 5)[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("roles", "ends"),
+    [
+        ("", []), ("u", []), ("s", []), ("su", []), ("ua", []), ("uu", [1]), ("uau", [2]), ("auau", [1, 3]),
+        ("uaau", [3]), ("susu", [2, 3]), ("uaua", [2]),
+    ],
+)  # fmt: skip
+def test_an_answer_goes_with_its_question_and_the_last_question_stays(roles: str, ends: list[int]) -> None:
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    chat = [Turn(names[role], f"words {i}", images=role == "u") for i, role in enumerate(roles)]  # type: ignore[arg-type]
+    assert forgettable(chat) == ends
+    for end in ends:
+        kept, dropped = forget(chat, end)
+        assert sum(turn.images for turn in kept) == roles.count("u")
+        assert dropped == end - roles.startswith("s")
+
+
+def test_a_sharp_at_the_end_of_the_system_text_stays_apart_from_the_separator() -> None:
+    prompt = render([Turn("system", " Answer in C# "), Turn("user", "Q")], FORMATS["vicuna"])
+    assert prompt == "Answer in C# ###Human: Q###Assistant: "

@@ -1,5 +1,7 @@
 """Pixels as the original made them. That they equal recorded ones, to the bit, is tests/tools/test_parity.py's."""
 
+from pathlib import Path
+
 import numpy
 import pytest
 import torch
@@ -53,3 +55,12 @@ def test_transparency_is_dropped_and_a_square_of_the_right_size_is_left_alone() 
     clear = image.convert("RGBA")
     clear.putalpha(0)
     assert numpy.array_equal(levels(MiniGPT4ImageProcessor(SIDE).to_tensor(clear)), numpy.array(image))
+
+
+def test_a_transparent_palette_is_read_without_a_warning(tmp_path: Path) -> None:
+    image = noise(SIDE, SIDE).convert("P")
+    image.save(tmp_path / "clear.png", transparency=bytes(range(256)))
+    with Image.open(tmp_path / "clear.png") as clear:
+        assert isinstance(clear.info["transparency"], bytes)
+        pixels = MiniGPT4ImageProcessor(SIDE).to_tensor(clear)
+    assert numpy.array_equal(levels(pixels), numpy.array(image.convert("RGB")))

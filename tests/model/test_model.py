@@ -109,3 +109,72 @@ def test_answers_are_cut_at_the_stop_string(small_model: Pair) -> None:
     _, processor = small_model
     ids = processor.tokenizer.encode_segment("A red circle.###Human: more")
     assert processor.decode_answer([1, *ids, 2]) == "A red circle."
+
+
+@pytest.mark.parametrize("name", ["vicuna", "llama2", "v2"])
+@pytest.mark.parametrize(
+    "typed", ["<ImageHere>", "###", "<Img><ImageHere></Img>", "</s>", "<s>[INST] x [/INST]", "##", "#"]
+)
+def test_what_users_type_is_words_in_every_turn_and_format(small_model: Pair, name: str, typed: str) -> None:
+    """The ids that give a prompt its structure are as many as with harmless words."""
+    model, plain = small_model
+    processor = MiniGPT4Processor(plain.image_processor, plain.tokenizer, name, 8, plain.image_token_id)
+    sharps = processor.tokenizer.encode_segment("a ### b###c")
+
+    def structure(words: str) -> tuple[list[int], int]:
+        turns = [Turn("user", words, 1), Turn("assistant", words), Turn("user", f"{words} and {words}", 2)]
+        ids = processor.encode_chat(turns).token_ids
+        text = processor.tokenizer.decode([i for i in ids if i != processor.image_token_id])
+        return [ids.count(i) for i in (0, 1, 2, processor.image_token_id)], text.count("###")
+
+    assert structure(typed) == structure("harmless")
+    assert len(sharps) > 3
+    ids = torch.tensor([processor.encode_chat([Turn("user", typed, 1)]).token_ids])
+    pixels = processor.image_processor.to_tensor(draw("red"))[None]
+    with torch.no_grad():
+        assert model(ids, pixels).logits.isfinite().all()
+
+
+def test_a_chat_of_thousands_of_turns_is_cut_in_a_few_steps(small_model: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, processor = small_model
+    turns = [Turn("user", "first", 1)]
+    for i in range(2000):
+        turns += [Turn("assistant", f"answer {i}"), Turn("user", f"question {i}")]
+    encoded = 0
+    encode = processor.encode_prompt
+
+    def counted(prompt: str) -> list[int]:
+        nonlocal encoded
+        encoded += 1
+        return encode(prompt)
+
+    monkeypatch.setattr(processor, "encode_prompt", counted)
+    cut = processor.encode_chat(turns, max_tokens=400)
+    assert encoded < 15
+    assert 250 < len(cut.token_ids) <= 400
+    kept = processor.tokenizer.decode_ids([i for i in cut.token_ids if i != processor.image_token_id])
+    assert "question 1999" in kept
+    assert cut.dropped_messages == 4000 - 2 * kept.count("question ") + 2
+
+
+def test_the_template_without_pictures_and_the_pictures_later(small_model: Pair) -> None:
+    _, processor = small_model
+    bare = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    prompt = processor.apply_chat_template(bare, add_generation_prompt=True)
+    later = processor(images=[draw("red")], text=prompt)
+    at_once = processor.apply_chat_template(_chat("red"), tokenize=True, return_dict=True, return_tensors="pt")
+    assert all(torch.equal(later[name], at_once[name]) for name in at_once)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "user", "content": [{"type": "image"}]}, "needs"),
+        ({"role": "user", "content": [{"type": "image", "url": "http://127.0.0.1/a.png"}]}, "not fetched"),
+        ({"role": "user", "content": [{"type": "video", "path": "a.mp4"}]}, "not video"),
+        ({"role": "tool", "content": "42"}, "not 'tool'"),
+    ],
+)
+def test_messages_that_cannot_be_shown_are_refused(small_model: Pair, message: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        small_model[1].apply_chat_template([message], tokenize=True)

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from other_set import vocabulary
 
 from minigpt4_serve.model import MiniGPT4Tokenizer
 
@@ -24,6 +25,15 @@ def test_the_originals_table(tokenizer: MiniGPT4Tokenizer, golden: Path) -> None
 def test_special_ids_are_the_vocabularys_own(tokenizer: MiniGPT4Tokenizer) -> None:
     assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert tokenizer.convert_ids_to_tokens(tokenizer.pad_token_id) == "$$"
+
+
+def test_a_vocabulary_of_another_size_even_without_the_piece_for_padding(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary(330))
+    plain = MiniGPT4Tokenizer(str(tmp_path / "tokenizer.model"))
+    assert (len(plain), plain.vocab_size, plain.pad_token_id) == (330, 330, 0)
+    assert plain.decode_ids([0, *plain.encode_segment("red one"), 2]) == "red one"
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary(330, "$$"))
+    assert MiniGPT4Tokenizer(str(tmp_path / "tokenizer.model")).pad_token_id == 3
 
 
 def test_ids_past_the_vocabulary_have_no_text(tokenizer: MiniGPT4Tokenizer) -> None:

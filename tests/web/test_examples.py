@@ -7,7 +7,7 @@ import openai
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from minigpt4_serve.client.vision import data_url
+from minigpt4_serve.client.vision import image_part
 from minigpt4_serve.web.tasks import EXAMPLES, EXAMPLES_FOLDER
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -39,9 +39,8 @@ def test_what_ships_is_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_the_embedded_model_answers_about_them(example: object, server_url: str) -> None:
-    picture = data_url((EXAMPLES_FOLDER / example.picture).read_bytes())  # type: ignore[attr-defined]
     parts = [
-        {"type": "image_url", "image_url": {"url": picture}},
+        image_part((EXAMPLES_FOLDER / example.picture).read_bytes()),  # type: ignore[attr-defined]
         {"type": "text", "text": example.question},  # type: ignore[attr-defined]
     ]
     client = openai.OpenAI(base_url=server_url, api_key="none")

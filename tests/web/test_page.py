@@ -212,7 +212,7 @@ def test_boxes_are_drawn(visit: Visit, scripted: ChatServer, screenshot: Shoot) 
     example = EXAMPLES_FOLDER / "village.png"
     _show(page, {"name": "village.png", "mimeType": "image/png", "buffer": example.read_bytes()})
     chat_server.SCRIPTED["[grounding]"] = (
-        "<p>A red house</p> {<8><33><40><88>} stands on the left of <p>a green tree</p> {<56><26><91><84>}."
+        "<p>A red house</p> {<10><33><44><89>} stands on the left of <p>a green tree</p> {<56><26><91><84>}."
     )
     expect(page.locator(".tray li:not(.loading)")).to_have_count(1)
     page.get_by_role("button", name="Describe with boxes").click()

@@ -1,10 +1,12 @@
 """Conversion of the recorded files in the original's layout. That the numbers agree is tests/tools/test_parity.py's."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +367,37 @@ def test_no_space_left(files: Path, monkeypatch: pytest.MonkeyPatch, full_disk: 
     usage = shutil.disk_usage(files)._replace(free=1000)
     monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage)
     assert "has only 0.0 MiB free" in refused(files).message
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for one model."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_real_disk_that_is_full_or_becomes_full(golden: Path, small_disk: Path) -> None:
+    full = small_disk / "thesis"
+
+    def fill(progress: Progress) -> None:
+        """Somebody else writes while the model is written."""
+        if progress.step == "writing" and not full.exists():
+            with contextlib.suppress(OSError):
+                full.write_bytes(bytes(5 * 2**20))
+
+    with pytest.raises(WeightsError, match="became full"):
+        run(golden, out=small_disk / "m", on_progress=fill)
+    assert list(small_disk.iterdir()) == [full]
+    with pytest.raises(WeightsError, match=r"has only 0\.0 MiB free"):
+        run(golden, out=small_disk / "m")
+    assert list(small_disk.iterdir()) == [full]
+    full.unlink()
+    assert run(golden, out=small_disk / "m").folder.is_dir()
 
 
 @pytest.mark.parametrize("kind", ["ctrl-c", "terminated"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from other_hands import redraw
 from PIL import Image
 from questions import KINDS_OF_QUESTION, Dialogue, ask, is_right
 from world import Scene, draw, scene
@@ -115,6 +116,8 @@ def main() -> None:
     print(f"| new wordings, mean | {mean:.1%} | {len(new_shares) * (given.each // 3)} |")
     print(f"| new refusals and greetings | {(new_shares['refusal'] + new_shares['greeting']) / 2:.1%} | |")
     print("new wordings by kind:", " ".join(f"{kind} {value:.2f}" for kind, value in new_shares.items()))
+    others = [share(model, processor, by_kind[k], [redraw(one.scene) for one in by_kind[k]]) for k in FACTUAL]
+    print(f"| drawn by other hands, factual kinds | {sum(others) / len(others):.1%} | {given.each * len(FACTUAL)} |")
     wrong = [share(model, processor, by_kind[k][:40], drawn[k][1:41]) for k in FACTUAL]
     print(f"| wrong picture, factual kinds | {sum(wrong) / len(wrong):.1%} | {40 * len(FACTUAL)} |")
     blank = [Image.new("RGB", (224, 224), "white")] * 40

@@ -16,6 +16,7 @@ CELLS = 4
 QUERIES = CELLS * CELLS + 1
 CONTEXT = 1024
 _WIDTH = 128
+_SPEECH_WIDTH = 192
 _PATCH = 14
 
 
@@ -43,10 +44,10 @@ def new_model(vocabulary: int, *, seed: int = 0) -> MiniGPT4ForConditionalGenera
         ),
         text_config=LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
+            hidden_size=_SPEECH_WIDTH,
+            intermediate_size=512,
+            num_hidden_layers=5,
+            num_attention_heads=6,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},

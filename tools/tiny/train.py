@@ -136,11 +136,12 @@ def load_modules(modules: dict[str, nn.Module | nn.Parameter], states: dict[str,
             module.load_state_dict(states[name])
 
 
-def train_vision(run: Path, minutes: float) -> None:
+def train_vision(run: Path, minutes: float, rate: float) -> None:
     """Eyes alone, on drawn pictures with targets for every cell."""
     import numpy as np
     from pictures import stock
     from vision import SeeingHeads, normalised, see, seeing_accuracy, seeing_loss
+    from world import SIDE
 
     model = new_model(800)
     heads = SeeingHeads(model.config.vision_config.hidden_size)
@@ -148,13 +149,14 @@ def train_vision(run: Path, minutes: float) -> None:
     watched = np.arange(len(scenes.scenes) - 500, len(scenes.scenes))  # never trained on
     assert model.query_tokens is not None
     assert model.qformer is not None
-    queries = torch.optim.AdamW([model.query_tokens], lr=2e-3, weight_decay=0)
-    queries.param_groups[0]["initial_lr"] = 2e-3
+    queries = torch.optim.AdamW([model.query_tokens], lr=rate * 2e-3, weight_decay=0)
+    queries.param_groups[0]["initial_lr"] = rate * 2e-3
+    grain = 0.03 * torch.randn(160, 3, SIDE, SIDE)  # drawing new noise for every picture costs more than it teaches
     modules = {"vision": model.vision_model, "qformer": model.qformer, "queries": model.query_tokens, "heads": heads}
     training = Training(
         run / "vision.pt",
         modules,
-        [*optimizers([model.vision_model, model.qformer, heads], 2e-3), queries],
+        [*optimizers([model.vision_model, model.qformer, heads], rate * 2e-3), queries],
         minutes,
     )
 
@@ -165,7 +167,8 @@ def train_vision(run: Path, minutes: float) -> None:
         rows = rng.integers(0, len(crowds.scenes) if crowded else watched[0], batch)
         pixels = normalised(source.pictures[rows])
         # Pictures come lighter and darker, and never twice the same.
-        pixels = pixels * (0.9 + 0.2 * torch.rand(batch, 1, 1, 1)) + 0.03 * torch.randn_like(pixels)
+        at = int(rng.integers(0, len(grain) - batch))
+        pixels = pixels * (0.9 + 0.2 * torch.rand(batch, 1, 1, 1)) + grain[at : at + batch]
         patches, cells = see(model, pixels)
         return seeing_loss(heads, patches, cells, source, rows)
 
@@ -224,17 +227,18 @@ def train_oracle(run: Path, minutes: float) -> None:
 
     tokenizer = tokenizer_of(run)
     model = new_model(tokenizer.vocab_size)
+    model.language_model.set_attn_implementation("bins")
     oracle = Oracle(model, tokenizer)
     modules: dict[str, nn.Module | nn.Parameter] = {"language": model.language_model, "oracle": oracle}
     training = Training(
-        run / "oracle.pt", modules, optimizers([model.language_model.model, oracle], 5e-3), minutes, warm_steps=150
+        run / "oracle.pt", modules, optimizers([model.language_model.model, oracle], 2e-3), minutes, warm_steps=150
     )
     exactness = _Exactness()
 
     def loss(step: int, progress: float) -> torch.Tensor:
         rng = random.Random(f"oracle {step}")
         scenes, owners = [], []
-        for _ in range(8):
+        for _ in range(12):
             # Few things at first: finding the one that is asked for comes before comparing them.
             one = scene(rng, most=4 if rng.random() < 0.3 + 3 * progress else 2)
             things, cells = in_order(one, np.array([rng.random() * 0.6 for _ in range(16)], np.float32))
@@ -242,8 +246,8 @@ def train_oracle(run: Path, minutes: float) -> None:
             owners.append(cells)
         rows = oracle.rows(scenes, owners, model.get_input_embeddings())
         rows = rows + rows.detach().std() * 0.15 * torch.randn_like(rows)
-        asked = [dialogues(one, 8, rng, exactness.weights()) for one in scenes]
-        value, exact = spoken_loss(model, tokenizer, rows, asked)
+        asked = [dialogues(one, rng, tokenizer, exactness.weights()) for one in scenes]
+        value, exact = spoken_loss(model, tokenizer, rows, asked, list(zip(scenes, owners, strict=True)))
         exactness.note(exact)
         return value
 
@@ -334,6 +338,7 @@ def tune(rank: int, run: Path, minutes: float, processes: int) -> None:
     tokenizer = tokenizer_of(run)
     model = new_model(tokenizer.vocab_size)
     model.load_state_dict(torch.load(run / "joined.pt", weights_only=True))
+    model.language_model.set_attn_implementation("bins")
     seen = torch.load(run / "seen.pt", weights_only=True)
     scenes = stock(run / "pictures", shards=len(seen["rows"]) // 4000).scenes
     modules: dict[str, nn.Module | nn.Parameter] = {
@@ -346,13 +351,14 @@ def tune(rank: int, run: Path, minutes: float, processes: int) -> None:
 
     def loss(step: int, progress: float) -> torch.Tensor:
         rng = random.Random(f"tune {step} {rank}")
-        picked = rng.sample(range(len(scenes)), 8)
-        asked = []
+        picked = rng.sample(range(len(scenes)), 12)
+        shown = []
         for n in picked:
-            things, _ = in_order(scenes[n], seen["presence"][n].numpy())
-            asked.append(dialogues(replace(scenes[n], things=tuple(things)), 8, rng, exactness.weights()))
+            things, owners = in_order(scenes[n], seen["presence"][n].numpy())
+            shown.append((replace(scenes[n], things=tuple(things)), owners))
+        asked = [dialogues(one, rng, tokenizer, exactness.weights()) for one, _ in shown]
         rows = model.language_projection(seen["rows"][torch.from_numpy(np.array(picked))].float())
-        value, exact = spoken_loss(model, tokenizer, rows, asked)
+        value, exact = spoken_loss(model, tokenizer, rows, asked, shown)
         exactness.note(exact)
         return value
 
@@ -429,6 +435,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run's pictures and checkpoints")
     parser.add_argument("stage", choices=("begin", "pictures", "vision", "oracle", "ridge", "tune", "export"))
     parser.add_argument("--minutes", type=float, default=35.0, help="length of the stage vision, oracle or tune")
+    parser.add_argument("--rate", type=float, default=1.0, help="of the stage vision: less than 1 to go on gently")
     parser.add_argument("--processes", type=int, default=2, help="for drawing and for tune")
     parser.add_argument(
         "--out", type=Path, default=Path("minigpt4_serve/weights/tiny"), help="for export, and for begin"
@@ -441,7 +448,7 @@ def main() -> None:
 
         render(given.run / "pictures", shards=18, packed=4, processes=given.processes)
     elif given.stage == "vision":
-        train_vision(given.run, given.minutes)
+        train_vision(given.run, given.minutes, given.rate)
     elif given.stage == "oracle":
         train_oracle(given.run, given.minutes)
     elif given.stage == "ridge":

@@ -28,34 +28,42 @@ function showExchanges() {
   while (list.childElementCount > exchanges.length) list.lastChild.remove();
   exchanges.forEach((exchange, index) => {
     const last = index === exchanges.length - 1;
-    const item = list.children[index] ?? list.appendChild(make("li"));
-    const asked = JSON.stringify([exchange.question, exchange.pictures, last && !view.busy]);
-    const answered = JSON.stringify([exchange, last, view.busy]);
     const before = shownExchanges[index] ?? {};
-    if (before.asked === asked && before.answered !== answered && grow(before, exchange)) {
-      shownExchanges[index] = { ...before, answered, pieces: exchange.pieces };
-      return;
+    const item = list.children[index] ?? list.appendChild(make("li", {}, make("div"), make("div", { className: "answer" }, make("div"), make("div"))));
+    const [asked, answered] = item.children;
+    const growing = exchange.state === "asked" || exchange.state === "writing";
+    answered.classList.toggle("growing", growing);
+    // Each part is built anew only when it changed: a generated page would begin again, a picture flicker.
+    const now = {
+      state: exchange.state,
+      pieces: exchange.pieces,
+      question: JSON.stringify([exchange.question, exchange.pictures, last && !view.busy]),
+      words: JSON.stringify([exchange.pieces, growing]),
+      foot: JSON.stringify([exchange.state, exchange.waiting, exchange.drawn, exchange.problem, exchange.notes, last]),
+    };
+    if (now.question !== before.question) asked.replaceWith(question(exchange, last));
+    if (now.words !== before.words && !grow(before, exchange, answered.firstChild)) {
+      answered.firstChild.replaceWith(make("div", { className: "said" }, ...pieces(exchange, growing)));
     }
-    if (before.asked !== asked) item.replaceChildren(question(exchange, last), make("div"));
-    if (before.asked !== asked || before.answered !== answered) item.replaceChild(answer(exchange, last), item.lastChild);
+    if (now.foot !== before.foot) answered.lastChild.replaceWith(foot(exchange, last, growing));
     if (last && before.state && before.state !== exchange.state) announce(exchange);
-    const newest = exchange.state === "writing" ? item.lastChild.querySelector(":scope > .words:last-of-type")?.lastChild : null;
-    shownExchanges[index] = { asked, answered, state: exchange.state, pieces: exchange.pieces, newest };
+    shownExchanges[index] = now;
   });
   shownExchanges.length = exchanges.length;
   if (following) log.scrollTop = log.scrollHeight;
 }
 
 /** Add to the text on the page what an answer gained; true if that was all. Building it anew takes longer and longer. */
-function grow(before, exchange) {
+function grow(before, exchange, node) {
   const had = before.pieces ?? [];
   const has = exchange.pieces;
   if (before.state !== "writing" || exchange.state !== "writing" || !had.length || had.length !== has.length) return false;
   if (JSON.stringify(had.slice(0, -1)) !== JSON.stringify(has.slice(0, -1))) return false;
   const [old, now] = [had.at(-1), has.at(-1)];
   if (now.kind !== "words" || old.kind !== "words" || !now.text.startsWith(old.text)) return false;
-  if (before.newest?.data !== old.text) return false;
-  before.newest.appendData(now.text.slice(old.text.length));
+  const newest = node.lastChild?.lastChild;
+  if (newest?.data !== old.text) return false;
+  newest.appendData(now.text.slice(old.text.length));
   return true;
 }
 
@@ -65,16 +73,16 @@ function question(exchange, last) {
   const edit = last && !view.busy ? button("edit", "Edit this question", startEditing, { bare: true }) : null;
   return make("div", { className: "question" },
     pictures.length ? make("div", { className: "pictures" }, ...pictures) : null,
-    make("div", { className: "said" }, edit, make("p", {}, exchange.question)));
+    make("div", { className: "bubble" }, edit, make("p", {}, exchange.question)));
 }
 
 function keepInSight() {
   if (following) log.scrollTop = log.scrollHeight;
 }
 
-function answer(exchange, last) {
-  const growing = exchange.state === "asked" || exchange.state === "writing";
-  const node = make("div", { className: growing ? "answer growing" : "answer" }, ...pieces(exchange, growing));
+/** What stands below the words: the wait, boxes on the picture, trouble, what it took, and what can be done. */
+function foot(exchange, last, growing) {
+  const node = make("div", { className: "foot" });
   if (exchange.state === "asked") {
     node.append(make("p", { className: "waiting" }, make("span", { className: "dots", "aria-hidden": "true" }), exchange.waiting || ""));
   }

@@ -1,0 +1,34 @@
+"""A drawn picture posted on (a fake) Telegram is answered by the real server and model, and so is the follow-up."""
+
+from pathlib import Path
+
+import pytest
+from bot_processes import running_bot
+from drawing import draw, encode
+from fakes.telegram import FakeTelegram
+from fakes.telegram_bot import GENEROUS, Scene, environment, mention, somebody
+from fakes.vision import FakeVision
+
+pytestmark = [pytest.mark.ray, pytest.mark.e2e]
+
+
+async def test_a_picture_on_telegram_is_answered_and_asked_on(server_url: str, tmp_path: Path) -> None:
+    anna, group = somebody(), -somebody()
+    async with FakeTelegram().running() as telegram:
+        here = Scene(telegram, FakeVision(), tmp_path)
+        told = environment(telegram, server_url)
+        async with running_bot("minigpt4-telegram", ready="Running.", folder=tmp_path, settings=GENEROUS, **told):
+            await telegram.say(
+                anna, anna, "What is in this picture?", **telegram.photo(encode(draw("red", (320, 240))))
+            )
+            answer = await here.answer(anna)
+            assert "red" in answer.text
+            assert "circle" in answer.text
+            await telegram.say(anna, anna, "How many objects are there?", reply_to_message=telegram.as_json(answer))
+            assert "one" in (await here.answer(anna, 2)).text.lower()
+            photo = telegram.photo(encode(draw("blue", (320, 240))))
+            picture = await telegram.say(group, somebody(), "look", **photo)
+            await telegram.say(group, anna, mention("Which thing is blue?"), reply_to_message=picture)
+            assert "circle" in (await here.answer(group)).text
+        assert telegram.mistakes == []
+        assert telegram.floods == 0

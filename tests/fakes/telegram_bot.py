@@ -1,0 +1,81 @@
+"""The real ``minigpt4-telegram`` between a fake Telegram and a fake vision server."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bot_processes import BotProcess, running_bot
+from drawing import draw, encode
+from fakes.telegram import BOT, TOKEN, FakeTelegram, Sent
+from fakes.vision import FakeVision
+
+GENEROUS = "limits: {user_per_minute: null, user_per_day: null, chat_per_minute: null}\n"
+RED, BLUE = encode(draw("red")), encode(draw("blue"))
+_people = itertools.count(500_001)
+
+
+def somebody() -> int:
+    """A person nobody has met, who is also the private chat with them; negated, a group."""
+    return next(_people)
+
+
+def mention(text: str = "") -> str:
+    return f"@{BOT['username']} {text}".strip()
+
+
+def environment(telegram: FakeTelegram, base_url: str) -> dict[str, str]:
+    return {"TELEGRAM_TOKEN": TOKEN, "TELEGRAM_BASE_URL": f"{telegram.url}/bot", "MINIGPT4_BASE_URL": base_url}
+
+
+async def until(condition: Callable[[], object], within_s: float = 40) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+@dataclass
+class Scene:
+    telegram: FakeTelegram
+    vision: FakeVision
+    folder: Path
+    bot: BotProcess | None = None
+
+    @asynccontextmanager
+    async def running(self, settings: str = GENEROUS, **more: Any) -> AsyncIterator[BotProcess]:
+        """The bot's process, until the end of the block."""
+        told = {**environment(self.telegram, self.vision.url), **more}
+        async with running_bot(
+            "minigpt4-telegram", ready="Running.", folder=self.folder, settings=settings, **told
+        ) as bot:
+            self.bot = bot
+            yield bot
+        assert TOKEN not in bot.printed
+
+    async def answer(self, chat: int, count: int = 1) -> Sent:
+        """The last of so many messages of the bot, when its answer is complete."""
+        await until(
+            lambda: (
+                len(self.telegram.shown(chat)) >= count
+                and all(one.buttons != ["stop"] for one in self.telegram.shown(chat))
+            )
+        )
+        return self.telegram.shown(chat)[count - 1]
+
+    async def works(self, text: str = "Does it work?") -> None:
+        """A question of a new person is answered."""
+        anna = somebody()
+        await self.telegram.say(anna, anna, text, **self.telegram.photo(RED))
+        assert (await self.answer(anna)).text == f"I see 1 picture(s). You asked: {text}"
+
+
+@asynccontextmanager
+async def scene(folder: Path) -> AsyncIterator[Scene]:
+    """Both servers, no bot yet."""
+    async with FakeTelegram().running() as telegram, FakeVision().running() as vision:
+        yield Scene(telegram, vision, folder)
+        assert telegram.mistakes == []
+        assert vision.mistakes == []

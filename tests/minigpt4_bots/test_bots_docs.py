@@ -1,0 +1,53 @@
+"""What README.md and docs/bots.md say about the bots is so."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from discord import Permissions
+from minigpt4_bots.discord_commands import COMMANDS
+from minigpt4_bots.settings import ENVIRONMENT, BotSettings
+
+ROOT = Path(__file__).parents[2]
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/bots.md")}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_variables_are_read(name: str) -> None:
+    named = set(re.findall(r"\b((?:DISCORD|TELEGRAM)_[A-Z_]+[A-Z])\b", TEXTS[name]))
+    assert named
+    assert named <= set(ENVIRONMENT)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_invitation_grants_what_the_bot_needs_and_no_more(name: str) -> None:
+    (address,) = re.findall(r"https://discord\.com/oauth2/authorize\?[^`\s]+", TEXTS[name])
+    query = parse_qs(urlsplit(address).query)
+    assert query["scope"] == ["bot applications.commands"]
+    granted = [permission for permission, is_on in Permissions(int(query["permissions"][0])) if is_on]
+    expected = ["read_messages", "send_messages", "read_message_history", "send_messages_in_threads"]
+    assert sorted(granted) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_pictures_are_there_and_small(name: str) -> None:
+    for source in re.findall(r'src="([^"]+)"', TEXTS[name]):
+        assert 1000 < (ROOT / name).parent.joinpath(source).stat().st_size < 200_000
+
+
+def test_named_settings_commands_and_sentences_exist() -> None:
+    text = TEXTS["docs/bots.md"]
+    for key in re.findall(r"`(telegram\.[a-z_.]+)`", text):
+        value: object = BotSettings()
+        for step in key.split("."):
+            value = getattr(value, step)
+    assert {f"/{command}" for command in COMMANDS} <= set(re.findall(r"`(/[a-z]+)`", text))
+    code = "".join(
+        file.read_text(encoding="utf-8") for file in files("minigpt4_bots").iterdir() if file.name.endswith(".py")
+    )
+    for sentence in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE):
+        if sentence[0].isupper() and "_" not in sentence.split()[0]:
+            for part in sentence.split(" … "):
+                assert part in code, part

@@ -1,0 +1,44 @@
+"""Two hundred people at once: nobody waits for another's edits, answers are whole, no 429, flat memory."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fakes.telegram_bot import RED, Scene, mention, scene, somebody, until
+from fakes.vision import Reply
+
+PEOPLE = 200
+WORDS = [f"word{number} " for number in range(20)]
+WHOLE = "".join(WORDS).strip()
+
+
+async def one_question(here: Scene) -> None:
+    """Ask in a private chat; its whole answer arrives, and nothing else is left."""
+    anna = somebody()
+    await here.telegram.say(anna, anna, "slow", **here.telegram.photo(RED))
+    await until(lambda: [one.text for one in here.telegram.shown(anna)] == [WHOLE], within_s=240)
+
+
+@pytest.mark.timeout(400)
+async def test_two_hundred_people_at_once(tmp_path: Path) -> None:
+    async with scene(tmp_path) as here, here.running() as bot:
+        here.vision.on("slow", Reply(WORDS, delay_s=0.3))
+        memory: list[float] = []
+        for people in (PEOPLE, PEOPLE // 2):
+            await asyncio.gather(*(one_question(here) for _ in range(people)))
+            memory.append(bot.memory_mb())
+        print(f"memory {memory} MiB, {len(here.telegram.calls)} calls")
+        assert here.vision.most_at_once > PEOPLE * 0.9
+        assert here.telegram.floods == 0
+        assert memory[1] - memory[0] < 12
+        assert "Traceback" not in bot.printed
+
+
+async def test_a_crowd_in_one_group_gets_all_answers(tmp_path: Path) -> None:
+    async with scene(tmp_path) as here, here.running():
+        group, people = -somebody(), [somebody() for _ in range(6)]
+        for person in people:
+            await here.telegram.say(group, person, mention(f"of {person}"), **here.telegram.photo(RED))
+        whole = [f"I see 1 picture(s). You asked: of {person}" for person in people]
+        await until(lambda: sorted(one.text for one in here.telegram.shown(group)) == whole, within_s=120)
+        assert here.telegram.floods == 0

@@ -1,0 +1,125 @@
+"""The engine in another process, with a handle that does what the test says."""
+
+import pickle
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorUnavailableError
+from ray.serve.exceptions import BackPressureError
+
+from minigpt4_serve.engine import Delta, Prompt, SamplingParams
+from minigpt4_serve.errors import EngineFailed, InvalidImage, MiniGPT4Error, Overloaded, WeightsError
+from minigpt4_serve.pictures import Picture
+from minigpt4_serve.serving.remote_engine import RemoteEngine
+
+PROMPT = Prompt((1, 2, 3), (Picture("digest-1", b"x"), Picture("digest-2", b"y")))
+LOST = ActorUnavailableError("gone", None)
+
+
+@dataclass
+class Stream:
+    """One try: its pieces, an exception among them is raised."""
+
+    pieces: list[Any]
+    cancelled: bool = False
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for piece in self.pieces:
+            if isinstance(piece, Exception) and not isinstance(piece, MiniGPT4Error):
+                raise piece
+            yield [piece]
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@dataclass
+class Handle:
+    """A deployment's handle: each call takes the next stream."""
+
+    tries: list[Stream]
+    options_given: list[dict[str, Any]] = field(default_factory=list)
+
+    def options(self, **options: Any) -> "Handle":
+        self.options_given.append(options)
+        return self
+
+    @property
+    def generate(self) -> "Handle":
+        return self
+
+    def remote(self, *_: Any) -> Stream:
+        self.last = self.tries.pop(0)
+        return self.last
+
+
+def _engine(*tries: list[Any]) -> tuple[RemoteEngine, Handle, list[Stream]]:
+    streams = [Stream(pieces) for pieces in tries]
+    handle = Handle(list(streams))
+    return RemoteEngine(handle, context_length=100), handle, streams  # type: ignore[arg-type]
+
+
+async def _texts(engine: RemoteEngine, prompt: Prompt = PROMPT) -> list[str]:
+    return [delta.text async for delta in engine.generate(prompt, SamplingParams(), request_id="r")]
+
+
+async def test_the_first_picture_decides_where_the_request_goes() -> None:
+    engine, handle, _ = _engine([Delta(text="a")], [Delta(text="b")])
+    assert await _texts(engine) == ["a"]
+    assert await _texts(engine, Prompt((1,))) == ["b"]
+    assert [options["session_id"] for options in handle.options_given] == ["digest-1", ""]
+
+
+async def test_a_request_of_which_nothing_was_told_is_asked_again() -> None:
+    engine, handle, _ = _engine([LOST], [Delta(queue_position=3), LOST], [Delta(text="a"), Delta(text="b")])
+    assert await _texts(engine) == ["", "a", "b"]
+    assert handle.tries == []
+
+
+async def test_a_stream_that_had_begun_ends_in_an_error_of_ours() -> None:
+    engine, handle, _ = _engine([Delta(text="a"), LOST], [Delta(text="b")])
+    with pytest.raises(EngineFailed, match="ask again"):
+        await _texts(engine)
+    assert len(handle.tries) == 1
+
+
+async def test_it_is_not_asked_again_for_ever() -> None:
+    engine, handle, _ = _engine(*[[LOST]] * 9)
+    with pytest.raises(EngineFailed):
+        await _texts(engine)
+    assert len(handle.tries) == 5
+
+
+@pytest.mark.parametrize(
+    "error", [Overloaded("busy", retry_after=2.5), InvalidImage("damaged", param="messages[0].content[0].image_url")]
+)
+async def test_a_refusal_keeps_what_it_says(error: MiniGPT4Error) -> None:
+    engine, handle, _ = _engine([pickle.loads(pickle.dumps(error))], [Delta(text="never")])
+    with pytest.raises(type(error)) as caught:
+        await _texts(engine)
+    assert caught.value.__dict__ == error.__dict__
+    assert str(caught.value) == error.message
+    assert len(handle.tries) == 1
+
+
+async def test_rays_own_limit_is_an_error_of_ours() -> None:
+    engine, _, _ = _engine([BackPressureError(num_queued_requests=1, max_queued_requests=1)])
+    with pytest.raises(EngineFailed):
+        await _texts(engine)
+
+
+async def test_who_leaves_is_gone_at_the_replica_too() -> None:
+    engine, _, (stream,) = _engine([Delta(text="a"), Delta(text="b")])
+    deltas = engine.generate(PROMPT, SamplingParams(), request_id="r")
+    assert (await anext(deltas)).text == "a"
+    assert not stream.cancelled
+    await deltas.aclose()  # type: ignore[attr-defined]
+    assert stream.cancelled
+
+
+def test_every_error_travels_between_processes() -> None:
+    error = WeightsError("no", missing=["a"], unexpected=["b"])
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.missing) == (WeightsError, str(error), ["a"])

@@ -1,0 +1,85 @@
+"""The table of ``minigpt4 serve --status``."""
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from minigpt4_serve.errors import AuthenticationFailed, ServerUnreachable
+from minigpt4_serve.watching import draw, look, watch
+
+
+def _engine(name: str, **counts: int) -> dict[str, Any]:
+    nothing = dict.fromkeys(
+        (
+            *("running", "waiting", "blocks_held", "requests", "prefill_tokens", "cached_tokens"),
+            *("generated_tokens", "image_decodes", "image_hits"),
+        ),
+        0,
+    )
+    return {**nothing, "blocks_total": 100, **counts, "name": name}
+
+
+def _text(*args: Any) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(draw(*args))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_rates_are_differences_between_two_looks() -> None:
+    before = {"model": "m", "at": 10.0, "engines": [_engine("a", generated_tokens=100), _engine("b")]}
+    engines = [
+        _engine("a", running=3, generated_tokens=300, requests=4, blocks_held=25, image_hits=3, image_decodes=1),
+        _engine("b", waiting=2, generated_tokens=50, cached_tokens=30, prefill_tokens=10),
+    ]
+    lines = _text({"model": "m", "at": 12.0, "engines": engines}, before).splitlines()
+    row = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in lines if "│" in line
+    }
+    assert row["a"] == ["3", "0", "25%", "100.0", "2.0", "…", "75%"]
+    assert row["b"] == ["0", "2", "0%", "25.0", "0.0", "75%", "…"]
+    assert row["all"] == ["3", "2", "12%", "125.0", "2.0", "75%", "75%"]
+
+
+def test_an_engine_that_is_new_has_no_rates_yet() -> None:
+    before = {"model": "m", "at": 10.0, "engines": [_engine("old")]}
+    assert "…" in _text({"model": "m", "at": 12.0, "engines": [_engine("new")]}, before)
+    assert "0 engines" in _text({"model": "m", "at": 12.0, "engines": []}, None)
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers.get("authorization") == "Bearer sesame"
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            if allowed:
+                self.wfile.write(json.dumps({"model": "m", "engines": [_engine("a", running=7)]}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+def test_one_look_where_the_output_is_no_terminal(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    watch(server, "sesame")
+    assert " 7 " in capsys.readouterr().out
+
+
+def test_what_goes_wrong_is_one_sentence(server: str) -> None:
+    with pytest.raises(AuthenticationFailed, match="MINIGPT4_API_KEY"):
+        look(server, "other")
+    with pytest.raises(ServerUnreachable, match="minigpt4 serve"):
+        look("http://127.0.0.1:9", None)
