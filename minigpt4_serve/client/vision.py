@@ -157,7 +157,7 @@ class VisionClient:
         return self._found_model
 
     async def _open(self, client: AsyncOpenAI, model: str, question: str, pictures: Sequence[Picture]) -> Any:
-        parts = [await asyncio.to_thread(_image_part, picture.data) for picture in pictures]
+        parts = [await asyncio.to_thread(image_part, picture.data) for picture in pictures]
         messages: Any = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
         while True:
             request: dict[str, Any] = {"model": model, "messages": messages, "stream": True, **self._options}
