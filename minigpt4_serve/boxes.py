@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Box", "Grounding", "draw_boxes", "parse_groundings", "plain_text"]
+__all__ = ["Box", "Grounding", "colour_phrases", "draw_boxes", "parse_groundings", "plain_text"]
 
 _BOX = r"\{\s*<(-?\d{1,9})>\s*<(-?\d{1,9})>\s*<(-?\d{1,9})>\s*<(-?\d{1,9})>\s*\}"
 _ANY_BOX = re.sub(r"\((?=-)", "(?:", _BOX)
 _BOXES = rf"{_ANY_BOX}(?:\s*<delim>\s*{_ANY_BOX})*"
 _GROUNDED = re.compile(rf"(?:<p>([^<]*)</p>\s*)?({_BOXES})")
+
+_TAG = re.compile(r"</?p>|<delim>")
+_HALF_WRITTEN = re.compile(r"\s*(?:\{[-<>\d\s]*|</?p?|<d(?:e|el|eli|elim)?)$")
 
 _COLOURS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324", "#808000", "#000075",
@@ -80,7 +83,27 @@ def parse_groundings(text: str) -> list[Grounding]:
 def plain_text(text: str) -> str:
     """The answer without boxes and tags, as a person reads it."""
     text = re.sub(rf"\s*(?:<delim>)?\s*(?:{_BOXES})", "", html.unescape(text))
-    return re.sub(r"</?p>|<delim>", "", text).strip()
+    return _TAG.sub("", text).strip()
+
+
+def colour_phrases(text: str, *, finished: bool = True) -> list[tuple[str, str | None]]:
+    """The answer without boxes and tags, in pieces: each phrase with the colour that ``draw_boxes`` gives its boxes.
+
+    Other words have None for a colour. Of an answer that isn't ``finished``, notation that is half there stays hidden.
+    """
+    if not finished:
+        text = _HALF_WRITTEN.sub("", text)
+    if not (_GROUNDED.search(html.unescape(text)) or _TAG.search(text)):
+        return [(text, None)] if text else []
+    pieces: list[tuple[str, str | None]] = []
+    text, end = html.unescape(text), 0
+    for number, match in enumerate(_GROUNDED.finditer(text)):
+        pieces.append((text[end : match.start()], None))
+        pieces.append(((match[1] or "").strip(), _COLOURS[number % len(_COLOURS)]))
+        end = match.end()
+    pieces.append((text[end:], None))
+    bare = [(_TAG.sub("", words), colour) for words, colour in pieces]
+    return [(words, colour) for words, colour in bare if words]
 
 
 def draw_boxes(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Image:

@@ -174,6 +174,75 @@ def serve(
 
 
 @app.command()
+def web(
+    server: ServerOption = None,
+    api_key: KeyOption = None,
+    model: ModelOption = TINY_MODEL,
+    host: Annotated[str, typer.Option(help="Address that the page listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 takes a free one.")] = 7860,
+    password: Annotated[
+        str | None,
+        typer.Option(
+            help="Asked of everybody who opens the page; needed for any --host but this machine.",
+            envvar="MINIGPT4_WEB_PASSWORD",
+            show_envvar=True,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Open a page to talk to a picture. Without --server it starts one itself, and stops it at the end."""
+    from pydantic import SecretStr
+
+    from minigpt4_serve.web import PageSettings, listen, serve_page
+
+    page = PageSettings(
+        server_url=server or "",
+        api_key=SecretStr(api_key) if api_key else None,
+        host=host,
+        port=port,
+        password=SecretStr(password) if password else None,
+    )
+    with ExitStack() as ending:
+        listening = ending.enter_context(listen(page))
+        if server is None:
+            page = page.model_copy(update={"server_url": _start_own_server(model, api_key, ending)})
+        loading = ending.enter_context(ExitStack())
+        loading.enter_context(_Step("loading the page"))
+
+        def ready(url: str) -> None:
+            loading.close()
+            typer.echo(f"Open {url}   (Ctrl-C stops)")
+
+        serve_page(page, listening, on_ready=ready)
+        typer.echo()
+
+
+def _start_own_server(model: Path, api_key: str | None, ending: ExitStack) -> str:
+    """The address of a server on a free port of this machine; ``ending`` stops it."""
+    import socket
+
+    from pydantic import SecretStr
+
+    from minigpt4_serve.settings import ModelSettings, ServeSettings
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = probe.getsockname()[1]
+    name = "minigpt4-tiny" if model == TINY_MODEL else None
+    key = SecretStr(api_key) if api_key else None
+    settings = ServeSettings(model=ModelSettings(path=model), port=free, model_name=name, api_key=key)
+    _start_server(settings)
+    from minigpt4_serve.serving.app import stop
+
+    def stop_it() -> None:
+        typer.echo("Stopping …")
+        stop()
+
+    ending.callback(stop_it)
+    typer.echo(f"The server: {_base_url(settings)}/v1")
+    return _base_url(settings)
+
+
+@app.command()
 def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", show_default=False, help="The folder to make.")],
     variant: Annotated[str | None, typer.Option(help="vicuna, llama2 or v2.", show_default=False)] = None,
@@ -319,6 +388,7 @@ def _what_next(picture: Path, url: str, keep: bool) -> str:
         f"{up}What to try next:\n"
         f'  minigpt4 ask {_short(picture)} "What color is the star?"{where}\n'
         f"  minigpt4 chat {_short(picture)}{where}\n"
+        f"  minigpt4 web{where}            a page in the browser to talk to a picture\n"
         "  minigpt4 serve            then point any OpenAI client at http://127.0.0.1:8000/v1\n"
         "  minigpt4 --help\n"
         "(Without an activated environment, put 'uv run' in front.)"

@@ -97,22 +97,54 @@ def running_server(*words: str, timeout: float = 240, **environment: str) -> Ite
 def serving(*words: str, timeout: float = 240, **environment: str) -> Iterator[Server]:
     """As ``running_server``, for tests that do things to its processes."""
     port = free_port()
+    with _started("serve", "--port", str(port), *words, **environment) as (process, lines):
+        server = Server(f"http://127.0.0.1:{port}", process, lines)
+        server.wait_for("Ready", timeout)
+        yield server
+
+
+@contextmanager
+def running(
+    *words: str, ready: str, timeout: float = 240, folder: Path | None = None, **environment: str
+) -> Iterator[list[str]]:
+    """``minigpt4 WORDS`` from the line that begins with ``ready`` until Ctrl-C ends it; yields the lines so far.
+
+    More lines are added when it ends.
+    """
+    printed: list[str] = []
+    with _started(*words, folder=folder, **environment) as (_, lines):
+        while not (printed and printed[-1].startswith(ready)):
+            try:
+                printed.append(lines.get(timeout=timeout))
+            except queue.Empty:
+                raise AssertionError(f"it isn't ready after {timeout} s; it printed: {''.join(printed)}") from None
+            if printed[-1] == "":
+                raise AssertionError(f"it ended; it printed: {''.join(printed)}")
+        yield printed
+    while not lines.empty():
+        printed.append(lines.get())
+
+
+@contextmanager
+def _started(
+    *words: str, folder: Path | None = None, **environment: str
+) -> Iterator[tuple["subprocess.Popen[str]", "queue.Queue[str]"]]:
+    """A process and the lines it prints; stopped by Ctrl-C."""
     process = subprocess.Popen(
-        [MINIGPT4, "serve", "--port", str(port), *words],
+        [MINIGPT4, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **environment},
+        cwd=folder,
         start_new_session=True,
     )
     lines: queue.Queue[str] = queue.Queue()
     assert process.stdout is not None
     reader = threading.Thread(target=_follow, args=(process.stdout, lines), daemon=True)
     reader.start()
-    server = Server(f"http://127.0.0.1:{port}", process, lines)
     try:
-        server.wait_for("Ready", timeout)
-        yield server
+        yield process, lines
     finally:
         process.send_signal(signal.SIGINT)
         try:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minigpt4_serve.boxes import Box, Grounding, draw_boxes, parse_groundings, plain_text
+from minigpt4_serve.boxes import Box, Grounding, colour_phrases, draw_boxes, parse_groundings, plain_text
 
 
 def test_answers_parse_as_in_the_originals_demo(golden: Path) -> None:
@@ -65,3 +65,30 @@ def test_labels_do_not_overlap() -> None:
     plates = [colours.get(rgb, 0) for rgb in ((230, 25, 75), (60, 180, 75), (67, 99, 216), (0, 0, 117))]
     # Every plate keeps its area of colour: about a hundred by twenty pixels, less the letters.
     assert min(plates) > 1200
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", []),
+        ("A dog & a cat.", [("A dog & a cat.", None)]),
+        ("1 &lt; 2", [("1 &lt; 2", None)]),
+        ("<p>a dog</p> runs", [("a dog runs", None)]),
+        ("<p>a dog</p> {<1><2><3><4>} runs", [("a dog", "#e6194b"), (" runs", None)]),
+        ("{<1><2><3><4>}", []),
+        (
+            "<p>dogs</p> {<1><2><3><4>}<delim>{<5><6><7><8>}, <p>a cat</p> {<1><1><2><2>}",
+            [("dogs", "#e6194b"), (", ", None), ("a cat", "#3cb44b")],
+        ),
+    ],
+)
+def test_phrases_have_the_colours_of_their_boxes(text: str, pieces: list[tuple[str, str | None]]) -> None:
+    assert colour_phrases(text) == pieces
+    drawn = draw_boxes(Image.new("RGB", (500, 500), "white"), parse_groundings(text))
+    colours = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in drawn.getcolors(2**24) or []}
+    assert {colour for _, colour in pieces if colour} <= colours
+
+
+@pytest.mark.parametrize("tail", ["", " {", " {<1", " {<1><22", "<", "</p", "<delim"])
+def test_half_written_notation_is_hidden(tail: str) -> None:
+    assert colour_phrases(f"a dog{tail}", finished=False) == [("a dog", None)]

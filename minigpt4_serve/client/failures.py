@@ -24,10 +24,11 @@ from minigpt4_serve.errors import (
     ServerUnreachable,
 )
 
-__all__ = ["as_ours", "retry_after"]
+__all__ = ["as_ours", "by_code", "retry_after"]
 
 _log = logging.getLogger(__name__)
 
+_FAILED = "The vision server failed while answering; try again later."
 _UNREADABLE = (
     "The vision server's answer can't be understood; its operator must check that it is an OpenAI-compatible one."
 )
@@ -73,8 +74,14 @@ def as_ours(error: Exception) -> MiniGPT4Error:
     if isinstance(status, int) and 400 <= status < 500:
         return InvalidRequest(_BY_STATUS[400].message)
     if isinstance(error, openai.APIError):
-        return EngineFailed("The vision server failed while answering; try again later.")
+        return EngineFailed(_FAILED)
     return EngineFailed(_UNREADABLE)
+
+
+def by_code(code: object) -> MiniGPT4Error:
+    """The error of our tree for the ``code`` of an error that arrives inside a stream, after its status line."""
+    known = _BY_CODE.get(code) if isinstance(code, str) else None
+    return type(known)(known.message) if known else EngineFailed(_FAILED)
 
 
 def retry_after(error: Exception) -> float | None:

@@ -25,7 +25,7 @@ from minigpt4_serve.client.failures import as_ours, retry_after
 from minigpt4_serve.errors import InvalidRequest, ModelNotFound
 from minigpt4_serve.pictures import Picture
 
-__all__ = ["DEFAULT_QUESTION", "VisionClient", "wait_for"]
+__all__ = ["DEFAULT_QUESTION", "VisionClient", "image_part", "wait_for"]
 
 DEFAULT_QUESTION = "Describe this picture in detail."
 
@@ -157,7 +157,7 @@ class VisionClient:
         return self._found_model
 
     async def _open(self, client: AsyncOpenAI, model: str, question: str, pictures: Sequence[Picture]) -> Any:
-        parts = [await asyncio.to_thread(_image_part, picture.data) for picture in pictures]
+        parts = [await asyncio.to_thread(image_part, picture.data) for picture in pictures]
         messages: Any = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
         while True:
             request: dict[str, Any] = {"model": model, "messages": messages, "stream": True, **self._options}
@@ -214,7 +214,8 @@ def wait_for(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         return pool.submit(context.run, lambda: asyncio.run(work())).result()
 
 
-def _image_part(data: bytes) -> dict[str, Any]:
+def image_part(data: bytes) -> dict[str, Any]:
+    """A picture as OpenAI's messages carry it, with the type that its bytes are."""
     with Image.open(io.BytesIO(data)) as image:
         kind = Image.MIME[image.format or "PNG"]
     url = f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from minigpt4_serve.errors import InvalidRequest
 
 __all__ = [
+    "MAX_BEAMS",
     "AnswerRules",
     "ChatCompletionRequest",
     "ImagePart",
@@ -66,6 +67,9 @@ class ImagePart(Wire):
         """Several clients send the URL itself instead of an object around it."""
         return {"url": value} if isinstance(value, str) else value
 
+
+MAX_BEAMS = 10
+"""Hypotheses of the widest beam search."""
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
@@ -155,7 +159,7 @@ class ChatCompletionRequest(AnswerRules):
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     n: int = Field(default=1, ge=1, le=8)
-    beams: int = Field(default=1, ge=1, le=10)
+    beams: int = Field(default=1, ge=1, le=MAX_BEAMS)
     length_penalty: float | None = Field(default=None, ge=-5, le=5)
     logprobs: bool = False
     response_format: Annotated[PlainFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None

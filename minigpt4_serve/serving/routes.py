@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from minigpt4_serve import __version__
 from minigpt4_serve.engine import Delta
 from minigpt4_serve.errors import DeadlineExceeded, MiniGPT4Error, ModelNotFound, PayloadTooLarge
-from minigpt4_serve.serving.api import ChatCompletionRequest, parse_chat_request
+from minigpt4_serve.serving.api import MAX_BEAMS, ChatCompletionRequest, Message, parse_chat_request
 from minigpt4_serve.serving.auth import Admission, RequireKey
 from minigpt4_serve.serving.chat import ChatService, PreparedChat
 from minigpt4_serve.serving.completions import ChatCompletion
@@ -47,6 +47,7 @@ def create_app(service: ChatService, quotas: Quotas | None = None, meter: Meter 
     keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
     app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
     started = int(time.time())
+    defaults = service.sampling(ChatCompletionRequest(messages=[Message(role="user")]))
 
     install(app)
     app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas())
@@ -61,7 +62,12 @@ def create_app(service: ChatService, quotas: Quotas | None = None, meter: Meter 
             "image_tokens": service.image_tokens,
             "max_images": service.settings.max_images_per_request,
             "max_image_bytes": service.settings.max_image_bytes,
-            "capabilities": {"vision": True, "streaming": True},
+            "capabilities": {"vision": True, "streaming": True, "max_beams": MAX_BEAMS, "boxes": service.writes_boxes},
+            "defaults": {
+                "temperature": defaults.temperature,
+                "top_p": defaults.top_p,
+                "max_tokens": defaults.max_tokens,
+            },
         }
 
     @app.get("/v1/models")

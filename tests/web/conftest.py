@@ -1,0 +1,119 @@
+"""The real page as a process, a scripted server behind it, and a real Chromium in front."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from chat_server import ChatServer, chat_server
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+from processes import running
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+"""Look at them after a run: what the tests can't judge is whether it looks good."""
+
+CARD = {
+    "max_images": 8,
+    "context_length": 2048,
+    "capabilities": {"vision": True, "streaming": True, "max_beams": 10, "boxes": True},
+    "defaults": {"temperature": 0.6, "top_p": 0.9, "max_tokens": 300},
+}
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture(scope="session")
+def scripted_server() -> Iterator[ChatServer]:
+    """The server behind the page."""
+    with chat_server(**CARD) as server:
+        yield server
+
+
+@pytest.fixture
+def scripted(scripted_server: ChatServer) -> ChatServer:
+    """The same, as if new."""
+    scripted_server.requests.clear()
+    scripted_server.left.clear()
+    scripted_server.gate.clear()
+    return scripted_server
+
+
+@pytest.fixture(scope="session")
+def page_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Home, temporary and working folder of the page's process: what it leaves behind, it leaves here."""
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="session")
+def page_url(scripted_server: ChatServer, page_home: Path) -> Iterator[str]:
+    """The address of ``minigpt4 web``, started once."""
+    folders = {name: str(page_home) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME")}
+    words = ("web", "--server", scripted_server.url, "--port", "0")
+    with running(*words, ready="Open", folder=page_home, MINIGPT4_WEB_PASSWORD="", **folders) as printed:
+        yield printed[-1].split()[1]
+    # Not even while it ran: a test looks for files then.
+    assert [path for path in page_home.rglob("*") if path.is_file()] == []
+    assert "Traceback" not in "".join(printed)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium with a camera that shows a test picture.
+
+    Of a module's tests only: Playwright runs an event loop, beside which no other test's can run.
+    """
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("Chromium isn't installed; on Debian: apt-get install chromium (or set CHROMIUM to its path)")
+    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=[*arguments, *camera])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, page_url: str) -> Iterator[Visit]:
+    """Opens the page as another person each time; at the end nobody must have been led to another address."""
+    people = []
+    asked: list[str] = []
+    broken: list[str] = []
+
+    def open_page(url: str = page_url, **settings: object) -> Page:
+        person = browser.new_context(reduced_motion="reduce", **settings)  # type: ignore[arg-type]
+        person.set_default_timeout(60_000)
+        people.append(person)
+        page = person.new_page()
+        person.on("requestfinished", lambda request: asked.append(request.url))
+        person.on("requestfailed", lambda request: _note_attempt(request, asked))
+        page.on("pageerror", lambda error: broken.append(str(error)))
+        page.goto(url)
+        page.locator(".model", has_text="minigpt4").wait_for()
+        return page
+
+    yield open_page
+    for person in people:
+        person.close()
+    own = (page_url, f"blob:{page_url}", "data:", "about:")
+    assert [url for url in asked if not url.startswith(own)] == []
+    assert broken == []
+
+
+def _note_attempt(request: Request, asked: list[str]) -> None:
+    # What the page's own rules forbid never leaves the browser.
+    if "csp" not in (request.failure or "").lower():
+        asked.append(request.url)
+
+
+@pytest.fixture(scope="session")
+def screenshot() -> Callable[[Page, str], None]:
+    """Keeps a picture of the page for people to look at."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+
+    def take(page: Page, name: str) -> None:
+        page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+    return take
