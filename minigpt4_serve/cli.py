@@ -388,7 +388,7 @@ def _what_next(picture: Path, url: str, keep: bool) -> str:
         f"{up}What to try next:\n"
         f'  minigpt4 ask {_short(picture)} "What color is the star?"{where}\n'
         f"  minigpt4 chat {_short(picture)}{where}\n"
-        f"  minigpt4 web{where}            a page in the browser to talk to a picture\n"
+        f"  {'minigpt4 web' + where:<24}  a page in the browser to talk to pictures\n"
         "  minigpt4 serve            then point any OpenAI client at http://127.0.0.1:8000/v1\n"
         "  minigpt4 --help\n"
         "(Without an activated environment, put 'uv run' in front.)"

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 # Read by Gradio when it is imported: nothing is reported to its makers, whoever started us.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -127,7 +127,7 @@ def _blocks(server: ChatServer, shelf: Shelf) -> gr.Blocks:
         page.retry(ask_again, **streaming, **quiet)
         page.stop(stop, outputs=page, **quick, **quiet)
         page.clear(start_over, outputs=page, **quick, **quiet)
-    return blocks
+    return cast(gr.Blocks, blocks)
 
 
 _Sent = TypeVar("_Sent", bound=BaseModel)

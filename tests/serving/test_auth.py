@@ -134,7 +134,8 @@ def test_a_stream_is_in_progress_until_its_end_or_the_clients(
 
         monkeypatch.setattr(service.engine._runner, "step", step)  # type: ignore[union-attr]
         with client.stream("POST", CHAT, json=long, headers=_bearer(key)) as stream:
-            next(stream.iter_text())
+            pieces = stream.iter_text()  # kept: an iterator that is dropped closes the stream
+            next(pieces)
             refused = client.post(CHAT, json=HELLO, headers=_bearer(key))
             assert refused.status_code == 429
             assert "in progress" in refused.json()["error"]["message"]
