@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-TOOLS = Path(__file__).parents[2] / "tools" / "tiny"
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools" / "tiny"
 sys.path.insert(0, str(TOOLS))
 
 from network import QUERIES, new_model  # noqa: E402
@@ -19,12 +20,11 @@ from tokens import prefix  # noqa: E402
 from world import KINDS, Scene, Thing, draw, scene  # noqa: E402
 
 from minigpt4_serve.model import MiniGPT4Tokenizer  # noqa: E402
-from minigpt4_serve.weights import TINY  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> MiniGPT4Tokenizer:
-    return MiniGPT4Tokenizer(str(TINY / "tokenizer.model"))
+    return MiniGPT4Tokenizer(str(ROOT / "minigpt4_serve" / "weights" / "tiny" / "tokenizer.model"))
 
 
 def test_dialogues_fill_the_bins(tokenizer: MiniGPT4Tokenizer) -> None:
