@@ -98,10 +98,11 @@ class Pointers:
 
     A word that names things looks at their rows when it is read (layer ``READ``). Before a word is said, the row that
     says it looks back at the mention that it is about (``LINK``), then at the row of the picture that shows it
-    (``SAY``). Such chains are what so small an LLM learns last from answers alone.
+    (``SAY``); yes, no and numbers come last, from what the mention has found (``TELL``). Such chains are what so small
+    an LLM learns last from answers alone.
     """
 
-    READ, LINK, SAY, HEADS = 1, 2, 3, 2
+    READ, LINK, SAY, TELL, HEADS = 1, 2, 3, 4, 2
 
     def __init__(self, tokenizer: MiniGPT4Tokenizer) -> None:
         def ids(words: Iterable[str]) -> dict[int, str]:
@@ -117,7 +118,7 @@ class Pointers:
         self.others = ids(["Yes", "No", "no", "one", "two", "three", "four", "not", "Nothing"])
 
     def of(self, one: Branch, scene: Scene, owners: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
-        """(layer, position in the branch, where to look): queries, or for ``LINK`` a position in the branch."""
+        """(layer, position in the branch, where to look): queries, or for ``LINK`` and ``TELL`` a position."""
 
         def named(colour: str | None, kind: str | None) -> list[int]:
             both = zip(scene.things, owners, strict=True)
@@ -146,6 +147,8 @@ class Pointers:
             if said and mentions and (meant or piece in self.others):
                 same = [mention for mention in mentions if mention[1] == meant]
                 yield self.LINK, at - 1, [(same or mentions)[-1][0]]
+                if piece in self.others:
+                    yield self.TELL, at - 1, [mentions[-1][0]]
             if kind or colour:
                 if mentions and not said:  # "is the star left of the moon": the moon is compared with the star
                     yield self.LINK, at, [mentions[-1][0]]
@@ -229,7 +232,7 @@ def _aims(
             at = 0
             for _, one in dialogues_of_bin:
                 for layer, position, wanted in pointers.of(one, scene, owners):
-                    first = at if layer == Pointers.LINK else 0
+                    first = at if layer in (Pointers.LINK, Pointers.TELL) else 0
                     here = row * BIN + at + position
                     aims.setdefault(layer, []).extend((n, here, first + to, 1 / len(wanted)) for to in wanted)
                 at += len(one.ids)
@@ -304,7 +307,7 @@ def _attend(
     shares = torch.cat([of_picture, of_own], -1).softmax(-1)
     if module.layer_idx in (Pointers.READ, Pointers.SAY):  # what queries show
         looks[module.layer_idx] = shares[:, : Pointers.HEADS, ..., first - QUERIES : first].flatten(2, 3)
-    elif module.layer_idx == Pointers.LINK:
+    elif module.layer_idx in (Pointers.LINK, Pointers.TELL):
         looks[module.layer_idx] = shares[:, : Pointers.HEADS, ..., first:].flatten(2, 3)
     told = shares[..., :first].reshape(*shape[:2], BINS * BIN, first) @ values
     told = told + (shares[..., first:] @ value[:, :, first:].reshape(shape)).reshape(told.shape)

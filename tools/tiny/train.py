@@ -346,7 +346,7 @@ def tune(rank: int, run: Path, minutes: float, processes: int) -> None:
         "projection": model.language_projection,
     }
     trained = [model.language_model.model, model.language_projection]
-    training = Training(run / "tune.pt", modules, optimizers(trained, 3e-3), minutes)
+    training = Training(run / "tune.pt", modules, optimizers(trained, 1.5e-3), minutes)
     exactness = _Exactness()
 
     def loss(step: int, progress: float) -> torch.Tensor:
