@@ -5,9 +5,10 @@ from typing import Any, NoReturn
 
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_openai.chat_models.base import BaseChatOpenAI
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from minigpt4_serve.client import find_model, find_model_async, server_address, server_key
 
@@ -24,8 +25,8 @@ class ChatMiniGPT4(BaseChatOpenAI):
         picture = {"type": "image", "base64": data, "mime_type": "image/png"}
         model.invoke([HumanMessage([picture, question])]).text
 
-    It calls no tools and gives no structured output, because the model can't: to give an agent eyes, give a model that
-    calls tools the ``MiniGPT4VisionTool``.
+    It calls no tools, because the model can't: to give an agent eyes, give a model that calls tools the
+    ``MiniGPT4VisionTool``.
 
     Raises:
         InvalidRequest: ``base_url`` isn't an address.
@@ -97,10 +98,23 @@ class ChatMiniGPT4(BaseChatOpenAI):
             "MiniGPT-4 can't call tools. Give MiniGPT4VisionTool to a model that can, and it sees through it."
         )
 
-    def with_structured_output(self, schema: Any = None, **_: Any) -> NoReturn:
-        """Not possible.
+    def with_structured_output(
+        self, schema: dict[str, Any] | type | None = None, *, method: str = "json_schema", **options: Any
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Answers that follow a schema: the server lets the model choose no token that would leave it.
+
+        The shape is right, the facts are the model's: MiniGPT-4 never learnt to write JSON, so ask for few and short
+        fields, and give enumerations.
+
+        Args:
+            method: ``json_schema``, or ``json_mode`` for any JSON object.
+            options: ``include_raw``, ``strict`` (true if not given) and what else the base takes.
 
         Raises:
-            NotImplementedError: always, with advice.
+            NotImplementedError: ``method`` is ``function_calling``.
         """
-        raise NotImplementedError("MiniGPT-4 can't be held to a schema. Ask for plain text and read it yourself.")
+        if method == "function_calling":
+            raise NotImplementedError("MiniGPT-4 can't call functions: leave method at its default, 'json_schema'.")
+        if method == "json_schema":
+            options.setdefault("strict", True)  # no fields but those that are asked for
+        return super().with_structured_output(schema, method=method, **options)  # type: ignore[arg-type]

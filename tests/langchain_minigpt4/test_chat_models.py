@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -12,6 +12,8 @@ from langchain_minigpt4 import ChatMiniGPT4
 from langchain_suites import ChatModelFlags, drawn_downloads
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from pydantic import BaseModel
+from serving_app import serving
 from vision_server import KEY, VisionServer, vision_server
 
 from minigpt4_serve.errors import InvalidRequest, ModelNotFound
@@ -120,5 +122,24 @@ def test_the_key_is_used_and_not_shown(server: VisionServer) -> None:
 def test_what_the_model_cant_do_is_said() -> None:
     with pytest.raises(NotImplementedError, match="MiniGPT4VisionTool"):
         ChatMiniGPT4().bind_tools([])
-    with pytest.raises(NotImplementedError, match="schema"):
-        ChatMiniGPT4().with_structured_output({})
+    with pytest.raises(NotImplementedError, match="json_schema"):
+        ChatMiniGPT4().with_structured_output({}, method="function_calling")
+
+
+class Scene(BaseModel):
+    """What is in the picture."""
+
+    background: Literal["white", "black", "gray"]
+    objects: Literal[1, 2, 3, 4]
+
+
+SCENE = {"title": "Scene", "description": "What is in the picture.", **Scene.model_json_schema()}
+
+
+def test_answers_follow_a_schema(small_model: Any) -> None:
+    with serving(small_model) as (client, _):
+        model = ChatMiniGPT4(base_url=f"{client.base_url}/v1", api_key="none")  # type: ignore[arg-type]
+        scene = model.with_structured_output(Scene).invoke([question("red")])
+        as_dict = model.with_structured_output(SCENE).invoke([question("red")])
+    assert isinstance(scene, Scene)
+    assert Scene.model_validate(as_dict) == scene
