@@ -46,9 +46,11 @@ def page_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def page_url(scripted_server: ChatServer, page_home: Path) -> Iterator[str]:
+def page_url(scripted_server: ChatServer, page_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of ``minigpt4 web``, started once."""
     folders = {name: str(page_home) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME")}
+    # Gradio imports matplotlib where it finds it, as in this environment; a page's own installation has none.
+    folders["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("matplotlib"))
     words = ("web", "--server", scripted_server.url, "--port", "0")
     with running(*words, ready="Open", folder=page_home, MINIGPT4_WEB_PASSWORD="", **folders) as printed:
         yield printed[-1].split()[1]

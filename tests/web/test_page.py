@@ -99,6 +99,7 @@ def test_stop_stops_at_the_server(visit: Visit, scripted: ChatServer, screenshot
     page = visit()
     for number, stop in enumerate(("button", "key"), start=1):
         _ask(page, f"a slow one, {stop}")
+        expect(_answers(page)).to_have_count(number)  # or the last one's words are taken for this one's
         expect(_answers(page).last).to_contain_text("word3")
         if stop == "button":
             page.get_by_role("button", name="Stop").click()
