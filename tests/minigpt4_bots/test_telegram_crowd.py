@@ -16,7 +16,7 @@ async def one_question(here: Scene) -> None:
     """Ask in a private chat; its whole answer arrives, and nothing else is left."""
     anna = somebody()
     await here.telegram.say(anna, anna, "slow", **here.telegram.photo(RED))
-    await until(lambda: [one.text for one in here.telegram.shown(anna)] == [WHOLE], within_s=240)
+    await until(lambda: [one.text.strip() for one in here.telegram.shown(anna)] == [WHOLE], within_s=240)
 
 
 @pytest.mark.timeout(400)
