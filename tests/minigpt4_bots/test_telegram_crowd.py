@@ -22,7 +22,7 @@ async def one_question(here: Scene) -> None:
 @pytest.mark.timeout(400)
 async def test_two_hundred_people_at_once(tmp_path: Path) -> None:
     async with scene(tmp_path) as here, here.running() as bot:
-        here.vision.on("slow", Reply(WORDS, delay_s=0.3))
+        here.vision.on("slow", Reply(WORDS, delay_s=0.8))
         memory: list[float] = []
         for people in (PEOPLE, PEOPLE // 2):
             await asyncio.gather(*(one_question(here) for _ in range(people)))
