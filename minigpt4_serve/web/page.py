@@ -95,7 +95,6 @@ def _blocks(server: ChatServer, shelf: Shelf) -> gr.Blocks:
 
     async def stop(talk: Talk) -> _View:
         talk.stop()
-        await asyncio.sleep(0)  # the answer's task notes its end
         return view(talk, server)
 
     async def start_over(talk: Talk) -> _View:

@@ -86,14 +86,12 @@ class Talk:
         session: Gradio's name for the browser tab it belongs to.
         card: what the server last said about its model; None while it doesn't answer.
         trouble: why it doesn't, in one sentence.
-        views: how often it was shown.
     """
 
     def __init__(self) -> None:
         self.session = ""
         self.card: ModelCard | None = None
         self.trouble = ""
-        self.views = 0
         self.exchanges: list[Exchange] = []
         self._writing: asyncio.Task[None] | None = None
 

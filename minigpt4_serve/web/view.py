@@ -4,8 +4,10 @@ A web page that the model wrote is the one exception: it travels as text, and th
 right but to show itself.
 """
 
+import itertools
 import math
 import re
+import time
 from typing import Any
 
 from minigpt4_serve.boxes import colour_phrases
@@ -20,6 +22,8 @@ _FENCE = re.compile(r"```([\w+-]*)[^\S\n]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 _PAGE = re.compile(r"(?:<!doctype html|<html[\s>]).*?(?:</html>|\Z)", re.DOTALL | re.IGNORECASE)
 _MAX_TOKENS = 300
 _FALLBACK_CONTEXT = 2048
+_numbers = itertools.count(time.time_ns() // 1_000_000)
+"""Of views, in the order in which they were made: also after this process was started anew."""
 
 
 def static_view(max_picture_bytes: int) -> dict[str, Any]:
@@ -36,9 +40,9 @@ def view(talk: Talk, server: ChatServer) -> dict[str, Any]:
     """Everything that the page shows of one talk."""
     last = talk.exchanges[-1] if talk.exchanges else None
     go_on = GO_ON.get(last.question) if last and last.state == "done" else None
-    talk.views += 1
     return {
-        "number": talk.views,  # no two are equal: the browser must notice even a view that says nothing new
+        # Later ones have larger numbers: answers to events overtake each other, and the browser keeps the newest.
+        "number": next(_numbers),
         "server": {
             "name": talk.card.name if talk.card else None,
             "trouble": talk.trouble,

@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import chat_server
 import pytest
 from chat_server import ChatServer, image_parts, texts
 from drawing import draw, encode
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from minigpt4_serve.web.tasks import EXAMPLES_FOLDER
 
@@ -109,6 +110,34 @@ def test_stop_stops_at_the_server(visit: Visit, scripted: ChatServer, screenshot
         assert len(scripted.left) == number
     _ask(page, "go on")
     _answered(page, "go on")
+
+
+def test_a_late_answer_to_stop_hides_nothing(visit: Visit, scripted: ChatServer) -> None:
+    page = visit()
+    late: list[str] = []
+
+    def hold_back(route: Route) -> None:
+        answer = route.fetch()
+        for _ in range(100):
+            if scripted.left:
+                break
+            time.sleep(0.05)
+        time.sleep(1)  # the stream's last view comes first
+        late.append(route.request.url)
+        route.fulfill(response=answer)
+
+    _ask(page, "a slow one")
+    expect(_answers(page).last).to_contain_text("word3")
+    page.route("**/run/**", hold_back)
+    page.get_by_role("button", name="Stop").click()
+    expect(_answers(page).last).to_contain_text("Stopped.")
+    for _ in range(100):
+        if late:
+            break
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(500)
+    assert late
+    expect(_answers(page).last).to_contain_text("Stopped.")
 
 
 def test_who_closes_the_page_stops_the_answer(visit: Visit, scripted: ChatServer) -> None:

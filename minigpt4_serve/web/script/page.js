@@ -23,6 +23,8 @@ const overButton = button("over", "Start over", () => {
 const top_ = make("header", { className: "top" }, make("h1", {}, "Talk to a picture"), status, settingsButton, overButton);
 
 function show() {
+  // What Stop brings may come after the end of the answer that it stopped.
+  if (props.value.number < view.number) return;
   view = structuredClone(props.value);
   status.classList.toggle("away", Boolean(view.server.trouble));
   model.textContent = view.server.name ?? (view.server.trouble || "Looking for the server …");
