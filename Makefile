@@ -30,11 +30,12 @@ lint: env
 
 check: lint test
 
+# Compiled at once: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would compile torch anew.
 # The environment is made anew only when the lock or the project file changed.
 env: .venv/.made
 .venv/.made: uv.lock pyproject.toml | $(UV)
 	@echo "Installing what uv.lock names into .venv (torch is large: the first time takes minutes) …"
-	@$(UV) sync --frozen
+	@$(UV) sync --frozen --compile-bytecode
 	@touch $@
 
 .uv/bin/uv:

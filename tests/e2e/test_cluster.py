@@ -47,6 +47,10 @@ class Outcome:
         return self.status == 200 and self.body.endswith("data: [DONE]\n\n") and reasons[-1:] in (["stop"], ["length"])
 
     @property
+    def begun(self) -> bool:
+        return '"content":"' in self.body
+
+    @property
     def error(self) -> str | None:
         found = [event["error"]["code"] for event in self.events if "error" in event]
         return found[0] if found else None
@@ -67,8 +71,8 @@ def _body(picture: int, turns: int = 1, tokens: int = 8) -> dict[str, Any]:
     return {"messages": messages[:-1], "stream_options": {"include_usage": True}, **fixed}
 
 
-async def _ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Outcome:
-    outcome = Outcome()
+async def _ask(client: httpx.AsyncClient, body: dict[str, Any], outcome: Outcome | None = None) -> Outcome:
+    outcome = outcome or Outcome()
     async with client.stream("POST", CHAT, json=body) as answer:
         outcome.status, outcome.headers = answer.status_code, answer.headers
         async for piece in answer.aiter_text():
@@ -101,29 +105,42 @@ async def _all_idle(client: httpx.AsyncClient) -> None:
     await _until(client, lambda engines: all(engine[name] == 0 for engine in engines for name in held), 60)
 
 
+@dataclass
+class Load:
+    """Requests without a pause.
+
+    Attributes:
+        outcomes: of those that came to their end.
+        running: the newest of each worker.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    running: dict[int, Outcome] = field(default_factory=dict)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(240):
+            while not true():
+                await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
-async def _asking(client: httpx.AsyncClient, *, workers: int, first: int) -> AsyncIterator[list[Outcome]]:
-    """Load without a pause: as many clients as workers, each asks again as soon as it is answered."""
+async def _asking(client: httpx.AsyncClient, *, workers: int, first: int, tokens: int = 200) -> AsyncIterator[Load]:
+    """As many clients as workers, each asks again as soon as it is answered."""
     over = asyncio.Event()
-    outcomes: list[Outcome] = []
+    load = Load()
     numbers = itertools.count(first)
 
-    async def ask_again_and_again() -> None:
+    async def ask_again_and_again(worker: int) -> None:
         while not over.is_set():
-            outcomes.append(await _ask(client, _body(next(numbers)) | LONG))
+            outcome = load.running[worker] = Outcome()
+            length = {"max_tokens": tokens, "min_tokens": tokens}
+            load.outcomes.append(await _ask(client, _body(next(numbers)) | LONG | length, outcome))
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(workers):
-            group.create_task(ask_again_and_again())
-        yield outcomes
+        for worker in range(workers):
+            group.create_task(ask_again_and_again(worker))
+        yield load
         over.set()
-
-
-async def _grown(outcomes: list[Outcome], count: int) -> None:
-    """Returns when so many requests have come to their end."""
-    async with asyncio.timeout(120):
-        while len(outcomes) < count:
-            await asyncio.sleep(0.01)
 
 
 async def test_follow_ups_reach_the_replica_with_their_picture(client: httpx.AsyncClient) -> None:
@@ -182,15 +199,16 @@ async def test_a_client_that_leaves_is_gone_from_the_engine(client: httpx.AsyncC
 async def test_a_killed_engine_loses_nobody_who_had_not_begun(cluster: Server, client: httpx.AsyncClient) -> None:
     before = {engine["name"] for engine in await _engines(client)}
     assert len(before) == 3
-    async with _asking(client, workers=18, first=3000) as outcomes:
-        await _grown(outcomes, 18)
+    async with _asking(client, workers=18, first=3000, tokens=600) as load:
+        # Two engines have slots for sixteen: whichever is killed, somebody is being answered there.
+        await load.until(lambda: sum(one.begun for one in load.running.values()) > 16)
         os.kill(cluster.replicas("engine")[0], signal.SIGKILL)
-        await _grown(outcomes, len(outcomes) + 36)
-    cut = [outcome for outcome in outcomes if not outcome.whole]
+        await load.until(lambda: len(load.outcomes) > 36)
+    cut = [outcome for outcome in load.outcomes if not outcome.whole]
     assert cut, "nobody was on the engine that was killed"
     assert {(outcome.status, outcome.error) for outcome in cut} == {(200, "engine_failed")}
     for outcome in cut:
-        assert '"content":"' in outcome.body, "it had not begun, so it could have been asked again"
+        assert outcome.begun, "it had not begun, so it could have been asked again"
         assert outcome.body.endswith("data: [DONE]\n\n")
 
     def replaced(engines: list[dict[str, Any]]) -> bool:
@@ -200,15 +218,17 @@ async def test_a_killed_engine_loses_nobody_who_had_not_begun(cluster: Server, c
     await _all_idle(client)
 
 
+@pytest.mark.timeout(900)
 async def test_a_rolling_update_loses_nobody(cluster: Server, client: httpx.AsyncClient) -> None:
     before = {engine["name"] for engine in await _engines(client)}
     http_before = cluster.replicas("http")
-    async with _asking(client, workers=3, first=10000) as outcomes:
-        await _grown(outcomes, 3)
+    async with _asking(client, workers=3, first=10000) as load:
+        await load.until(lambda: len(load.outcomes) > 2)
         cluster.process.send_signal(signal.SIGHUP)
-        await asyncio.to_thread(cluster.wait_for, "Ready again", 200)
-    failures = [outcome for outcome in outcomes if not outcome.whole]
-    assert not failures, f"{len(failures)} of {len(outcomes)}: {failures[:2]}"
+        # Five processes load the model one after the other, on two cores that are busy answering.
+        await asyncio.to_thread(cluster.wait_for, "Ready again", 600)
+    failures = [outcome for outcome in load.outcomes if not outcome.whole]
+    assert not failures, f"{len(failures)} of {len(load.outcomes)}: {failures[:2]}"
 
     def all_new(engines: list[dict[str, Any]]) -> bool:
         return len(engines) == 3 and not {engine["name"] for engine in engines} & before
