@@ -8,3 +8,5 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # The replica is what the machine is for: not to be served after everybody else.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Printed at the end where Ray kills its controller before that has tidied up: nothing anybody must know.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed")
