@@ -33,6 +33,8 @@ app = typer.Typer(
 app.add_typer(keys, name="keys")
 
 _DEFAULT_QUESTION = "What is in this picture?"
+_EXTRAS = {"torch": "model", "transformers": "model", "ray": "serve", "fastapi": "serve", "gradio": "web"}
+"""Which extra of the package brings a library."""
 _PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _DEMO_QUESTIONS = ("What is the background?", "How many objects are there?", "What are they?")
 
@@ -526,6 +528,12 @@ def main() -> None:
         app()
     except MiniGPT4Error as error:
         typer.echo(f"minigpt4: {error}", err=True)
+        raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        typer.echo(f"minigpt4: This needs the extra '{extra}': pip install \"minigpt4-serve[{extra}]\"", err=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

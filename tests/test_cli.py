@@ -1,6 +1,8 @@
 """The command line without a server: help, bad input, one line per error, no tracebacks."""
 
 import resource
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -73,6 +75,28 @@ def test_what_goes_wrong_is_one_line(words: list[str], message: str, picture: Pa
     assert lines[0].startswith("minigpt4: ")
     assert message in lines[0]
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("library", "words", "extra"),
+    [
+        ("ray", ["serve"], "serve"),
+        ("torch", ["ask", "{picture}"], "model"),
+        ("gradio", ["web", "--server", "http://127.0.0.1:1", "--port", "0"], "web"),
+    ],
+)
+def test_a_missing_extra_is_named(library: str, words: list[str], extra: str, picture: Path) -> None:
+    without = f"import sys; sys.modules[{library!r}] = None; from minigpt4_serve.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", without, *[word.format(picture=picture) for word in words]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f'pip install "minigpt4-serve[{extra}]"' in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_port_in_use(picture: Path) -> None:
