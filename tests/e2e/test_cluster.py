@@ -197,9 +197,12 @@ async def test_overload_is_refused_and_the_rest_is_answered(client: httpx.AsyncC
 
 
 async def test_when_all_places_are_taken_nobody_is_asked_for_a_body(client: httpx.AsyncClient) -> None:
+    # No stop string ends an answer of a given shape, so this one is sure to be long.
+    schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 4000}}, "required": ["a"]}
+    shape = {"type": "json_schema", "json_schema": {"schema": schema}}
     async with AsyncExitStack() as open_streams:
         for number in range(CAPACITY):
-            body = _body(1500 + number) | LONG | {"max_tokens": 600, "min_tokens": 600}
+            body = _body(1500 + number, tokens=600) | {"response_format": shape}
             answer = await open_streams.enter_async_context(client.stream("POST", CHAT, json=body))
             assert answer.status_code == 200
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
