@@ -64,7 +64,7 @@ class RemoteEngine:
             raise Overloaded.full(took * (line + 1) / slots)
 
     def _places_left(self) -> int:
-        """Of all engines' slots and lines, beside requests from here; below 0 if there are more of those than places."""
+        """Places in all engines that requests from here don't take; below 0 if there are more requests than places."""
         places = (self._settings.max_running + self._settings.max_waiting) * live_replicas()
         return places - (self._asked - sent_to_leavers())
 
