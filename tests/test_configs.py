@@ -73,7 +73,7 @@ def test_kuberay_is_a_cluster_that_rays_autoscaler_understands() -> None:
 
 def test_nodes_of_a_cluster_have_the_transport_that_a_local_one_has() -> None:
     ours = re.findall(r'setdefault\("(RAY_SERVE_\w+)", "(\w+)"\)', Path(serving.__file__).read_text())
-    assert len(ours) == 3
+    assert len(ours) == 4
     lines = (CONFIGS / "ray-cluster.env").read_text().splitlines()
     (head,) = KUBERAY["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
     for name, value in ours:
