@@ -33,6 +33,9 @@ app = typer.Typer(
 app.add_typer(keys, name="keys")
 
 _DEFAULT_QUESTION = "What is in this picture?"
+_EXTRAS = {"torch": "model", "transformers": "model", "ray": "serve", "fastapi": "serve", "gradio": "web"}
+"""Which extra of the package brings a library."""
+_PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _DEMO_QUESTIONS = ("What is the background?", "How many objects are there?", "What are they?")
 
 ServerOption = Annotated[
@@ -382,17 +385,23 @@ def demo(
 
 
 def _what_next(picture: Path, url: str, keep: bool) -> str:
+    command = _command()
     where = f" --server {url}" if keep else ""
     up = f"The server is up at {url}/v1 (Ctrl-C stops it).\n" if keep else ""
     return (
         f"{up}What to try next:\n"
-        f'  minigpt4 ask {_short(picture)} "What color is the star?"{where}\n'
-        f"  minigpt4 chat {_short(picture)}{where}\n"
-        f"  {'minigpt4 web' + where:<24}  a page in the browser to talk to pictures\n"
-        "  minigpt4 serve            then point any OpenAI client at http://127.0.0.1:8000/v1\n"
-        "  minigpt4 --help\n"
-        "(Without an activated environment, put 'uv run' in front.)"
+        f'  {command} ask {_short(picture)} "What color is the star?"{where}\n'
+        f"  {command} chat {_short(picture)}{where}\n"
+        f"  {command} web{where}    a page in the browser to talk to pictures\n"
+        f"  {command} serve  then point any OpenAI client at http://127.0.0.1:8000/v1\n"
+        f"  {command} --help"
     )
+
+
+def _command() -> str:
+    """How to call us again from here: an environment in this folder need not be activated."""
+    script = Path(sys.executable).with_name("minigpt4")
+    return _short(script) if script.is_relative_to(Path.cwd()) else "minigpt4"
 
 
 def _short(path: Path) -> str:
@@ -408,10 +417,11 @@ def _base_url(settings: "ServeSettings") -> str:
 
 
 def _split_words(words: Sequence[str]) -> tuple[list[Path], str]:
-    """Pictures first, the question last; a last word that is a file is a picture, too."""
-    if len(words) == 1 or Path(words[-1]).is_file():
+    """Pictures first, the question last; a last word that is a file, or is called like a picture, is one, too."""
+    last = words[-1]
+    if len(words) == 1 or Path(last).is_file() or last.lower().endswith(_PICTURE_ENDINGS):
         return [Path(word) for word in words], _DEFAULT_QUESTION
-    return [Path(word) for word in words[:-1]], words[-1]
+    return [Path(word) for word in words[:-1]], last.strip() or _DEFAULT_QUESTION
 
 
 def _options(max_tokens: int | None, temperature: float | None, seed: int | None) -> dict[str, Any]:
@@ -518,6 +528,12 @@ def main() -> None:
         app()
     except MiniGPT4Error as error:
         typer.echo(f"minigpt4: {error}", err=True)
+        raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        typer.echo(f"minigpt4: This needs the extra '{extra}': pip install \"minigpt4-serve[{extra}]\"", err=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -135,6 +135,11 @@ class Overloaded(MiniGPT4Error):
         super().__init__(message, param=param)
         self.retry_after = retry_after
 
+    @classmethod
+    def full(cls, wait: float) -> "Overloaded":
+        """No more may wait; after ``wait`` seconds, as expected, one more may."""
+        return cls(f"The server is busy; try again in {max(1, round(wait))} s.", retry_after=wait)
+
 
 class RateLimited(Overloaded):
     """The caller's key may not ask for more now. ``retry_after``: until it may."""

@@ -12,8 +12,10 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import validate_config
 from ray.scripts.scripts import start as ray_start
+from ray.serve._private import constants
 from ray.serve.schema import ServeDeploySchema
 
+from minigpt4_serve import serving
 from minigpt4_serve.serving.metrics import METRICS
 from minigpt4_serve.settings import ServeSettings, read_serve_settings
 
@@ -67,6 +69,17 @@ def test_kuberay_is_a_cluster_that_rays_autoscaler_understands() -> None:
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["template"]["spec"]["terminationGracePeriodSeconds"] > args["scale"]["drain_s"]
     assert workers["maxReplicas"] >= args["scale"]["max_engines"]
+
+
+def test_nodes_of_a_cluster_have_the_transport_that_a_local_one_has() -> None:
+    ours = re.findall(r'setdefault\("(RAY_SERVE_\w+)", "(\w+)"\)', Path(serving.__file__).read_text())
+    assert len(ours) == 3
+    lines = (CONFIGS / "ray-cluster.env").read_text().splitlines()
+    (head,) = KUBERAY["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    for name, value in ours:
+        assert hasattr(constants, name), "Ray doesn't know it any more"
+        assert f"{name}={value}" in lines
+        assert {"name": name, "value": value} in head["env"]
 
 
 def test_the_dashboard_names_only_metrics_that_exist_and_shows_them_all() -> None:

@@ -36,6 +36,8 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).resolve().parents[1]
 TINY_MODEL = ROOT / "minigpt4_serve" / "weights" / "tiny"
 START_TIMEOUT_S = 300
+CROWD_TOKENS = 32  # length of each answer in a crowd
+OVERLOAD_S = 8.0
 SIDES = ("uvicorn", "one engine", "three engines:scale.engines=3")
 
 
@@ -47,14 +49,15 @@ class Side:
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     port: int = 0
+    process: int = 0  # its id; all others of the side are its descendants
+    cpu_seconds: float = 0.0  # of all of them, while the side was asked
     tokens: int = 0
     events: int = 0
     seconds: float = 0.0
     ttft: list[float] = field(default_factory=list)
     cached: int = 0
     prompt: int = 0
-    refused: list[float] = field(default_factory=list)  # seconds until a 429
-    crowded_ttft: list[float] = field(default_factory=list)  # of those that found a free slot in the crowd
+    crowds: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -66,11 +69,10 @@ class Side:
             "of_uvicorn": round(self.rate / base, 3) if base else None,
             "ttft_p50_ms": round(1000 * percentile(self.ttft, 50), 1),
             "ttft_p95_ms": round(1000 * percentile(self.ttft, 95), 1),
+            "tokens_per_cpu_s": round(self.tokens / self.cpu_seconds, 1) if self.cpu_seconds else None,
             "tokens_per_event": round(self.tokens / max(1, self.events), 2),
             "cached_share_of_prompts": round(self.cached / max(1, self.prompt), 3),
-            "crowd_ttft_p50_ms": round(1000 * percentile(self.crowded_ttft, 50), 1),
-            "refused_p50_ms": round(1000 * percentile(self.refused, 50), 1),
-            "refused_p99_ms": round(1000 * percentile(self.refused, 99), 1),
+            **self.crowds,
         }
 
 
@@ -116,6 +118,7 @@ def serving(side: Side, folder: Path) -> Iterator[None]:
     process = subprocess.Popen(  # noqa: S603
         command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )
+    side.process = process.pid
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not asyncio.run(_answers(side.port)):
@@ -223,53 +226,128 @@ async def ask(side: Side, body: bytes) -> None:
     side.ttft.append(first - began)
 
 
-async def press(side: Side, body: bytes) -> None:
-    """One request of a crowd: it is refused, or its first words are waited for."""
+@dataclass
+class Crowd:
+    """What became of requests that were more than a side can answer; in seconds."""
+
+    refused: list[float] = field(default_factory=list)  # until the 429's first byte
+    begun: list[float] = field(default_factory=list)  # until the first words, of those that found a free slot
+    answered: int = 0
+
+    def summary(self, name: str) -> dict[str, Any]:
+        return {
+            f"{name}_answered": self.answered,
+            f"{name}_refused": len(self.refused),
+            f"{name}_refused_p50_ms": round(1000 * percentile(self.refused, 50), 1),
+            f"{name}_refused_p99_ms": round(1000 * percentile(self.refused, 99), 1),
+            f"{name}_ttft_p50_ms": round(1000 * percentile(self.begun, 50), 1),
+        }
+
+
+async def press(side: Side, body: bytes, outcome: Crowd, wait: float = 0.0) -> None:
+    """One request of a crowd: it is refused, or answered to its end."""
+    await asyncio.sleep(wait)
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
-    writer.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body)
+    writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
     seen, noted = b"", False
-    while piece := await reader.read(65536):
-        seen = (seen + piece)[:4000]
-        if noted or not (b" 429 " in seen[:40] or b'"delta"' in seen):
-            continue
-        noted, seconds = True, time.perf_counter() - began
+    while b"data: [DONE]" not in seen and (piece := await reader.read(65536)):
+        seconds = time.perf_counter() - began
+        seen += piece
         if b" 429 " in seen[:40]:
-            side.refused.append(seconds)
-        elif b"x-minigpt4-queue-position" not in seen.lower():
-            side.crowded_ttft.append(seconds)
+            outcome.refused.append(seconds)
+            break
+        if not noted and b'"delta"' in seen:
+            noted = True
+            outcome.answered += 1
+            if b"x-minigpt4-queue-position" not in seen.lower():
+                outcome.begun.append(seconds)
+    else:
+        if not noted:
+            raise SystemExit(f"{side.name} answered: {seen[:500]!r}")
     writer.close()
 
 
-async def crowd(side: Side, times: int) -> None:
-    """``times`` as many requests as are answered and may wait, arriving over one second."""
+async def burst(side: Side, times: int) -> Crowd:
+    """``times`` as many requests as are answered and may wait, at the same moment."""
     engine = side.settings["engine"]
     capacity = (engine["max_running"] + engine["max_waiting"]) * side.settings["scale"].get("engines", 1)
-    bodies = [chat[0] for chat in chats(times * capacity, 1, 32, seed=7)]
-    await asyncio.gather(*(_later(i / len(bodies), side, body) for i, body in enumerate(bodies)))
+    bodies = [chat[0] for chat in chats(times * capacity, 1, CROWD_TOKENS, seed=7)]
+    outcome = Crowd()
+    await asyncio.gather(*(press(side, body, outcome) for body in bodies))
+    return outcome
 
 
-async def _later(seconds: float, side: Side, body: bytes) -> None:
-    await asyncio.sleep(seconds)
-    await press(side, body)
+async def overload(side: Side, times: int, seconds: float) -> Crowd:
+    """Requests arrive one by one, ``times`` as many in a second as the side can answer."""
+    count = int(times * side.rate / CROWD_TOKENS * seconds)
+    bodies = [chat[0] for chat in chats(count, 1, CROWD_TOKENS, seed=8)]
+    outcome = Crowd()
+    await asyncio.gather(*(press(side, body, outcome, seconds * i / count) for i, body in enumerate(bodies)))
+    return outcome
+
+
+async def trivial(side: Side, count: int) -> list[float]:
+    """Seconds that each of ``count`` requests takes that ask for next to nothing, all at the same moment."""
+
+    async def get() -> float:
+        began = time.perf_counter()
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        if b" 200 " not in await reader.read(65536):
+            raise SystemExit(f"{side.name} does not answer")
+        writer.close()
+        return time.perf_counter() - began
+
+    return await asyncio.gather(*(get() for _ in range(count)))
+
+
+def crowds(side: Side, times: int) -> None:
+    """More than a side can answer, in two ways, beside what that many connections cost by themselves."""
+    at_once = asyncio.run(burst(side, times))
+    steady = asyncio.run(overload(side, times, OVERLOAD_S))
+    plain = asyncio.run(trivial(side, at_once.answered + len(at_once.refused)))
+    side.crowds = {**steady.summary("overload"), **at_once.summary("burst")}
+    side.crowds["trivial_p50_ms"] = round(1000 * percentile(plain, 50), 1)
+    side.crowds["trivial_p99_ms"] = round(1000 * percentile(plain, 99), 1)
 
 
 async def round_of(side: Side, work: Sequence[Sequence[bytes]], rng: random.Random) -> None:
     """All chats at once; within a turn in an order that no round-robin could be right by."""
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), cpu_seconds(side.process)
     for turn in range(len(work[0])):
         shuffled = list(work)
         rng.shuffle(shuffled)
         await asyncio.gather(*(ask(side, chat[turn]) for chat in shuffled))
     side.seconds += time.perf_counter() - began
+    side.cpu_seconds += cpu_seconds(side.process) - spent
+
+
+def cpu_seconds(process: int) -> float:
+    """What a process and its living descendants have spent so far. Unlike the clock it doesn't ask who else is there:
+    where more programs run than cores, whoever has more processes gets more of the machine.
+    """
+    children: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may be gone by now
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(folder.name))
+            ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
+    family = [process]
+    for one in family:
+        family += children.get(one, [])
+    return sum(ticks.get(one, 0) for one in family) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(sides: list[Side], *, streams: int, turns: int, tokens: int, rounds: int) -> None:
     for number in range(rounds + 1):
         for side in sides:
             work = chats(streams, turns, tokens if number else 8, seed=1000 * number + side.port)
-            measured = side if number else Side(side.name, port=side.port)  # the first round only warms up
+            measured = (
+                side if number else Side(side.name, port=side.port, process=side.process)
+            )  # the first round only warms up
             asyncio.run(round_of(measured, work, random.Random(number)))
             if number:
                 print(f"round {number}: {side.name:<28} {side.rate:8.0f} tokens/s so far", file=sys.stderr, flush=True)
@@ -283,7 +361,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=128, help="length of every answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's, in each engine")
-    parser.add_argument("--crowd", type=int, default=5, help="times the capacity that arrives at once, at the end")
+    parser.add_argument("--crowd", type=int, default=5, help="times the capacity that comes at the end")
     parser.add_argument("--side", action="append", default=[], help="one more; see above")
     parser.add_argument("--only", action="store_true", help="only bare uvicorn and the sides given")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "serve.json")
@@ -292,7 +370,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if asked.uvicorn is not None:
         serve_bare(asked.uvicorn)
         return
-    sizes = {"cpu_threads": asked.threads, "max_running": asked.streams, "max_waiting": asked.streams}
+    sizes = {"cpu_threads": asked.threads, "max_running": asked.streams, "max_waiting": asked.streams // 4}
     common: dict[str, Any] = {"engine": sizes}
     common["scale"] = {"cpus_per_engine": 0}
     names = [*(SIDES[:1] if asked.only else SIDES), *asked.side]
@@ -304,14 +382,13 @@ def main(words: Sequence[str] | None = None) -> None:
             print(f"{side.name} is up", file=sys.stderr, flush=True)
         measure(sides, streams=asked.streams, turns=asked.turns, tokens=asked.tokens, rounds=asked.rounds)
         for side in sides if asked.crowd else ():
-            asyncio.run(crowd(side, asked.crowd))
+            crowds(side, asked.crowd)
     base = sides[0].rate
     rows = {side.name: side.summary(base) for side in sides}
-    columns = list(next(iter(rows.values())))
     print(f"{asked.streams} streams, {asked.turns} turns of {asked.tokens} tokens, {asked.rounds} rounds")
-    print(f"{'':<28}" + "".join(f"{column:>25}" for column in columns))
-    for name, row in rows.items():
-        print(f"{name:<28}" + "".join(f"{row[column]!s:>25}" for column in columns))
+    print(f"{'':<26}" + "".join(f"{name:>16}" for name in rows))
+    for what in next(iter(rows.values())):
+        print(f"{what:<26}" + "".join(f"{row.get(what)!s:>16}" for row in rows.values()))
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(rows, indent=2) + "\n")
 

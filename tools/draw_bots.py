@@ -24,8 +24,8 @@ from fakes.telegram import FakeTelegram
 from fakes.vision import FakeVision
 from processes import running_server
 
-QUESTIONS = ("What is in this picture?", "How many objects are there?")
-WIDTH = 1120
+QUESTIONS = ("What is in this picture?", "Where is the green square?")
+WIDTH, _LINE = 1120, 36
 
 
 @dataclass
@@ -109,15 +109,17 @@ def paint_discord(conversation: list[Said]) -> Image.Image:
             draw.text((110, y), before, font=_font(19), fill="#949ba4")
             y += 30
         _discord_head(draw, y, "eyes" if said.by_bot else "ann", bot=said.by_bot)
-        x = 110.0
-        for word in said.words.split(" "):
-            is_mention = word.startswith("@")
-            end = x + draw.textlength(word, font=_font(25))
-            if is_mention:
-                draw.rounded_rectangle((x - 3, y + 33, end + 3, y + 67), 5, fill="#3c4270")
-            draw.text((x, y + 34), word, font=_font(25), fill="#c9cdfb" if is_mention else "#dbdee1")
-            x = end + 8
-        y += 84
+        for line in _lines(draw, said.words, WIDTH - 160):
+            x = 110.0
+            for word in line.split(" "):
+                is_mention = word.startswith("@")
+                end = x + draw.textlength(word, font=_font(25))
+                if is_mention:
+                    draw.rounded_rectangle((x - 3, y + 33, end + 3, y + 67), 5, fill="#3c4270")
+                draw.text((x, y + 34), word, font=_font(25), fill="#c9cdfb" if is_mention else "#dbdee1")
+                x = end + draw.textlength(" ", font=_font(25))
+            y += _LINE
+        y += 84 - _LINE
         if said.picture is not None:
             image.paste(said.picture, (110, y))
             y += said.picture.height + 24
@@ -155,26 +157,43 @@ def paint_telegram(conversation: list[Said]) -> Image.Image:
     y = 24
     for said in conversation:
         picture = said.picture
-        width = max(int(draw.textlength(said.words, font=_font(25))) + 110, picture.width if picture else 0, 360)
-        height = 60 + (picture.height if picture else 0)
+        lines = _lines(draw, said.words, 720)
+        words = max(int(draw.textlength(line, font=_font(25))) for line in lines) + 110
+        width = max(words, picture.width if picture else 0, 360)
+        if picture is not None:
+            picture = picture.resize((width, round(picture.height * width / picture.width)))
+        height = 60 + _LINE * (len(lines) - 1) + (picture.height if picture else 0)
         x = 24 if said.by_bot else WIDTH - 24 - width
         draw.rounded_rectangle((x, y, x + width, y + height), 18, fill="white" if said.by_bot else "#effdde")
         if picture is not None:
-            image.paste(picture.resize((width, picture.height)), (x, y))
+            image.paste(picture, (x, y))
         below = y + height - 46
-        draw.text((x + 18, below), said.words, font=_font(25), fill="black")
+        for number, line in enumerate(reversed(lines)):
+            draw.text((x + 18, below - _LINE * number), line, font=_font(25), fill="black")
         draw.text((x + width - 72, below + 12), "12:00", font=_font(17), fill="#7a9a6a")
         y += height + 8
         if said.button:
-            words = said.button.split(" ", 1)[1]
+            label = said.button.split(" ", 1)[1]
             draw.rounded_rectangle((x, y, x + width, y + 52), 14, fill="#8fa97c")
             middle = x + width // 2
-            draw.text((middle + 16, y + 26), words, font=_font(22), fill="white", anchor="mm")
-            begin = middle - draw.textlength(words, font=_font(22)) / 2 - 18
+            draw.text((middle + 16, y + 26), label, font=_font(22), fill="white", anchor="mm")
+            begin = middle - draw.textlength(label, font=_font(22)) / 2 - 18
             draw.arc((begin - 12, y + 14, begin + 12, y + 38), 40, 320, fill="white", width=4)
             y += 60
         y += 16
     return image.crop((0, 0, WIDTH, y))
+
+
+def _lines(draw: ImageDraw.ImageDraw, words: str, width: int) -> list[str]:
+    """Words in lines of at most ``width`` pixels."""
+    lines = [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font=_font(25)) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

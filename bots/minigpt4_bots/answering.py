@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from minigpt4_bots.access import Asker, Gate, Refusal
+from minigpt4_bots.collecting import Collected, Collector
 from minigpt4_bots.conversation import (
     Memory,
     MessageKey,
@@ -30,85 +30,21 @@ from minigpt4_bots.conversation import (
     to_messages,
 )
 from minigpt4_bots.privacy import Pseudonyms
+from minigpt4_bots.question import Question
 from minigpt4_bots.settings import BotSettings
 from minigpt4_bots.storage import Storage
-from minigpt4_bots.streaming import (
-    Buttons,
-    ChatGone,
-    Content,
-    Display,
-    Rate,
-    Stage,
-    Traffic,
-    TryLater,
-    Urgency,
-    deliver,
-)
+from minigpt4_bots.streaming import Buttons, ChatGone, Content, Display, Stage, TryLater, deliver
 from minigpt4_bots.texts import Texts, choose_language
+from minigpt4_bots.traffic import Rate, Traffic, Urgency
 from minigpt4_bots.vision import End, Full, Piece, VisionServer, Waiting
-from minigpt4_serve.errors import InvalidImage, MiniGPT4Error, Overloaded, PayloadTooLarge
-from minigpt4_serve.pictures import ImageLimits, Picture, check_picture
+from minigpt4_serve.errors import MiniGPT4Error, Overloaded
 
-__all__ = ["Answering", "Attachment", "NotFetched", "Outlet", "Question", "Quoted", "TooLarge"]
+__all__ = ["Answering", "Outlet"]
 
 _log = logging.getLogger(__name__)
 
-_MOST_ATTACHMENTS = 10
-"""Files of one message that are looked at; what both platforms let people send at once."""
 _PRUNE_EVERY_S = 30.0
 _GOODBYE_S = 5.0
-
-
-class TooLarge(Exception):
-    """The platform won't hand out a file of this size, or it has more bytes than were asked for."""
-
-
-class NotFetched(Exception):
-    """The file couldn't be downloaded."""
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """A file of a message. ``load(most)`` downloads it, at most so many bytes; raises TooLarge or NotFetched."""
-
-    load: Callable[[int], Awaitable[bytes]]
-    size: int | None = None
-    spoiler: bool = False
-    unusable: Literal["not_a_picture", "moving"] | None = None
-    """Known not to be a still picture without looking: a video, an animated sticker, a text file."""
-
-
-@dataclass(frozen=True)
-class Quoted:
-    """A message that isn't in memory, as the platform gives it."""
-
-    role: Literal["user", "assistant"]
-    """``assistant`` for the bot's own messages."""
-    text: str = ""
-    attachments: tuple[Attachment, ...] = ()
-    parent: MessageKey | None = None
-    author: str = ""
-    """The platform's id of who wrote it."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What somebody asks with one message (or one album of messages)."""
-
-    asker: Asker
-    key: MessageKey
-    """The message that asks; the first one of an album."""
-    text: str = ""
-    """Without the bot's name or the command; empty means the default question."""
-    attachments: tuple[Attachment, ...] = ()
-    parent: MessageKey | None = None
-    """The message it replies to. None: the asker's latest conversation here goes on, unless pictures come along."""
-    fetch: Callable[[MessageKey], Awaitable[Quoted | None]] | None = None
-    """Looks up a message that isn't in memory."""
-    keeps_pictures: bool = False
-    """An edited question whose pictures the platform doesn't tell again: those in memory stay."""
-    place: str = ""
-    """JSON or other text from which the adapter finds the chat again after a restart; stored sealed."""
 
 
 class Outlet(Stage, Protocol):
@@ -139,60 +75,6 @@ class _Active:
     """False: the next question begins a new conversation all the same."""
 
 
-class _Loader:
-    """Downloads and looks at files, and keeps count of what can't be used."""
-
-    def __init__(self, most: int, max_bytes: int) -> None:
-        self._most = most
-        self._max_bytes = max_bytes
-        self._refused: Counter[str] = Counter()
-        self._kept = self._sent = 0
-
-    async def load(self, attachments: Sequence[Attachment]) -> tuple[Picture, ...]:
-        """The pictures among a message's files, each once, as many as a request may have."""
-        results = await asyncio.gather(*(self._load_one(file) for file in attachments[:_MOST_ATTACHMENTS]))
-        pictures = tuple({one.digest: one for one in results if isinstance(one, Picture)}.values())
-        self._refused.update(one for one in results if isinstance(one, str))
-        kept = pictures[: self._most]
-        self._kept += len(kept)
-        self._sent += len(pictures) + len(attachments[_MOST_ATTACHMENTS:])
-        return kept
-
-    def notes(self, texts: Texts) -> list[str]:
-        """What is to be said about the files that were left out."""
-        notes: list[str] = []
-        if self._sent > self._kept:
-            notes.append(texts("left_out.too_many", kept=self._kept, sent=self._sent))
-        for reason in ("too_large", "not_a_picture", "moving", "not_fetched"):
-            if count := self._refused[reason]:
-                notes.append(texts(f"left_out.{reason}", n=count, limit=_megabytes(self._max_bytes)))
-        return notes
-
-    async def _load_one(self, file: Attachment) -> Picture | str:
-        """The picture, or why not, by the name of its sentence."""
-        if file.unusable is not None:
-            return file.unusable
-        if file.size is not None and file.size > self._max_bytes:
-            return "too_large"
-        try:
-            return check_picture(await file.load(self._max_bytes), ImageLimits(max_bytes=self._max_bytes))
-        except (TooLarge, PayloadTooLarge):
-            return "too_large"
-        except InvalidImage:
-            return "not_a_picture"
-        except NotFetched:
-            return "not_fetched"
-
-
-@dataclass
-class _Collected:
-    """What the model will be asked, and what is said below the answer."""
-
-    turns: list[Turn]
-    notes: list[str] = field(default_factory=list)
-    was_forgotten: bool = False
-
-
 class Answering:
     """Everything between a message and its answer."""
 
@@ -216,6 +98,7 @@ class Answering:
         self.storage = storage
         self._pseudonyms = pseudonyms
         self.traffic = traffic
+        self._collector = Collector(settings, platform, server=server, memory=memory, pseudonyms=pseudonyms)
         self._active: dict[str, _Active] = {}
         self._refusing: set[str] = set()
 
@@ -276,7 +159,7 @@ class Answering:
         await self._answer(
             question,
             outlet,
-            lambda: self._collect(question, owner, texts),
+            lambda: self._collector.collect(question, owner, texts),
             reuse=before.answers if before else (),
         )
 
@@ -288,8 +171,8 @@ class Answering:
         assert key is not None
         assert asked is not None
 
-        async def collect() -> _Collected:
-            return _Collected([*self._known_chain(asked.parent), asked])
+        async def collect() -> Collected:
+            return Collected([*self._collector.known_chain(asked.parent), asked])
 
         await self._answer(
             Question(asker=asker, key=key, text=asked.text, parent=asked.parent, place=place),
@@ -374,7 +257,7 @@ class Answering:
         texts = self.texts(asker)
         limits, pictures = self._gate.limits, self._settings.pictures
         lines = [texts("help.intro"), "", texts("help.send"), texts("help.group", mention=mention), texts("help.reply")]
-        lines.append(texts("help.files", count=pictures.max_count, limit=_megabytes(pictures.max_bytes)))
+        lines.append(texts("help.files", count=pictures.max_count, limit=texts.megabytes(pictures.max_bytes)))
         if limits.user_per_minute is not None:
             lines.append(texts("help.limits_minute", n=limits.user_per_minute))
         if limits.user_per_day is not None:
@@ -465,7 +348,7 @@ class Answering:
         self,
         question: Question,
         outlet: Outlet,
-        collect: Callable[[], Awaitable[_Collected]],
+        collect: Callable[[], Awaitable[Collected]],
         *,
         reuse: tuple[MessageKey, ...] = (),
         temperature: float | None = None,
@@ -518,7 +401,7 @@ class Answering:
         display: Display,
         question: Question,
         texts: Texts,
-        collect: Callable[[], Awaitable[_Collected]],
+        collect: Callable[[], Awaitable[Collected]],
         spoken: list[str],
         number: int,
         temperature: float | None,
@@ -550,14 +433,13 @@ class Answering:
     async def _stream(
         self,
         display: Display,
-        collected: _Collected,
+        collected: Collected,
         texts: Texts,
         spoken: list[str],
         temperature: float | None,
     ) -> list[str]:
         """The server's events onto the display; returns the notes for below the answer."""
-        limits = await self._server.limits()
-        most = min(self._settings.pictures.max_count, limits.max_images or self._settings.pictures.max_count)
+        most = await self._collector.most_pictures()
         turns, dropped = keep_newest_pictures(merge_turns(collected.turns), most)
         notes = list(collected.notes)
         if dropped:
@@ -580,83 +462,6 @@ class Answering:
                         if dropped_messages:
                             notes.append(texts("answer.dropped_messages"))
         return notes
-
-    async def _collect(self, question: Question, owner: str, texts: Texts) -> _Collected:
-        """The question's own turn with its pictures, below the conversation it goes on."""
-        limits = await self._server.limits()
-        most = min(self._settings.pictures.max_count, limits.max_images or self._settings.pictures.max_count)
-        max_bytes = min(self._settings.pictures.max_bytes, limits.max_image_bytes or self._settings.pictures.max_bytes)
-        loader = _Loader(most, max_bytes)
-        was_forgotten = False
-        if question.fetch is not None:
-            was_forgotten = await self._fetch_chain(question, question.fetch, owner, loader)
-        chain = self._known_chain(question.parent)
-        known = self._memory.get(question.key)
-        pictures = await loader.load(question.attachments)
-        if question.keeps_pictures and known is not None:
-            pictures = known.pictures
-        shown = chain[-1] if chain and chain[-1].role == "user" else None  # a picture that is asked about by a reply
-        words = question.text or (shown.text if shown else "")
-        if not words:
-            count = len(pictures) + (len(shown.pictures) if shown else 0)
-            default = texts("question.default_many" if count > 1 else "question.default")
-            words = self._settings.answers.question or default
-        turn = Turn(
-            role="user",
-            text=words,
-            pictures=pictures,
-            owner=owner,
-            parent=question.parent,
-            spoiler=any(file.spoiler for file in question.attachments),
-            # Where the answer stands, if this is asked again.
-            answers=known.answers if known else (),
-        )
-        return _Collected([*chain, turn], loader.notes(texts), was_forgotten)
-
-    async def _fetch_chain(
-        self,
-        question: Question,
-        fetch: Callable[[MessageKey], Awaitable[Quoted | None]],
-        owner: str,
-        loader: "_Loader",
-    ) -> bool:
-        """Bring messages above the question that aren't in memory into it; True if an answer's question is lost."""
-        key, seen = question.parent, set[MessageKey]()
-        last: Quoted | None = None
-        while key is not None and key not in seen and len(seen) < self._settings.answers.max_turns:
-            seen.add(key)
-            if (turn := self._memory.get(key)) is not None:
-                key, last = turn.parent, None
-                continue
-            if (found := await fetch(key)) is None:
-                break
-            last = found
-            turn = Turn(
-                role=found.role,
-                text=found.text,
-                pictures=await loader.load(found.attachments) if found.role == "user" else (),
-                owner=owner,
-                parent=found.parent,
-                spoiler=any(file.spoiler for file in found.attachments),
-                authors=frozenset({self._pseudonyms.of(self._platform, "user", found.author)} if found.author else ()),
-            )
-            self._memory.put(key, turn)
-            key = found.parent
-        return last is not None and last.role == "assistant"
-
-    def _known_chain(self, key: MessageKey | None) -> list[Turn]:
-        """The turns from a message upwards that are in memory, oldest first; answers without words are left out."""
-        turns: list[Turn] = []
-        seen: set[MessageKey] = set()
-        while key is not None and key not in seen and len(seen) < self._settings.answers.max_turns:
-            seen.add(key)
-            if (turn := self._memory.get(key)) is None:
-                break
-            if turn.role == "user" or turn.text:
-                turns.append(turn)
-            key = turn.parent
-        turns.reverse()
-        return turns
 
     def _remember(self, active: _Active, outlet: Outlet, text: str, messages: Sequence[str]) -> None:
         """Answers are remembered under each of their messages; one without words still leads to its question."""
@@ -711,7 +516,3 @@ def _waiting_text(texts: Texts, position: int, wait_s: float | None) -> str:
     if wait_s:
         return texts("progress.waiting_time", position=position, wait=texts.seconds(wait_s))
     return texts("progress.waiting", position=position)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:.3g}"

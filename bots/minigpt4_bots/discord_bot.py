@@ -17,7 +17,7 @@ import discord
 from discord.http import Route
 
 from minigpt4_bots.access import Asker
-from minigpt4_bots.answering import Answering, Question, Quoted
+from minigpt4_bots.answering import Answering
 from minigpt4_bots.conversation import MessageKey
 from minigpt4_bots.discord_commands import build_tree, synchronise
 from minigpt4_bots.discord_interactions import Interactions
@@ -32,8 +32,10 @@ from minigpt4_bots.discord_reading import (
     quote,
     words_of,
 )
+from minigpt4_bots.question import Question, Quoted
 from minigpt4_bots.settings import BotSettings
-from minigpt4_bots.streaming import ChatGone, Content, MessageGone, Rate, Urgency
+from minigpt4_bots.streaming import ChatGone, Content, MessageGone
+from minigpt4_bots.traffic import Rate, Urgency
 
 __all__ = ["OVERALL", "DiscordBot", "rates_of"]
 

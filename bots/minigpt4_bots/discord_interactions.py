@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import discord
 
 from minigpt4_bots.access import Asker
-from minigpt4_bots.answering import Attachment, Question
 from minigpt4_bots.conversation import MessageKey
 from minigpt4_bots.discord_commands import COMMANDS
 from minigpt4_bots.discord_outlets import InteractionOutlet, Where, read_button
 from minigpt4_bots.discord_reading import asker_of, attachment_of, attachments_of, parent_of, words_of
+from minigpt4_bots.question import Attachment, Question
 from minigpt4_bots.texts import Texts
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from discord.http import Route
 from yarl import URL
 
 from minigpt4_bots.access import Asker
-from minigpt4_bots.answering import Attachment, NotFetched, Quoted, TooLarge
 from minigpt4_bots.conversation import MessageKey
+from minigpt4_bots.question import Attachment, NotFetched, Quoted, TooLarge
 
 __all__ = [
     "Files",

@@ -15,8 +15,8 @@ from telegram import Bot, ExternalReplyInfo, Message, User
 from telegram.error import BadRequest, TelegramError
 
 from minigpt4_bots.access import Asker
-from minigpt4_bots.answering import Attachment, NotFetched, Question, Quoted, TooLarge
 from minigpt4_bots.conversation import MessageKey
+from minigpt4_bots.question import Attachment, NotFetched, Question, Quoted, TooLarge
 
 __all__ = ["Command", "Reader", "asker_of", "channel_of", "key_of", "thread_of"]
 

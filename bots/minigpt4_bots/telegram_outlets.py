@@ -33,9 +33,10 @@ from telegram.error import (
 
 from minigpt4_bots.conversation import MessageKey
 from minigpt4_bots.markup import utf16_length
-from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone, Rate, TryLater
+from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone, TryLater
 from minigpt4_bots.telegram_markup import telegram_html, telegram_length, telegram_plain
 from minigpt4_bots.texts import Texts
+from minigpt4_bots.traffic import Rate
 
 __all__ = ["OVERALL", "ChatOutlet", "GuestOutlet", "Spot", "rates_of"]
 

@@ -57,6 +57,7 @@ class EngineStats:
     image_hits: int = 0
     preemptions: int = 0
     aborted: int = 0
+    seconds_per_request: float = 0.0  # from the slot to the end, a running mean
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ class Engine:
         if hangs or self._failure is not None or self._stopping or not self._thread.is_alive():
             raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.")
 
+    def check_room(self, ahead: int = 0) -> None:
+        """Raise ``Overloaded`` if, after ``ahead`` others that are on their way, no request could even wait."""
+        self._place_of(1, self._load + ahead)
+
     def stats(self) -> EngineStats:
         """Counters and gauges; may be a step old."""
         scheduler, images, blocks = self._scheduler, self._images, self._scheduler.blocks
@@ -146,6 +151,7 @@ class Engine:
             preemptions=scheduler.preemptions,
             image_decodes=images.decodes,
             image_hits=images.hits,
+            seconds_per_request=self._seconds_per_request,
             **self._counts,
         )
 
@@ -243,12 +249,16 @@ class Engine:
     def _enter(self, sequences: int) -> int:
         """Count a request in; its place in the line, 0 if a slot is free."""
         with self._lock:
-            waiting = self._load + sequences - self._settings.max_running
-            if waiting > self._settings.max_waiting and self._load:
-                wait = self._expected_wait(self._load - self._settings.max_running + 1)
-                raise Overloaded(f"The server is busy; try again in {max(1, round(wait))} s.", retry_after=wait)
+            waiting = self._place_of(sequences, self._load)
             self._load += sequences
-            return max(0, waiting)
+            return waiting
+
+    def _place_of(self, sequences: int, load: int) -> int:
+        """The place in the line of so many more sequences, 0 if slots are free. Raises ``Overloaded``."""
+        waiting = load + sequences - self._settings.max_running
+        if waiting > self._settings.max_waiting and load:
+            raise Overloaded.full(self._expected_wait(load - self._settings.max_running + 1))
+        return max(0, waiting)
 
     def _leave(self, sequences: int) -> None:
         with self._lock:

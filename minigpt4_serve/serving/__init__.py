@@ -8,3 +8,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # The replica is what the machine is for: not to be served after everybody else.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Pieces of answers travel between our processes as messages of a gRPC stream, not each as an object of Ray's store, and
+# within a process not from one thread to the next: each costs more than the piece itself. See docs/operations.md.
+os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
+os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
+os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+# Printed at the end where Ray kills its controller before that has tidied up: nothing anybody must know.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed")

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +10,16 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from minigpt4_serve.errors import EngineFailed, InvalidRequest, WeightsError
+from minigpt4_serve.errors import EngineFailed, WeightsError
 from minigpt4_serve.serving.keys import KeyRing
 from minigpt4_serve.serving.replica import EngineReplica, Ingress
+from minigpt4_serve.serving.shared_socket import SharedSocket
 from minigpt4_serve.settings import ScaleSettings, ServeSettings
 
 __all__ = ["build", "deploy", "start", "stop"]
+
+
+_socket: SharedSocket | None = None  # of the local cluster that this process has started, if it has
 
 
 def build(args: ServeSettings) -> serve.Application:
@@ -51,7 +54,8 @@ def build(args: ServeSettings) -> serve.Application:
         # In an update the new one starts before an old one goes: it needs no room. An engine may have no second GPU.
         max_surge_percent=1,
     )
-    return http.bind(args, engines.bind(args))  # type: ignore[attr-defined, no-any-return]
+    shared = _socket.path if _socket is not None else None
+    return http.bind(args, engines.bind(args), shared)  # type: ignore[attr-defined, no-any-return]
 
 
 def _gpus(args: ServeSettings) -> float:
@@ -88,18 +92,30 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         raise WeightsError(f"{settings.model.path} is not a model folder: it has no config.json.")
     if settings.keys_file is not None:
         KeyRing(settings.keys_file, settings.api_key)
-    _refuse_taken_port(settings.host, settings.port)
     # What Ray and Serve tell their own developers; ours comes through on_progress and as errors.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    on_progress("starting Ray")
-    _start_cluster(settings.metrics_port)
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    on_progress("loading the model")
+    _take_port(settings.host, settings.port)
     try:
+        on_progress("starting Ray")
+        _start_cluster(settings.metrics_port)
+        if _socket is not None:
+            serve.start(proxy_location="Disabled")
+        else:
+            serve.start(http_options={"host": settings.host, "port": settings.port})
+        on_progress("loading the model")
         deploy(settings)
     except EngineFailed:
         stop()
         raise
+
+
+def _take_port(host: str, port: int) -> None:
+    """Of a cluster that isn't ours the processes may run elsewhere: there Ray's proxies listen instead of a socket."""
+    global _socket  # noqa: PLW0603 - as Ray's own state is the process's
+    _socket = SharedSocket(host, port)
+    if "RAY_ADDRESS" in os.environ:
+        _socket.close()
+        _socket = None
 
 
 def deploy(settings: ServeSettings) -> None:
@@ -152,14 +168,5 @@ def stop() -> None:
     """Stop the application and the local cluster."""
     serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
-
-
-def _refuse_taken_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            raise InvalidRequest(
-                f"Port {port} on {host} is in use. Stop what runs there or give another --port."
-            ) from None
+    if _socket is not None:
+        _socket.close()

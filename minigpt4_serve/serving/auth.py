@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4_serve.errors import AuthenticationFailed, MiniGPT4Error, RateLimited
@@ -111,6 +112,8 @@ class RequireKey:
             else:
                 scope[_SCOPE] = admission
                 await self._app(scope, receive, send_counted)
+        except ClientDisconnect:
+            raise
         except Exception:
             status = 500
             raise

@@ -46,6 +46,9 @@ class Remote(Protocol):
     async def check_health(self) -> None:
         """As ``Engine.check_health``."""
 
+    def check_room(self, ahead: int = 0) -> None:
+        """As ``Engine.check_room``, as far as it is known here."""
+
     def replicas(self) -> list[dict[str, Any]]:
         """What is known of each engine; see ``ChatService.replicas``."""
 
@@ -74,16 +77,27 @@ class ChatService:
         self._processor = processor
         self._rules = rules
         self._pictures = PictureReader(settings)
+        self._preparing = 0
+
+    def check_room(self) -> None:
+        """Raise ``Overloaded`` if a request that came now would surely be refused: before any work is done for it."""
+        self.engine.check_room(self._preparing)
 
     async def prepare(self, request: ChatCompletionRequest) -> PreparedChat:
         """Check pictures, apply the model's template, fit the context.
 
         Raises:
             InvalidRequest, InvalidImage, PayloadTooLarge, ContextLengthExceeded: what is wrong, with ``param``.
+            Overloaded: those that are answered, wait and are being prepared take all places.
         """
         turns, references = self._read_messages(request)
-        pictures = await self._pictures.read(references)
-        return self.prepare_turns(turns, pictures, self.sampling(request))
+        self.check_room()
+        self._preparing += 1
+        try:
+            pictures = await self._pictures.read(references)
+            return self.prepare_turns(turns, pictures, self.sampling(request))
+        finally:
+            self._preparing -= 1
 
     def prepare_turns(
         self, turns: Sequence[Turn], pictures: Sequence[Picture], sampling: SamplingParams

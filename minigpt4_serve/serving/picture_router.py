@@ -5,6 +5,7 @@ hashing, so that all callers agree without talking, and a replica that comes or 
 """
 
 import hashlib
+from collections import Counter
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -20,6 +21,7 @@ class PictureRouter(RequestRouter):
     def initialize_state(self, **kwargs: Any) -> None:
         """Ray hands on ``request_router_kwargs``: ``slots``, how many answers a replica computes at the same time."""
         self._slots = int(kwargs["slots"])
+        self.sent: Counter[str] = Counter()  # requests of this process at each replica
         announce(self)
 
     async def choose_replicas(
@@ -40,6 +42,19 @@ class PictureRouter(RequestRouter):
     def _load(self, replica_id: ReplicaID) -> int:
         """Requests at a replica as this process knows them; Ray corrects the number with each request sent."""
         return self.replica_queue_len_cache.get(replica_id) or 0
+
+    def on_send_request(self, replica_id: ReplicaID) -> None:
+        """Ray says so when a request leaves for a replica."""
+        super().on_send_request(replica_id)
+        self.sent[str(replica_id.unique_id)] += 1
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """And when it is over there, however it ended."""
+        super().on_request_completed(replica_id, internal_request_id)
+        name = str(replica_id.unique_id)
+        self.sent[name] -= 1
+        if self.sent[name] <= 0:
+            del self.sent[name]
 
     @property
     def stats(self) -> dict[str, dict[str, Any]]:

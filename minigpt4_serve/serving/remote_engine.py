@@ -6,22 +6,25 @@ begun ends in an error of ours.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 from typing import Any
 
+from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from minigpt4_serve.engine import Delta, Prompt, SamplingParams
-from minigpt4_serve.errors import EngineFailed, MiniGPT4Error
-from minigpt4_serve.serving.replica_stats import replica_stats
+from minigpt4_serve.errors import EngineFailed, MiniGPT4Error, Overloaded
+from minigpt4_serve.serving.replica_stats import live_replicas, replica_stats, sent_to_leavers
+from minigpt4_serve.settings import EngineSettings
 
 __all__ = ["RemoteEngine"]
 
 _log = logging.getLogger(__name__)
 
+_LOST = (RayError, RayServeException, AioRpcError)
 _TRIES = 4
 _HEALTH_TIMEOUT_S = 5.0
 _GONE = "The engine stopped before the answer was complete; ask again in a moment."
@@ -32,20 +35,34 @@ class RemoteEngine:
 
     Args:
         handle: of a deployment of ``EngineReplica``.
+        settings: each replica's.
         context_length: as the replicas tell it.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], *, context_length: int) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], settings: EngineSettings, *, context_length: int) -> None:
         self.context_length = context_length
         self._handle = handle
+        self._settings = settings
+        self._asked = 0  # requests of this process that aren't answered yet
 
     async def check_health(self) -> None:
         """Raise ``EngineFailed`` unless some replica answers."""
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT_S):
                 await self._handle.describe.remote()
-        except (TimeoutError, RayError, RayServeException) as error:
+        except (TimeoutError, *_LOST) as error:
             raise EngineFailed("No engine is running; it is being replaced. Try again in a moment.") from error
+
+    def check_room(self, ahead: int = 0) -> None:
+        """Raise ``Overloaded`` if this process alone has filled every place in every engine.
+
+        Of other processes' requests nothing is known here: each engine's own line is the judge.
+        """
+        slots, line = self._settings.max_running, self._settings.max_waiting
+        places = (slots + line) * live_replicas()
+        if places and self._asked - sent_to_leavers() + ahead >= places:
+            took = min((stats["seconds_per_request"] for _, stats in replica_stats()), default=1.0)
+            raise Overloaded.full(took * (line + 1) / slots)
 
     def replicas(self) -> list[dict[str, Any]]:
         """What the replicas last said of themselves."""
@@ -53,6 +70,15 @@ class RemoteEngine:
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
         """As ``Engine.generate``; the replica is the one that holds the picture, if it can."""
+        self._asked += 1
+        try:
+            async with aclosing(self._generate(prompt, sampling, request_id)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._asked -= 1
+
+    async def _generate(self, prompt: Prompt, sampling: SamplingParams, request_id: str) -> AsyncGenerator[Delta]:
         handle = self._handle.options(stream=True, session_id=prompt.pictures[0].digest if prompt.pictures else "")
         told = False
         for attempt in range(1, _TRIES + 1):
@@ -64,7 +90,7 @@ class RemoteEngine:
                             raise delta
                         told = told or delta.queue_position is None
                         yield delta
-            except (RayError, RayServeException) as error:
+            except _LOST as error:
                 if isinstance(error, BackPressureError) or told or attempt == _TRIES:
                     raise EngineFailed(_GONE) from error
                 _log.warning("a replica was lost before it answered; the request is asked again")

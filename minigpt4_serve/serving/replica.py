@@ -3,6 +3,7 @@
 torch is loaded where it is needed: importing this module, as the process that deploys it does, loads none of it.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.settings import ServeSettings
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
     from ray.serve.handle import DeploymentHandle
 
@@ -78,26 +80,62 @@ class EngineReplica:
             self._engine.shutdown()
 
 
-class Ingress:
-    """HTTP, pictures' checks and tokens, on CPUs; outlives the engines that it asks."""
+_KEEP_ALIVE_S = 5  # as long as uvicorn, too, leaves an idle connection open by itself
 
-    async def __init__(self, settings: ServeSettings, engines: "DeploymentHandle[Any]") -> None:  # type: ignore[misc]
+
+class Ingress:
+    """HTTP, pictures' checks and tokens, on CPUs; outlives the engines that it asks.
+
+    Args:
+        socket_path: where this machine's ``SharedSocket`` is handed out; without one Ray's proxies bring the requests.
+    """
+
+    _server: "uvicorn.Server | None" = None
+
+    async def __init__(  # type: ignore[misc]
+        self, settings: ServeSettings, engines: "DeploymentHandle[Any]", socket_path: str | None = None
+    ) -> None:
         from minigpt4_serve.serving.chat import ChatService
+        from minigpt4_serve.serving.metrics import HttpMeter
         from minigpt4_serve.serving.remote_engine import RemoteEngine
+        from minigpt4_serve.serving.routes import create_app
+        from minigpt4_serve.serving.shared_quotas import SharedQuotas
         from minigpt4_serve.serving.sight import JsonLines
         from minigpt4_serve.weights.load import load_processor
 
         JsonLines.install()
         processor, rules = load_processor(settings.model.path)
         described = await engines.describe.remote()
-        engine = RemoteEngine(engines, context_length=described["context_length"])
-        self._service = ChatService(processor, rules, engine, settings)
-        await self._service.warm_up()
+        engine = RemoteEngine(engines, settings.engine, context_length=described["context_length"])
+        service = ChatService(processor, rules, engine, settings)
+        await service.warm_up()
+        quotas = SharedQuotas() if settings.keys_file else None
+        self._application = create_app(service, quotas, HttpMeter(), behind_proxy=socket_path is None)
+        if socket_path is not None:
+            self._listen(socket_path)
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
-        from minigpt4_serve.serving.metrics import HttpMeter
-        from minigpt4_serve.serving.routes import create_app
-        from minigpt4_serve.serving.shared_quotas import SharedQuotas
+        return self._application
 
-        quotas = SharedQuotas() if self._service.settings.keys_file else None
-        return create_app(self._service, quotas, HttpMeter())
+    def _listen(self, socket_path: str) -> None:
+        import uvicorn
+
+        from minigpt4_serve.serving.shared_socket import receive_socket
+
+        quiet: dict[str, Any] = {"lifespan": "off", "access_log": False, "log_config": None}
+        config = uvicorn.Config(self._application, timeout_keep_alive=_KEEP_ALIVE_S, server_header=False, **quiet)
+        self._server = uvicorn.Server(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[receive_socket(socket_path)]))
+
+    async def __del__(self) -> None:
+        """Ray calls this when the process shall go, and waits for it: what was begun is finished."""
+        server = self._server
+        if server is None or not server.started:
+            return
+        for listening in server.servers:
+            listening.close()
+        # Whoever asks once more on an open connection is answered, and told to make a new one.
+        server.config.encoded_headers.append((b"connection", b"close"))
+        await asyncio.sleep(_KEEP_ALIVE_S + 1)
+        server.should_exit = True
+        await self._serving

@@ -6,12 +6,13 @@ Errors before the first piece of an answer keep their real status; later ones ar
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from math import inf
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from minigpt4_serve import __version__
 from minigpt4_serve.engine import Delta
@@ -33,12 +34,15 @@ from minigpt4_serve.settings import ServeSettings
 __all__ = ["create_app"]
 
 
-def create_app(service: ChatService, quotas: Quotas | None = None, meter: Meter | None = None) -> FastAPI:
+def create_app(
+    service: ChatService, quotas: Quotas | None = None, meter: Meter | None = None, *, behind_proxy: bool = False
+) -> FastAPI:
     """The application around one chat service.
 
     Args:
         quotas: where requests of keys are counted; in this process if not given.
         meter: counts what the application does.
+        behind_proxy: Ray's proxy brings the requests, see ``Sight``.
 
     Raises:
         InvalidRequest: the settings name a keys file that can't be read or holds no key.
@@ -96,7 +100,7 @@ def create_app(service: ChatService, quotas: Quotas | None = None, meter: Meter 
         deltas = until(service.stream(chat, request_id=engine_id), deadline)
         headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
         if not wanted.stream:
-            return JSONResponse(await spoken.whole(deltas), headers=headers)
+            return JSONResponse(await _unless_left(request, spoken.whole(deltas)), headers=headers)
         # The first piece is awaited before the status line is sent: a refusal keeps its own status.
         first = await anext(deltas)
         if first.queue_position is not None:
@@ -108,12 +112,14 @@ def create_app(service: ChatService, quotas: Quotas | None = None, meter: Meter 
     @app.post("/v1/chat/completions", openapi_extra=described(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
         """One answer, whole or streamed as server-sent events."""
+        service.check_room()
         wanted = parse_chat_request(await _read_body(request, settings))
         return await answer(request, wanted, lambda chat, name: ChatCompletion(service.name, wanted, chat, name))
 
     @app.post("/v1/responses", openapi_extra=described(ResponsesRequest))
     async def responses(request: Request) -> Response:
         """The same in the words of OpenAI's newer API. Nothing is stored."""
+        service.check_room()
         wanted = parse_responses_request(await _read_body(request, settings))
         try:
             return await answer(
@@ -124,7 +130,7 @@ def create_app(service: ChatService, quotas: Quotas | None = None, meter: Meter 
             raise
 
     _add_probes(app, service)
-    app.add_middleware(Sight, meter=meter)
+    app.add_middleware(Sight, meter=meter, behind_proxy=behind_proxy)
     return app
 
 
@@ -162,6 +168,28 @@ Speak = Callable[[PreparedChat, str], _Spoken]
 def _check_model(name: str | None, service: ChatService) -> None:
     if name is not None and name != service.name:
         raise ModelNotFound(f"There is no model of that name here; this server serves '{service.name}'.", param="model")
+
+
+async def _unless_left(request: Request, answering: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The answer; given up if the client leaves. (For streams the framework itself listens.)
+
+    Raises:
+        ClientDisconnect: it left.
+    """
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, left = asyncio.create_task(answering), asyncio.create_task(leave())
+    try:
+        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        left.cancel()
+        answer.cancel()
 
 
 async def _read_body(request: Request, settings: ServeSettings) -> bytearray:

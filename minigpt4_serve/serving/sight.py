@@ -41,15 +41,15 @@ class Meter(Protocol):
 class Sight:
     """ASGI middleware: ``x-request-id``, ``Server-Timing``, a line of log, counts.
 
-    Who named the request, a proxy such as Ray's in front of us, also puts the name on the answer; otherwise we do both.
-
     Args:
         meter: None counts nothing.
+        behind_proxy: Ray's proxy, which names each request, also puts the name on the answer; otherwise we do both.
     """
 
-    def __init__(self, app: ASGIApp, *, meter: Meter | None) -> None:
+    def __init__(self, app: ASGIApp, *, meter: Meter | None, behind_proxy: bool = False) -> None:
         self._app = app
         self._meter = meter
+        self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,7 +67,7 @@ class Sight:
                 status = message["status"]
                 headers = message.setdefault("headers", [])
                 refusal = next((value.decode() for name, value in headers if name == ERROR_HEADER), None)
-                if not given:
+                if not (given and self._behind_proxy):
                     headers.append((b"x-request-id", request_id.encode()))
                 headers.append((b"server-timing", _server_timing(balance).encode()))
             await send(message)

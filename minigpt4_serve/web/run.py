@@ -8,7 +8,6 @@ import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from types import ModuleType
 
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.web.settings import PageSettings
@@ -36,14 +35,16 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
     """Serve until Ctrl-C or SIGTERM; ``on_ready`` gets the page's address.
 
     Raises:
-        InvalidRequest: the extra ``web`` isn't installed, or the server's address isn't one.
+        InvalidRequest: the server's address isn't one.
+        ModuleNotFoundError: the extra ``web`` isn't installed.
     """
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     # Gradio wants a folder for files; ours stays empty, and goes.
     with tempfile.TemporaryDirectory(prefix="minigpt4-web-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        uvicorn = _import_uvicorn()
+        import uvicorn
+
         from minigpt4_serve.web.page import create_page
 
         config = uvicorn.Config(
@@ -61,7 +62,7 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
             await started(sockets)
             on_ready(address)
 
-        server.startup = startup
+        server.startup = startup  # type: ignore[method-assign]
         # A service manager's SIGTERM ends the page as orderly as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
@@ -71,12 +72,3 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
 def _worth_telling(record: logging.LogRecord) -> bool:
     cut_at_the_end = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut_at_the_end and "graceful shutdown" not in record.getMessage()
-
-
-def _import_uvicorn() -> ModuleType:
-    try:
-        import gradio  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError:
-        raise InvalidRequest("The page needs the extra 'web': pip install 'minigpt4-serve[web]'") from None
-    return uvicorn

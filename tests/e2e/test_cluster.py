@@ -10,7 +10,7 @@ import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,9 +169,13 @@ async def test_follow_ups_reach_the_replica_with_their_picture(client: httpx.Asy
     assert sum(engine["image_decodes"] for engine in engines) <= 1.1 * len(pictures)
 
 
-async def test_overload_is_refused_at_once_and_the_rest_is_answered(client: httpx.AsyncClient) -> None:
-    capacity = 3 * (8 + 4)
-    outcomes = await asyncio.gather(*(_ask(client, _body(1000 + i, tokens=24)) for i in range(5 * capacity)))
+CAPACITY = 3 * (8 + 4)
+
+
+async def test_overload_is_refused_and_the_rest_is_answered(client: httpx.AsyncClient) -> None:
+    await asyncio.sleep(_STALE_S)
+    before = await _engines(client)
+    outcomes = await asyncio.gather(*(_ask(client, _body(1000 + i, tokens=24)) for i in range(5 * CAPACITY)))
     statuses = {outcome.status for outcome in outcomes}
     assert statuses == {200, 429}
     for outcome in outcomes:
@@ -183,6 +187,29 @@ async def test_overload_is_refused_at_once_and_the_rest_is_answered(client: http
     waited = [outcome for outcome in outcomes if "x-minigpt4-queue-position" in outcome.headers]
     assert waited
     assert all(outcome.body.startswith(": waiting") for outcome in waited)
+    await _all_idle(client)
+    # No engine has done anything for those that were refused.
+    answered = sum(outcome.status == 200 for outcome in outcomes)
+    after = await _engines(client)
+    assert answered >= CAPACITY
+    for counter in ("requests", "image_decodes"):
+        assert sum(engine[counter] for engine in after) - sum(engine[counter] for engine in before) == answered
+
+
+async def test_when_all_places_are_taken_nobody_is_asked_for_a_body(client: httpx.AsyncClient) -> None:
+    # No stop string ends an answer of a given shape, so this one is sure to be long.
+    schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 4000}}, "required": ["a"]}
+    shape = {"type": "json_schema", "json_schema": {"schema": schema}}
+    async with AsyncExitStack() as open_streams:
+        for number in range(CAPACITY):
+            body = _body(1500 + number, tokens=600) | {"response_format": shape}
+            answer = await open_streams.enter_async_context(client.stream("POST", CHAT, json=body))
+            assert answer.status_code == 200
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n{{".encode())
+        assert b" 429 " in await reader.readline()
+        assert b"overloaded" in await reader.readuntil(b"}}")
+        writer.close()
     await _all_idle(client)
 
 

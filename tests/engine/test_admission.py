@@ -7,6 +7,7 @@ import pytest
 from engine_driving import collect, idle, prompt, running
 
 from minigpt4_serve.engine import SamplingParams
+from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.model import Turn
 
 RULES = SamplingParams(max_tokens=30, ignore_eos=True)
@@ -61,3 +62,24 @@ async def test_who_waits_hears_of_its_place_again_and_again(small_model: Any, mo
     assert places["third"][0] == 2
     assert places["third"][-1] == 1
     assert all(wait > 0 for _, wait in waits)
+
+
+async def test_room_is_known_before_anything_is_asked(small_model: Any) -> None:
+    asked = prompt(small_model, [Turn("user", "Hello")])
+    long = SamplingParams(max_tokens=200, ignore_eos=True)
+    with running(small_model, max_running=1, max_waiting=1) as engine:
+        engine.check_room()
+        engine.check_room(1)
+        with pytest.raises(Overloaded):
+            engine.check_room(2)
+        first, second = (engine.generate(asked, long, request_id=name) for name in ("first", "second"))
+        await anext(first)
+        engine.check_room()
+        await anext(second)
+        with pytest.raises(Overloaded) as refused:
+            engine.check_room()
+        assert refused.value.retry_after > 0
+        await first.aclose()  # type: ignore[attr-defined]
+        await second.aclose()  # type: ignore[attr-defined]
+        await idle(engine)
+        engine.check_room()

@@ -11,11 +11,13 @@ import pytest
 from drawing import draw, encode
 from fakes.vision import FakeVision, Reply
 from minigpt4_bots.access import Asker
-from minigpt4_bots.answering import Answering, Attachment, NotFetched, Question, Quoted, TooLarge
+from minigpt4_bots.answering import Answering
 from minigpt4_bots.conversation import MessageKey
 from minigpt4_bots.markup import safe_markdown, utf16_length
+from minigpt4_bots.question import Attachment, NotFetched, Question, Quoted, TooLarge
 from minigpt4_bots.settings import BotSettings
-from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone, Rate
+from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone
+from minigpt4_bots.traffic import Rate
 
 ANNA = Asker("test", "1", "chat")
 BEN = Asker("test", "2", "chat")

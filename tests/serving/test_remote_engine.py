@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
@@ -13,6 +15,7 @@ from minigpt4_serve.engine import Delta, Prompt, SamplingParams
 from minigpt4_serve.errors import EngineFailed, InvalidImage, MiniGPT4Error, Overloaded, WeightsError
 from minigpt4_serve.pictures import Picture
 from minigpt4_serve.serving.remote_engine import RemoteEngine
+from minigpt4_serve.settings import EngineSettings
 
 PROMPT = Prompt((1, 2, 3), (Picture("digest-1", b"x"), Picture("digest-2", b"y")))
 LOST = ActorUnavailableError("gone", None)
@@ -58,7 +61,7 @@ class Handle:
 def _engine(*tries: list[Any]) -> tuple[RemoteEngine, Handle, list[Stream]]:
     streams = [Stream(pieces) for pieces in tries]
     handle = Handle(list(streams))
-    return RemoteEngine(handle, context_length=100), handle, streams  # type: ignore[arg-type]
+    return RemoteEngine(handle, EngineSettings(max_running=2, max_waiting=1), context_length=100), handle, streams  # type: ignore[arg-type]
 
 
 async def _texts(engine: RemoteEngine, prompt: Prompt = PROMPT) -> list[str]:
@@ -70,6 +73,13 @@ async def test_the_first_picture_decides_where_the_request_goes() -> None:
     assert await _texts(engine) == ["a"]
     assert await _texts(engine, Prompt((1,))) == ["b"]
     assert [options["session_id"] for options in handle.options_given] == ["digest-1", ""]
+
+
+@pytest.mark.parametrize("lost", [LOST, AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata())])
+async def test_however_ray_says_it_a_lost_replica_is_asked_elsewhere(lost: Exception) -> None:
+    engine, handle, _ = _engine([lost], [Delta(text="a")])
+    assert await _texts(engine) == ["a"]
+    assert handle.tries == []
 
 
 async def test_a_request_of_which_nothing_was_told_is_asked_again() -> None:
@@ -102,6 +112,36 @@ async def test_a_refusal_keeps_what_it_says(error: MiniGPT4Error) -> None:
     assert caught.value.__dict__ == error.__dict__
     assert str(caught.value) == error.message
     assert len(handle.tries) == 1
+
+
+@dataclass
+class Router:
+    """What a process knows: of replicas that run, and of requests that it sent."""
+
+    stats: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
+
+
+async def test_it_is_full_when_all_places_are_taken_by_requests_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = Router()
+    monkeypatch.setattr("minigpt4_serve.serving.replica_stats._routers", [router])
+    engine, _, _ = _engine(*[[Delta(text="a"), Delta(text="b")]] * 6)
+    asking = [engine.generate(PROMPT, SamplingParams(), request_id=str(i)) for i in range(6)]
+    for deltas in asking:
+        await anext(deltas)
+    engine.check_room()  # as long as no engine is known there is nothing to be full
+    router.stats = {"x": {}, "y": {"seconds_per_request": 4.0}}  # 2 answered, 1 waiting: three places each
+    router.stats["x"] = {"seconds_per_request": 9.0}
+    with pytest.raises(Overloaded) as refused:
+        engine.check_room()
+    assert refused.value.retry_after == 4.0
+    router.sent = {"x": 2, "gone": 2, "y": 2}
+    engine.check_room(1)
+    with pytest.raises(Overloaded):
+        engine.check_room(2)
+    router.sent = {}
+    await asking[0].aclose()  # type: ignore[attr-defined]
+    engine.check_room()
 
 
 async def test_rays_own_limit_is_an_error_of_ours() -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import json
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -13,6 +15,9 @@ from drawing import draw, encode
 from serving_app import serving
 
 from minigpt4_serve.engine import EngineStats
+from minigpt4_serve.errors import Overloaded
+from minigpt4_serve.pictures import Picture
+from minigpt4_serve.serving.api import parse_chat_request
 from minigpt4_serve.serving.chat import ChatService
 from minigpt4_serve.settings import EngineSettings
 
@@ -207,8 +212,8 @@ def test_wrong_addresses(client: httpx.Client, method: str, path: str, status: i
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_name_given_by_the_client_is_not_doubled(client: httpx.Client) -> None:
-    assert "x-request-id" not in client.get("/health", headers={"x-request-id": "mine"}).headers
+def test_the_answer_bears_the_clients_name_for_it_or_one_of_ours(client: httpx.Client) -> None:
+    assert client.get("/health", headers={"x-request-id": "mine"}).headers.get_list("x-request-id") == ["mine"]
     assert client.get("/health").headers["x-request-id"].startswith("req-")
 
 
@@ -219,6 +224,66 @@ def test_a_client_that_leaves_frees_its_slot(served: tuple[httpx.Client, ChatSer
         next(answer.iter_text())
     stats = _settled(service)
     assert stats.aborted == before + 1
+
+
+def test_a_client_that_leaves_before_its_whole_answer_frees_its_slot(
+    served: tuple[httpx.Client, ChatService],
+) -> None:
+    client, service = served
+    before = service.engine.stats()
+    body = json.dumps(_question(max_tokens=400, min_tokens=400, temperature=1.0)).encode()
+    with _sent(client, body, len(body)):
+        deadline = time.monotonic() + 10
+        while service.engine.stats().requests == before.requests:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    assert _settled(service).aborted == before.aborted + 1
+
+
+@contextmanager
+def _sent(client: httpx.Client, body: bytes, declared: int) -> Iterator[socket.socket]:
+    """A connection on which a question was sent, or only a part of what was declared."""
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {declared}\r\n\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as connection:
+        connection.sendall(head.encode() + body)
+        yield connection
+
+
+def test_when_full_nobody_is_asked_for_the_rest_of_the_body(small_model: Any) -> None:
+    with serving(small_model, engine=EngineSettings(max_running=1, max_waiting=0)) as (client, service):
+        long = _question(max_tokens=400, min_tokens=400, temperature=1.0, stream=True)
+        with client.stream("POST", CHAT, json=long) as answer:
+            next(answer.iter_text())
+            before = service.engine.stats()
+            with _sent(client, b"{", declared=1_000_000) as connection:
+                assert connection.recv(100).startswith(b"HTTP/1.1 429 ")
+            refused = client.post(CHAT, json=_question("What is it?", "red"))
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+        assert _settled(service).image_decodes == before.image_decodes
+        with _sent(client, b"{", declared=1_000_000):
+            assert client.post(CHAT, json=_question()).status_code == 200, "an unfinished body takes nobody's place"
+
+
+async def test_who_is_being_prepared_has_a_place(
+    served: tuple[httpx.Client, ChatService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, service = served
+    monkeypatch.setattr(service.engine, "_settings", EngineSettings(max_running=1, max_waiting=1))
+    reading: asyncio.Future[list[Picture]] = asyncio.get_running_loop().create_future()
+
+    async def read(_: Any) -> list[Picture]:
+        return await asyncio.shield(reading)
+
+    monkeypatch.setattr(service._pictures, "read", read)
+    wanted = parse_chat_request(json.dumps(_question()).encode())
+    first, second = (asyncio.create_task(service.prepare(wanted)) for _ in range(2))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await service.prepare(wanted)
+    reading.set_result([])
+    await asyncio.gather(first, second)
+    service.check_room()
 
 
 def test_the_body_is_limited(small_model: Any) -> None:

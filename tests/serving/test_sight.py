@@ -48,9 +48,9 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"the answer"})
 
 
-async def _get(path: str, **headers: str) -> tuple[httpx.Response, Counts]:
+async def _get(path: str, *, behind_proxy: bool = False, **headers: str) -> tuple[httpx.Response, Counts]:
     counts = Counts()
-    app = Sight(_app, meter=counts)
+    app = Sight(_app, meter=counts, behind_proxy=behind_proxy)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         return await client.get(path, headers=headers), counts
@@ -62,6 +62,11 @@ async def test_a_whole_answer_says_where_its_time_went() -> None:
     assert answer.headers["x-request-id"].startswith("req-")
     assert counts.answers == [(USAGE, TIMINGS)]
     assert counts.requests == [("/whole", 200, None)]
+
+
+async def test_the_proxys_name_for_a_request_is_left_to_the_proxy() -> None:
+    answer, _ = await _get("/whole", behind_proxy=True, **{"x-request-id": "abc-0"})
+    assert "x-request-id" not in answer.headers
 
 
 async def test_a_stream_says_what_is_known_when_it_begins() -> None:

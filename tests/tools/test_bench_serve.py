@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vision_server import vision_server
+from vision_server import Refusal, vision_server
 
 TOOL = Path(__file__).parents[2] / "tools" / "bench_serve.py"
 
@@ -53,3 +53,18 @@ def test_answers_are_counted_as_they_are_streamed(bench: Any) -> None:
     side.seconds = 2.0
     summary = side.summary(base=4.0)
     assert (summary["tokens_per_s"], summary["of_uvicorn"]) == (2.0, 0.5)
+
+
+def test_a_crowd_is_answered_or_refused(bench: Any) -> None:
+    with vision_server(answers=["a red star"], models=["bench"]) as server:
+        side = bench.Side("it", port=int(server.url.split(":")[2].split("/")[0]))
+        body = json.loads(bench.chats(1, 1, 4, seed=1)[0][0])
+        del body["min_tokens"]
+        crowd = bench.Crowd()
+        asyncio.run(bench.press(side, json.dumps(body).encode(), crowd))
+        assert (crowd.answered, crowd.refused, len(crowd.begun)) == (1, [], 1)
+        server.answers.append(Refusal(429, "overloaded"))
+        asyncio.run(bench.press(side, json.dumps(body).encode(), crowd))
+        assert (crowd.answered, len(crowd.refused)) == (1, 1)
+        assert len(asyncio.run(bench.trivial(side, 3))) == 3
+    assert crowd.summary("burst")["burst_refused_p50_ms"] > 0

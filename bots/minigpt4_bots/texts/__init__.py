@@ -48,6 +48,11 @@ class Texts:
         """Is there a sentence of that name?"""
         return name in self._texts
 
+    @staticmethod
+    def megabytes(size: int) -> str:
+        """Bytes as a number of MiB."""
+        return f"{size / 2**20:.3g}"
+
     def seconds(self, seconds: float) -> str:
         """A wait for people: ``8 s``, ``3 min``, ``5 h``; never less than a second."""
         if seconds < 90:

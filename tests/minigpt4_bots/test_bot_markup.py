@@ -1,0 +1,59 @@
+"""Markdown that can't break, and in which nothing can be clicked."""
+
+import re
+
+import pytest
+from answer_texts import TICKS
+from hypothesis import given, settings
+from minigpt4_bots.markup import ZERO_WIDTH, safe_markdown
+
+
+@pytest.mark.parametrize(
+    ("given_", "shown"),
+    [
+        ("plain words", "plain words"),
+        ("@everyone look", f"@{ZERO_WIDTH}everyone look"),
+        ("<@123> <@&4> <#5>", f"<{ZERO_WIDTH}@{ZERO_WIDTH}123> <{ZERO_WIDTH}@{ZERO_WIDTH}&4> <{ZERO_WIDTH}#5>"),
+        ("https://evil.example/a?b=c.", "`https://evil.example/a?b=c`."),
+        ("<https://evil.example>", "`https://evil.example`"),
+        ("[click](https://evil.example)", "click (`https://evil.example`)"),
+        ("![x](http://a.example/p(1).png)", "x (`http://a.example/p(1).png`)"),
+        ("[https://good.example](https://evil.example)", "`https://good.example` (`https://evil.example`)"),
+        ("go to evil.example/x now", "go to `evil.example/x` now"),
+        ("tg://user?id=5", "`tg://user?id=5`"),
+        ("e.g. 3.14 and so on... end.", "e.g. 3.14 and so on... end."),
+        ("`@everyone` stays code", "`@everyone` stays code"),
+        ("run /stop now", f"run /{ZERO_WIDTH}stop now"),
+        ("and/or", "and/or"),
+        ("```py\nx = '@a'", "```py\nx = '@a'\n```"),
+        ("```\na\n```\nafter", "```\na\n```\nafter"),
+        ("||secret", "||secret||"),
+        ("||secret|| open", "||secret|| open"),
+        ("a || b", "a || b"),
+        ("cat```\n```\n@everyone", "cat\u02cb\u02cb\u02cb\n```\n@everyone\n```"),
+        ("a ` b\n`@everyone`", "a \u02cb b\n`@everyone`"),
+        ("x``` y `@here`", "x\u02cb\u02cb\u02cb y `@here`"),
+        ("\\`@here`", f"\\{ZERO_WIDTH}`@here`"),
+        ("````a ``` b````", "`a \u02cb\u02cb\u02cb b`"),
+        ("``a`b``", "``a`b``"),
+    ],
+)
+def test_safe_markdown(given_: str, shown: str) -> None:
+    assert safe_markdown(given_) == shown
+
+
+@pytest.mark.parametrize("text", ["words", "||inner|| words", "```\ncode\n```", "a `b||c` d"])
+def test_a_spoiler_covers_all(text: str) -> None:
+    shown = safe_markdown(text, spoiler=True)
+    assert shown.startswith("||")
+    assert shown.endswith("||")
+    assert "||" not in shown[2:-2]
+
+
+@given(TICKS)
+@settings(max_examples=200, deadline=None)
+def test_nothing_in_an_answer_can_be_clicked(text: str) -> None:
+    # As Discord reads it: blocks first, then a backtick's partner wherever it stands.
+    shown = re.sub(r"```.*?```", "", safe_markdown(text), flags=re.DOTALL)
+    shown = re.sub(r"(?<!\\)(`+)(?!`)(.*?[^`])\1(?!`)", "", shown, flags=re.DOTALL)
+    assert not re.search(r"https?://|@\w|<[@#]|\]\(", shown)

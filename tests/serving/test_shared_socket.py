@@ -1,0 +1,37 @@
+"""One listening socket for several processes: who connects while one is replaced is not refused."""
+
+import socket
+
+import pytest
+from processes import free_port
+
+from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.serving.shared_socket import SharedSocket, receive_socket
+
+
+def test_who_connects_while_a_process_is_replaced_is_answered_by_the_next() -> None:
+    port = free_port()
+    shared = SharedSocket("127.0.0.1", port)
+    try:
+        for number in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:  # nobody accepts yet
+                with receive_socket(shared.path) as listening:
+                    connection, _ = listening.accept()
+                with connection:
+                    connection.sendall(bytes([number]))
+                assert client.recv(1) == bytes([number])
+    finally:
+        shared.close()
+        shared.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=10)
+    with pytest.raises(OSError, match="No such file"):
+        receive_socket(shared.path)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        with pytest.raises(InvalidRequest, match=f"Port {port} on 127.0.0.1 is in use"):
+            SharedSocket("127.0.0.1", port)

@@ -1,0 +1,131 @@
+"""What the benchmark asks: presets, random models of any size, and prompts with pictures. Measures nothing."""
+
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
+
+from minigpt4_serve.engine import Prompt, SamplingParams
+from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration
+from minigpt4_serve.pictures import ImageLimits, Picture, check_picture
+from minigpt4_serve.weights.memory import published_config
+
+__all__ = ["PRESETS", "Ask", "Preset", "Words", "asks", "build", "draw"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is asked."""
+
+    weights: str
+    requests: int
+    rounds: int
+    answer: tuple[int, int]
+    turns: int
+    max_running: int
+    threads: int | None = None
+
+
+PRESETS = {
+    "cpu": Preset("17m", requests=32, rounds=2, answer=(8, 64), turns=8, max_running=32, threads=1),
+    "gpu": Preset("7b", requests=64, rounds=2, answer=(16, 128), turns=8, max_running=128),
+    "smoke": Preset("tiny", requests=4, rounds=1, answer=(2, 6), turns=2, max_running=4, threads=1),
+}
+
+
+def config_of(weights: str) -> MiniGPT4Config:
+    """Shapes of the published 7b and 13b, of a 17-million-parameter model, or of a toy."""
+    if weights in ("7b", "13b"):
+        return published_config(f"vicuna-{weights}")
+    hidden, layers, vocabulary, side = {"17m": (384, 6, 8000, 224), "tiny": (32, 2, 512, 28)}[weights]
+    small: dict[str, Any] = {"hidden_size": hidden // 2, "num_attention_heads": 4, "intermediate_size": hidden}
+    return MiniGPT4Config(
+        vision_config=Blip2VisionConfig(**small, num_hidden_layers=4, image_size=side, initializer_range=0.02),
+        qformer_config=Blip2QFormerConfig(**small, num_hidden_layers=2, hidden_dropout_prob=0.0),
+        text_config=LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=hidden * 8 // 3,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 32 * 2 if hidden > 32 else 4,
+            max_position_embeddings=2048,
+            initializer_range=0.1,
+        ),
+        num_query_tokens=32,
+    )
+
+
+def build(weights: str, device: torch.device, dtype: torch.dtype) -> MiniGPT4ForConditionalGeneration:
+    """A random model, made where it is to run: 7B parameters never exist on the host."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = MiniGPT4ForConditionalGeneration(config_of(weights))
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval().requires_grad_(False)
+
+
+class Words:
+    """A vocabulary without a file: an id's text is its number."""
+
+    eos_token_id = 2
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def decode_ids(self, ids: Sequence[int]) -> str:
+        return "".join(f" {token}" for token in ids)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request: a picture and words, and how long the answer shall be."""
+
+    ids: tuple[int, ...]
+    picture: Picture
+    tokens: int
+
+    @property
+    def prompt(self) -> Prompt:
+        return Prompt(self.ids, (self.picture,))
+
+    @property
+    def rules(self) -> SamplingParams:
+        return SamplingParams(max_tokens=self.tokens, ignore_eos=True)
+
+
+def draw(seed: int) -> Picture:
+    """A picture unlike all others."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", (320, 240), (seed % 251, seed * 7 % 251, seed * 13 % 251))
+    canvas = ImageDraw.Draw(image)
+    for _ in range(20):
+        x, y = rng.randrange(280), rng.randrange(200)
+        canvas.ellipse((x, y, x + 40, y + 40), fill=tuple(rng.randrange(256) for _ in range(3)))
+    file = io.BytesIO()
+    image.save(file, "JPEG")
+    return check_picture(file.getvalue(), ImageLimits())
+
+
+def asks(config: MiniGPT4Config, preset: Preset, seed: int) -> list[Ask]:
+    """A common beginning, a picture of its own, and a question of 8–24 tokens each."""
+    rng = random.Random(seed)
+    vocabulary = config.get_text_config().vocab_size
+    system = [1, *(random.Random(0).randrange(3, vocabulary) for _ in range(40))]
+    slots = [config.image_token_id] * config.num_image_tokens
+    return [
+        Ask(
+            (*system, *slots, *(rng.randrange(3, vocabulary) for _ in range(rng.randint(8, 24)))),
+            draw(seed * 1000 + i),
+            rng.randint(*preset.answer),
+        )
+        for i in range(preset.requests)
+    ]
