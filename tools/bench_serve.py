@@ -305,6 +305,7 @@ async def trivial(side: Side, count: int) -> list[float]:
 
 def crowds(side: Side, times: int) -> None:
     """More than a side can answer, in two ways, beside what that many connections cost by themselves."""
+    print(f"{side.name}: {times} times more than it can answer", file=sys.stderr, flush=True)
     at_once = asyncio.run(burst(side, times))
     steady = asyncio.run(overload(side, times, OVERLOAD_S))
     plain = asyncio.run(trivial(side, at_once.answered + len(at_once.refused)))

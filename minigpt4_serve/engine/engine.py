@@ -95,6 +95,7 @@ class Engine:
             max_running=settings.max_running,
             max_prefill_tokens=settings.max_prefill_tokens,
         )
+        self.device = model.device
         self.context_length = min(self._runner.context_length, self._runner.num_blocks * settings.block_size)
         self._images = ImageCache(
             processor.image_processor.to_tensor,

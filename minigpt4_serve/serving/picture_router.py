@@ -40,8 +40,8 @@ class PictureRouter(RequestRouter):
         return [[by_name[first]], others] if others else [[by_name[first]]]
 
     def _load(self, replica_id: ReplicaID) -> int:
-        """Requests at a replica as this process knows them; Ray corrects the number with each request sent."""
-        return self.replica_queue_len_cache.get(replica_id) or 0
+        """Requests at a replica: what it last told Ray, and at least those that this process has there."""
+        return max(self.replica_queue_len_cache.get(replica_id) or 0, self.sent[str(replica_id.unique_id)])
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         """Ray says so when a request leaves for a replica."""

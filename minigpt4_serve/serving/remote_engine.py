@@ -58,11 +58,15 @@ class RemoteEngine:
 
         Of other processes' requests nothing is known here: each engine's own line is the judge.
         """
-        slots, line = self._settings.max_running, self._settings.max_waiting
-        places = (slots + line) * live_replicas()
-        if places and self._asked - sent_to_leavers() + ahead >= places:
+        if live_replicas() and self._places_left() <= ahead:
+            slots, line = self._settings.max_running, self._settings.max_waiting
             took = min((stats["seconds_per_request"] for _, stats in replica_stats()), default=1.0)
             raise Overloaded.full(took * (line + 1) / slots)
+
+    def _places_left(self) -> int:
+        """Places in all engines that requests from here don't take; below 0 if there are more requests than places."""
+        places = (self._settings.max_running + self._settings.max_waiting) * live_replicas()
+        return places - (self._asked - sent_to_leavers())
 
     def replicas(self) -> list[dict[str, Any]]:
         """What the replicas last said of themselves."""
@@ -90,6 +94,10 @@ class RemoteEngine:
                             raise delta
                         told = told or delta.queue_position is None
                         yield delta
+            except Overloaded:
+                # Others were on their way there when it was chosen. Some other engine still has a place.
+                if attempt > 1 or self._places_left() < 0:
+                    raise
             except _LOST as error:
                 if isinstance(error, BackPressureError) or told or attempt == _TRIES:
                     raise EngineFailed(_GONE) from error

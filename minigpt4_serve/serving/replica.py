@@ -4,8 +4,11 @@ torch is loaded where it is needed: importing this module, as the process that d
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_serve.errors import MiniGPT4Error
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from minigpt4_serve.serving.chat import ChatService
 
 __all__ = ["EngineReplica", "Ingress", "load_engine"]
+
+_NICENESS = 5  # of an engine that computes on CPUs: a third of the share of a process that speaks HTTP
 
 
 def load_engine(settings: ServeSettings) -> "tuple[Engine, ChatService]":
@@ -38,6 +43,14 @@ def load_engine(settings: ServeSettings) -> "tuple[Engine, ChatService]":
     return engine, ChatService(processor, model.generation_config, engine, settings)
 
 
+def _step_back() -> None:
+    """Who speaks HTTP goes first on CPUs that both want: it needs little, and every caller waits for it."""
+    for folder in Path("/proc/self/task").glob("*"):  # on Linux each thread has a niceness of its own
+        thread = int(folder.name)
+        with suppress(OSError):  # it may be gone by now
+            os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
 class EngineReplica:
     """A model and its engine, one for each GPU. It counts as ready after it has answered a warm-up request."""
 
@@ -49,6 +62,8 @@ class EngineReplica:
         self._engine, service = load_engine(settings)
         self._meter = EngineMeter()
         await service.warm_up()
+        if self._engine.device.type == "cpu":
+            _step_back()
 
     async def generate(
         self, prompt: "Prompt", sampling: "SamplingParams", request_id: str

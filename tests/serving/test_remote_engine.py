@@ -144,6 +144,19 @@ async def test_it_is_full_when_all_places_are_taken_by_requests_from_here(monkey
     engine.check_room()
 
 
+async def test_who_came_to_a_full_engine_while_another_has_a_place_is_asked_there_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = Overloaded("busy", retry_after=2.5)
+    router = Router({"x": {}, "y": {}})
+    monkeypatch.setattr("minigpt4_serve.serving.replica_stats._routers", [router])
+    engine, handle, _ = _engine([full], [Delta(text="a")], [full], [full], [Delta(text="never")])
+    assert await _texts(engine) == ["a"]
+    with pytest.raises(Overloaded):
+        await _texts(engine)
+    assert len(handle.tries) == 1
+
+
 async def test_rays_own_limit_is_an_error_of_ours() -> None:
     engine, _, _ = _engine([BackPressureError(num_queued_requests=1, max_queued_requests=1)])
     with pytest.raises(EngineFailed):
