@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,8 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
 def _take_port(host: str, port: int) -> None:
     """Of a cluster that isn't ours the processes may run elsewhere: there Ray's proxies listen instead of a socket."""
     global _socket  # noqa: PLW0603 - as Ray's own state is the process's
+    if not hasattr(socket, "AF_UNIX"):
+        return  # Windows can't hand sockets on: Ray's proxy listens
     _socket = SharedSocket(host, port)
     if "RAY_ADDRESS" in os.environ:
         _socket.close()

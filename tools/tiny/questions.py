@@ -342,23 +342,23 @@ class _Asker:
 
 
 KINDS_OF_QUESTION: dict[str, float] = {
-    "colour": 1.2,
+    "colour": 1,
     "which": 1,
     "count_all": 0.7,
-    "count": 1.4,
-    "exists": 1.4,
-    "where": 1.2,
+    "count": 1.6,
+    "exists": 1.3,
+    "where": 1,
     "relation": 2.4,
-    "relation_yn": 1.5,
+    "relation_yn": 2.4,
     "is_it": 1.2,
-    "biggest": 0.8,
-    "smallest": 0.8,
+    "biggest": 1.2,
+    "smallest": 1.2,
     "background": 0.5,
     "short": 1,
-    "caption": 0.7,
+    "caption": 0.8,
     "detail": 1,
-    "refusal": 0.8,
-    "greeting": 0.3,
+    "refusal": 1.2,
+    "greeting": 0.4,
     "follow_up": 1.6,
 }
 """How often each kind is asked in training."""

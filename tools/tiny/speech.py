@@ -98,11 +98,16 @@ class Pointers:
 
     A word that names things looks at their rows when it is read (layer ``READ``). Before a word is said, the row that
     says it looks back at the mention that it is about (``LINK``), then at the row of the picture that shows it
-    (``SAY``); yes, no and numbers come last, from what the mention has found (``TELL``). Such chains are what so small
-    an LLM learns last from answers alone.
+    (``SAY``); yes, no and numbers come last, from what the mention has found (``TELL``). For them the question's last
+    mention has itself looked at what the answer names. One head of the first of these layers counts (``COUNT``): every
+    thing that is named gets the same small share of it, the picture as a whole what is left. Such chains are what so
+    small an LLM learns last from answers alone.
     """
 
-    READ, LINK, SAY, TELL, HEADS = 1, 2, 3, 4, 2
+    READ, LINK, SAY, TELL = 1, 2, 3, 4  # layers; their first heads are shown where to look
+    COUNT = -1  # the next head of the layer READ
+    HEADS = 2
+    EACH = 0.2
 
     def __init__(self, tokenizer: MiniGPT4Tokenizer) -> None:
         def ids(words: Iterable[str]) -> dict[int, str]:
@@ -115,10 +120,13 @@ class Pointers:
         self.colours = ids(COLOURS)
         self.places = ids([*ROWS, *COLUMNS])
         self.grounds = ids(BACKGROUNDS)
+        (self.nothing,) = ids(["Nothing"])
         self.others = ids(["Yes", "No", "no", "one", "two", "three", "four", "not", "Nothing"])
 
-    def of(self, one: Branch, scene: Scene, owners: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
-        """(layer, position in the branch, where to look): queries, or for ``LINK`` and ``TELL`` a position."""
+    def of(self, one: Branch, scene: Scene, owners: Sequence[int]) -> Iterator[tuple[int, int, list[int], float]]:
+        """(layer, position in the branch, where to look, the share of each): queries, or for ``LINK`` and ``TELL`` a
+        position.
+        """
 
         def named(colour: str | None, kind: str | None) -> list[int]:
             both = zip(scene.things, owners, strict=True)
@@ -127,12 +135,13 @@ class Pointers:
         subject: list[int] = []
         before: str | None = None
         mentions: list[tuple[int, list[int]]] = []
+        answered = False  # the last mention of the question has been shown what the answer names
         for at, piece in enumerate(one.ids):
             said = one.weights[at] > 0
             kind, colour = self.kinds.get(piece), self.colours.get(piece)
             meant: list[int] = []
             if kind or colour:
-                yield self.READ, at, named(colour or before, kind) or [QUERIES - 1]
+                yield from self._read(at, named(colour or before, kind), said)
                 ahead = self.kinds.get(one.ids[at + 1]) if colour else None
                 meant = named(colour or before, kind or ahead)
                 if not before and not ahead:  # "the star is red", "the red thing is a star"
@@ -142,18 +151,38 @@ class Pointers:
                 meant = subject
             elif piece in self.grounds:
                 meant = [QUERIES - 1]
-            if said and meant:
-                yield self.SAY, at - 1, meant
-            if said and mentions and (meant or piece in self.others):
-                same = [mention for mention in mentions if mention[1] == meant]
-                yield self.LINK, at - 1, [(same or mentions)[-1][0]]
-                if piece in self.others:
-                    yield self.TELL, at - 1, [mentions[-1][0]]
+            if said:
+                looked = meant or (mentions[-1][1] if mentions and piece == self.nothing else [])
+                if mentions and looked and not answered:
+                    answered = True
+                    yield self.SAY, mentions[-1][0], looked, 1 / len(looked)
+                yield from self._say(at - 1, piece, meant, mentions)
             if kind or colour:
+                if before and kind and mentions:  # "the red star" is one mention, and its last word knows all of it
+                    mentions.pop()
                 if mentions and not said:  # "is the star left of the moon": the moon is compared with the star
-                    yield self.LINK, at, [mentions[-1][0]]
+                    yield self.LINK, at, [mentions[-1][0]], 1.0
                 mentions.append((at, meant))
             before = colour
+
+    def _read(self, at: int, rows: list[int], said: bool) -> Iterator[tuple[int, int, list[int], float]]:
+        """Where a word that names things looks."""
+        yield self.READ, at, rows or [QUERIES - 1], 1 / max(1, len(rows))
+        if not said:
+            yield self.COUNT, at, rows, self.EACH
+            yield self.COUNT, at, [QUERIES - 1], 1 - self.EACH * len(rows)
+
+    def _say(
+        self, at: int, piece: int, meant: list[int], mentions: list[tuple[int, list[int]]]
+    ) -> Iterator[tuple[int, int, list[int], float]]:
+        """Where the row looks that says a piece next."""
+        if meant:
+            yield self.SAY, at, meant, 1 / len(meant)
+        if mentions and (meant or piece in self.others):
+            same = [mention for mention in mentions if mention[1] == meant]
+            yield self.LINK, at, [(same or mentions)[-1][0]], 1.0
+            if piece in self.others:
+                yield self.TELL, at, [mentions[-1][0]], 1.0
 
 
 def dialogues(scene: Scene, rng: random.Random, tokenizer: MiniGPT4Tokenizer, weights: dict[str, float]) -> Bins:
@@ -231,10 +260,10 @@ def _aims(
         for row, dialogues_of_bin in enumerate(bins):
             at = 0
             for _, one in dialogues_of_bin:
-                for layer, position, wanted in pointers.of(one, scene, owners):
+                for layer, position, wanted, each in pointers.of(one, scene, owners):
                     first = at if layer in (Pointers.LINK, Pointers.TELL) else 0
                     here = row * BIN + at + position
-                    aims.setdefault(layer, []).extend((n, here, first + to, 1 / len(wanted)) for to in wanted)
+                    aims.setdefault(layer, []).extend((n, here, first + to, each) for to in wanted)
                 at += len(one.ids)
     return aims
 
@@ -305,9 +334,12 @@ def _attend(
     of_picture = (bins @ keys.mT).view(*shape[:4], first)
     of_own = bins.reshape(shape) @ key[:, :, first:].reshape(shape).mT + own
     shares = torch.cat([of_picture, of_own], -1).softmax(-1)
+    queries = shares[..., first - QUERIES : first].flatten(2, 3)
     if module.layer_idx in (Pointers.READ, Pointers.SAY):  # what queries show
-        looks[module.layer_idx] = shares[:, : Pointers.HEADS, ..., first - QUERIES : first].flatten(2, 3)
-    elif module.layer_idx in (Pointers.LINK, Pointers.TELL):
+        looks[module.layer_idx] = queries[:, : Pointers.HEADS]
+    if module.layer_idx == Pointers.READ:
+        looks[Pointers.COUNT] = queries[:, Pointers.HEADS : Pointers.HEADS + 1]
+    if module.layer_idx in (Pointers.LINK, Pointers.TELL):
         looks[module.layer_idx] = shares[:, : Pointers.HEADS, ..., first:].flatten(2, 3)
     told = shares[..., :first].reshape(*shape[:2], BINS * BIN, first) @ values
     told = told + (shares[..., first:] @ value[:, :, first:].reshape(shape)).reshape(told.shape)

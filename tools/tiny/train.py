@@ -66,7 +66,7 @@ class Training:
         first = not distributed.is_initialized() or distributed.get_rank() == 0
         mean = 0.0
         while self.progress < 1:
-            start = time.monotonic()
+            start = time.thread_time()  # a machine that others use, or a pause, costs no lesson
             rate = min(1.0, (self.step + 1) / self.warm_steps) * min(1.0, 1.6 * (1 - self.progress) + 0.02)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -81,7 +81,7 @@ class Training:
             for optimizer in self.optimizers:
                 optimizer.step()
             self.step += 1
-            self.spent = _shared(self.spent + time.monotonic() - start)
+            self.spent = _shared(self.spent + time.thread_time() - start)
             mean = loss.item() if self.step == 1 else 0.97 * mean + 0.03 * loss.item()
             if not math.isfinite(mean):
                 raise SystemExit(f"The loss is not a number at step {self.step}: start again from the last checkpoint.")
@@ -162,7 +162,7 @@ def train_vision(run: Path, minutes: float, rate: float) -> None:
 
     def loss(step: int, progress: float) -> torch.Tensor:
         rng = np.random.default_rng(step)
-        crowded = rng.random() < 1 - 2.5 * progress
+        crowded = rng.random() < rate * (1 - 2.5 * progress)
         source, batch = (crowds, 32) if crowded else (scenes, 48)
         rows = rng.integers(0, len(crowds.scenes) if crowded else watched[0], batch)
         pixels = normalised(source.pictures[rows])
@@ -308,18 +308,38 @@ def fit_projection(run: Path) -> None:
         [cells for _, cells in ordered],
         model.get_input_embeddings(),
     )
-    given = seen["rows"][: len(scenes)].float().flatten(0, 1)
-    wanted = told.flatten(0, 1)
+    _regress(model.language_projection, seen["rows"][: len(scenes)].float(), told)
+    eyes_of(run, model)
+    torch.save(model.state_dict(), run / "joined.pt")
+
+
+@torch.no_grad()
+def refit_projection(run: Path) -> None:
+    """A model that could speak before its eyes were trained further: what they give now becomes what it was told."""
+    from pictures import stock
+    from vision import normalised, see
+
+    model = new_model(tokenizer_of(run).vocab_size).eval()
+    model.load_state_dict(torch.load(run / "joined.pt", weights_only=True))
+    given = torch.load(run / "seen.pt", weights_only=True)["rows"][:4000].float()
+    pictures = stock(run / "pictures", shards=1).pictures[:4000]
+    before = torch.cat([see(model, normalised(pictures[i : i + 100]))[1] for i in range(0, len(pictures), 100)])
+    _regress(model.language_projection, given, model.language_projection(before))
+    eyes_of(run, model)
+    torch.save(model.state_dict(), run / "joined.pt")
+
+
+def _regress(projection: nn.Linear, given: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Fit the projection so that it makes ``wanted`` from ``given``, ``[N, QUERIES, width]`` each."""
+    given, wanted = given.flatten(0, 1), wanted.flatten(0, 1)
     middle, aim = given.mean(0), wanted.mean(0)
     squares = (given - middle).T @ (given - middle)
     squares += 1e-3 * squares.diagonal().mean() * torch.eye(len(squares))
     weight = torch.linalg.solve(squares, (given - middle).T @ (wanted - aim))  # [eyes, hidden]
     left = wanted - aim - (given - middle) @ weight
     print(f"projection: R² {1 - left.square().sum().item() / (wanted - aim).square().sum().item():.3f}")
-    model.language_projection.weight.copy_(weight.T)
-    model.language_projection.bias.copy_(aim - middle @ weight)
-    eyes_of(run, model)
-    torch.save(model.state_dict(), run / "joined.pt")
+    projection.weight.copy_(weight.T)
+    projection.bias.copy_(aim - middle @ weight)
 
 
 def tune(rank: int, run: Path, minutes: float, processes: int) -> None:
@@ -411,7 +431,7 @@ def export(run: Path, out: Path) -> None:
 def begin(run: Path, folder: Path) -> None:
     """A new run from a model that was exported before, so that training goes on from what is committed.
 
-    The optimizers start afresh; ``vision`` can go on, or ``ridge`` (which then only looks) and ``tune``.
+    The optimizers start afresh; ``vision`` can go on, then ``ridge`` (which lets the projection follow) and ``tune``.
     """
     import shutil
 
@@ -455,6 +475,8 @@ def main() -> None:
         look(given.run, shards=5)
         if (given.run / "oracle.pt").exists():
             fit_projection(given.run)
+        else:
+            refit_projection(given.run)
     elif given.stage == "tune":
         (given.run / "meeting").unlink(missing_ok=True)
         if given.processes > 1:

@@ -90,7 +90,7 @@ def seeing_loss(
     kinds = torch.full(kind.shape[:2], _NOTHING)
     kinds[picture, cell] = wanted[:, 0].long()
     weight = torch.ones(len(KINDS) + 1)
-    weight[_NOTHING] = 0.4
+    weight[_NOTHING] = 0.8
     loss = functional.cross_entropy(kind.flatten(0, 1), kinds.flatten(), weight)
     for head, index in ((colour, 1), (row, 2), (column, 3)):
         loss = loss + 0.6 * functional.cross_entropy(head[picture, cell], wanted[:, index].long())

@@ -50,6 +50,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
+STYLES, _STYLE_SHARES = ("flat", "outlined", "hollow"), (6, 3, 0.6)
+"""Outlined: a dark line around; hollow: a coloured line only."""
 _EDGE = 2 / SIDE
 """Centres nearer than this to the border of a third have no certain place."""
 
@@ -70,7 +72,7 @@ class Thing:
     y: float
     radius: float
     turn: float = 0.0
-    style: str = "flat"  # flat | outlined (a dark line around) | hollow (a coloured line only)
+    style: str = "flat"  # one of ``STYLES``
 
     @property
     def row(self) -> str:
@@ -108,7 +110,7 @@ def scene(rng: random.Random, *, most: int = 4) -> Scene:
     count = rng.choice(range(1, most + 1))
     aspect = 1.0 if rng.random() < 0.4 else math.exp(rng.uniform(-0.45, 0.45))
     across, down = 1 / math.sqrt(aspect), math.sqrt(aspect)  # a radius of 1 as fractions of the width and the height
-    style = rng.choices(("flat", "outlined", "hollow"), (6, 3, 1.5))[0]
+    style = rng.choices(STYLES, _STYLE_SHARES)[0]
     things: list[Thing] = []
     few_kinds = rng.sample(KINDS, rng.choice((1, 2))) if rng.random() < 0.25 else KINDS
     few_colours = rng.sample(tuple(COLOURS), rng.choice((1, 2))) if rng.random() < 0.25 else tuple(COLOURS)
@@ -116,7 +118,7 @@ def scene(rng: random.Random, *, most: int = 4) -> Scene:
     largest = {1: 0.38, 2: 0.27, 3: 0.22, 4: 0.2}.get(count, 0.16)
     for _ in range(count):
         for _ in range(60):
-            radius = rng.uniform(0.085, largest)
+            radius = rng.uniform(0.09, largest)
             x, y = (rng.uniform(0.01 + radius * reach, 0.99 - radius * reach) for reach in (across, down))
             thing = Thing(rng.choice(few_kinds), rng.choice(few_colours), x, y, radius, _turn(rng), style)
             apart = all(math.hypot((x - o.x) / across, (y - o.y) / down) > 1.05 * (radius + o.radius) for o in things)
@@ -135,7 +137,7 @@ def scene(rng: random.Random, *, most: int = 4) -> Scene:
 
 def packed_scene(rng: random.Random) -> Scene:
     """A crowd of sixteen: how seeing is learnt first, since every corner of the picture teaches something."""
-    style = rng.choices(("flat", "outlined", "hollow"), (6, 3, 1.5))[0]
+    style = rng.choices(STYLES, _STYLE_SHARES)[0]
     things = tuple(
         Thing(
             rng.choice(KINDS),
@@ -153,7 +155,7 @@ def packed_scene(rng: random.Random) -> Scene:
 
 
 def _turn(rng: random.Random) -> float:
-    return rng.uniform(-24, 24) if rng.random() < 0.75 else rng.uniform(-180, 180)
+    return rng.uniform(-24, 24) if rng.random() < 0.88 else rng.uniform(-180, 180)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
