@@ -33,7 +33,14 @@ app = typer.Typer(
 app.add_typer(keys, name="keys")
 
 _DEFAULT_QUESTION = "What is in this picture?"
-_EXTRAS = {"torch": "model", "transformers": "model", "ray": "serve", "fastapi": "serve", "gradio": "web"}
+_EXTRAS = {
+    "torch": "model",
+    "transformers": "model",
+    "ray": "serve",
+    "fastapi": "serve",
+    "gradio": "web",
+    "uvicorn": "web",  # this process needs it for the page only
+}
 """Which extra of the package brings a library."""
 _PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _DEMO_QUESTIONS = ("What is the background?", "How many objects are there?", "What are they?")

@@ -78,15 +78,23 @@ def test_what_goes_wrong_is_one_line(words: list[str], message: str, picture: Pa
 
 
 @pytest.mark.parametrize(
-    ("library", "words", "extra"),
+    ("libraries", "words", "extra"),
     [
-        ("ray", ["serve"], "serve"),
-        ("torch", ["ask", "{picture}"], "model"),
-        ("gradio", ["web", "--server", "http://127.0.0.1:1", "--port", "0"], "web"),
+        (["ray"], ["serve"], "serve"),
+        (["ray", "fastapi", "starlette", "uvicorn", "grpc", "torch", "transformers", "numpy"], ["serve"], "serve"),
+        (["torch"], ["ask", "{picture}"], "model"),
+        (["torch", "transformers", "numpy", "safetensors", "sentencepiece"], ["ask", "{picture}"], "model"),
+        (["gradio"], ["web", "--server", "http://127.0.0.1:1", "--port", "0"], "web"),
+        (
+            ["gradio", "uvicorn", "fastapi", "starlette"],
+            ["web", "--server", "http://127.0.0.1:1", "--port", "0"],
+            "web",
+        ),
     ],
 )
-def test_a_missing_extra_is_named(library: str, words: list[str], extra: str, picture: Path) -> None:
-    without = f"import sys; sys.modules[{library!r}] = None; from minigpt4_serve.cli import main; main()"
+def test_a_missing_extra_is_named(libraries: list[str], words: list[str], extra: str, picture: Path) -> None:
+    absent = f"sys.modules.update(dict.fromkeys({libraries!r}))"
+    without = f"import sys; {absent}; from minigpt4_serve.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", without, *[word.format(picture=picture) for word in words]],
         capture_output=True,
