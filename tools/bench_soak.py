@@ -42,7 +42,7 @@ def soak(model: MiniGPT4ForConditionalGeneration, minutes: float) -> dict[str, A
             beams=beams,
         )
         name, leaves = uuid.uuid4().hex, rng.random()
-        deltas = engine.generate(dataclasses.replace(ask).prompt, rules, request_id=name)
+        deltas = engine.generate(ask.prompt, rules, request_id=name)
         try:
             heard = 0
             async for delta in deltas:
