@@ -38,6 +38,7 @@ TINY_MODEL = ROOT / "minigpt4_serve" / "weights" / "tiny"
 START_TIMEOUT_S = 300
 CROWD_TOKENS = 32  # length of each answer in a crowd
 OVERLOAD_S = 8.0
+REFUSAL_S = 0.1  # who is refused later than this is counted as late
 SIDES = ("uvicorn", "one engine", "three engines:scale.engines=3")
 
 
@@ -231,16 +232,21 @@ class Crowd:
     """What became of requests that were more than a side can answer; in seconds."""
 
     refused: list[float] = field(default_factory=list)  # until the 429's first byte
-    begun: list[float] = field(default_factory=list)  # until the first words, of those that found a free slot
-    answered: int = 0
+    begun: list[float] = field(default_factory=list)  # until the first words, less the wait for a slot
 
     def summary(self, name: str) -> dict[str, Any]:
-        return {
-            f"{name}_answered": self.answered,
+        late = sum(seconds > REFUSAL_S for seconds in self.refused)
+        refusals = {
             f"{name}_refused": len(self.refused),
             f"{name}_refused_p50_ms": round(1000 * percentile(self.refused, 50), 1),
             f"{name}_refused_p99_ms": round(1000 * percentile(self.refused, 99), 1),
+            f"{name}_refused_late": late,
+        }
+        return {
+            f"{name}_answered": len(self.begun),
+            **(refusals if self.refused else {}),
             f"{name}_ttft_p50_ms": round(1000 * percentile(self.begun, 50), 1),
+            f"{name}_ttft_p95_ms": round(1000 * percentile(self.begun, 95), 1),
         }
 
 
@@ -251,22 +257,38 @@ async def press(side: Side, body: bytes, outcome: Crowd, wait: float = 0.0) -> N
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
     writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-    seen, noted = b"", False
+    seen, first = b"", None
     while b"data: [DONE]" not in seen and (piece := await reader.read(65536)):
         seconds = time.perf_counter() - began
         seen += piece
         if b" 429 " in seen[:40]:
             outcome.refused.append(seconds)
             break
-        if not noted and b'"delta"' in seen:
-            noted = True
-            outcome.answered += 1
-            if b"x-minigpt4-queue-position" not in seen.lower():
-                outcome.begun.append(seconds)
+        if first is None and b'"delta"' in seen:
+            first = seconds
     else:
-        if not noted:
-            raise SystemExit(f"{side.name} answered: {seen[:500]!r}")
+        if first is None:
+            raise SystemExit(f"{side.name} answered: {seen[-500:]!r}")
+        waited = re.search(rb'"queue_s": ?([\d.e-]+)', seen)
+        outcome.begun.append(first - (float(waited[1]) if waited else 0.0))
     writer.close()
+
+
+async def full(side: Side, seconds: float) -> Crowd:
+    """Every slot is taken and nobody has to wait: what those who are answered in a crowd are compared with."""
+    slots = side.settings["engine"]["max_running"] * side.settings["scale"].get("engines", 1)
+    bodies = iter(
+        [chat[0] for chat in chats(int(2 * seconds * side.rate / CROWD_TOKENS) + slots, 1, CROWD_TOKENS, seed=9)]
+    )
+    outcome = Crowd()
+    end = time.perf_counter() + seconds
+
+    async def ask_again_and_again() -> None:
+        while time.perf_counter() < end:
+            await press(side, next(bodies), outcome)
+
+    await asyncio.gather(*(ask_again_and_again() for _ in range(slots)))
+    return outcome
 
 
 async def burst(side: Side, times: int) -> Crowd:
@@ -307,9 +329,10 @@ def crowds(side: Side, times: int) -> None:
     """More than a side can answer, in two ways, beside what that many connections cost by themselves."""
     print(f"{side.name}: {times} times more than it can answer", file=sys.stderr, flush=True)
     at_once = asyncio.run(burst(side, times))
+    taken = asyncio.run(full(side, OVERLOAD_S))
     steady = asyncio.run(overload(side, times, OVERLOAD_S))
-    plain = asyncio.run(trivial(side, at_once.answered + len(at_once.refused)))
-    side.crowds = {**steady.summary("overload"), **at_once.summary("burst")}
+    plain = asyncio.run(trivial(side, len(at_once.begun) + len(at_once.refused)))
+    side.crowds = {**taken.summary("full"), **steady.summary("overload"), **at_once.summary("burst")}
     side.crowds["trivial_p50_ms"] = round(1000 * percentile(plain, 50), 1)
     side.crowds["trivial_p99_ms"] = round(1000 * percentile(plain, 99), 1)
 
@@ -325,10 +348,8 @@ async def round_of(side: Side, work: Sequence[Sequence[bytes]], rng: random.Rand
     side.cpu_seconds += cpu_seconds(side.process) - spent
 
 
-def cpu_seconds(process: int) -> float:
-    """What a process and its living descendants have spent so far. Unlike the clock it doesn't ask who else is there:
-    where more programs run than cores, whoever has more processes gets more of the machine.
-    """
+def family(process: int) -> dict[int, int]:
+    """The process and its living descendants, each with the clock ticks that it has spent so far."""
     children: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -336,10 +357,27 @@ def cpu_seconds(process: int) -> float:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             children.setdefault(int(fields[1]), []).append(int(folder.name))
             ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
-    family = [process]
-    for one in family:
-        family += children.get(one, [])
-    return sum(ticks.get(one, 0) for one in family) / os.sysconf("SC_CLK_TCK")
+    members = [process]
+    for one in members:
+        members += children.get(one, [])
+    return {one: ticks.get(one, 0) for one in members}
+
+
+def cpu_seconds(process: int) -> float:
+    """What a process and its descendants have spent. Unlike the clock it doesn't ask who else is there: where more
+    programs run than cores, whoever has more processes gets more of the machine.
+    """
+    return sum(family(process).values()) / os.sysconf("SC_CLK_TCK")
+
+
+def give_http_a_core(side: Side) -> None:
+    """The side's engines leave the first core to everything else, as on a machine that has one to spare."""
+    others = set(range(1, os.cpu_count() or 1))
+    for process in family(side.process):
+        with contextlib.suppress(OSError):
+            if b":engine" in Path(f"/proc/{process}/cmdline").read_bytes():
+                for thread in Path(f"/proc/{process}/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), others)
 
 
 def measure(sides: list[Side], *, streams: int, turns: int, tokens: int, rounds: int) -> None:
@@ -363,6 +401,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's, in each engine")
     parser.add_argument("--crowd", type=int, default=5, help="times the capacity that comes at the end")
+    parser.add_argument("--http-core", action="store_true", help="engines leave the first core to HTTP and the client")
     parser.add_argument("--side", action="append", default=[], help="one more; see above")
     parser.add_argument("--only", action="store_true", help="only bare uvicorn and the sides given")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "serve.json")
@@ -381,6 +420,8 @@ def main(words: Sequence[str] | None = None) -> None:
         for side in sides:
             running.enter_context(serving(side, Path(folder)))
             print(f"{side.name} is up", file=sys.stderr, flush=True)
+            if asked.http_core:
+                give_http_a_core(side)
         measure(sides, streams=asked.streams, turns=asked.turns, tokens=asked.tokens, rounds=asked.rounds)
         for side in sides if asked.crowd else ():
             crowds(side, asked.crowd)

@@ -116,7 +116,7 @@ def _take_port(host: str, port: int) -> None:
     if not hasattr(socket, "AF_UNIX"):
         return  # Windows can't hand sockets on: Ray's proxy listens
     _socket = SharedSocket(host, port)
-    if "RAY_ADDRESS" in os.environ:
+    if os.environ.get("RAY_ADDRESS"):
         _socket.close()
         _socket = None
 
@@ -148,7 +148,7 @@ def _start_cluster(metrics_port: int | None) -> None:
     for attempt in range(3):
         try:
             # Never by accident in a cluster that somebody else left running here.
-            address = os.environ.get("RAY_ADDRESS", "local")
+            address = os.environ.get("RAY_ADDRESS") or "local"
             ray.init(
                 address,
                 include_dashboard=False,

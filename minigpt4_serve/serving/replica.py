@@ -4,7 +4,9 @@ torch is loaded where it is needed: importing this module, as the process that d
 """
 
 import asyncio
+import gc
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineReplica", "Ingress", "load_engine"]
 
-_NICENESS = 5  # of an engine that computes on CPUs: a third of the share of a process that speaks HTTP
+_NICENESS = 10  # of an engine that computes on CPUs: a tenth of the share of a process that speaks HTTP
 
 
 def load_engine(settings: ServeSettings) -> "tuple[Engine, ChatService]":
@@ -95,6 +97,12 @@ class EngineReplica:
             self._engine.shutdown()
 
 
+def _answer_promptly() -> None:
+    """A new connection waits for the event loop, and the loop for the interpreter: nobody shall hold it for long."""
+    sys.setswitchinterval(0.0005)  # threads check pictures; Python lets each of them go on for ten times as long
+    gc.set_threshold(10_000)  # as in the proxy of Ray's whose place this process takes; Ray freezes what was loaded
+
+
 _KEEP_ALIVE_S = 5  # as long as uvicorn, too, leaves an idle connection open by itself
 
 
@@ -127,6 +135,7 @@ class Ingress:
         quotas = SharedQuotas() if settings.keys_file else None
         self._application = create_app(service, quotas, HttpMeter(), behind_proxy=socket_path is None)
         if socket_path is not None:
+            _answer_promptly()
             self._listen(socket_path)
 
     def __serve_build_asgi_app__(self) -> "FastAPI":

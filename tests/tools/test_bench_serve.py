@@ -62,9 +62,23 @@ def test_a_crowd_is_answered_or_refused(bench: Any) -> None:
         del body["min_tokens"]
         crowd = bench.Crowd()
         asyncio.run(bench.press(side, json.dumps(body).encode(), crowd))
-        assert (crowd.answered, crowd.refused, len(crowd.begun)) == (1, [], 1)
+        assert (crowd.refused, len(crowd.begun)) == ([], 1)
         server.answers.append(Refusal(429, "overloaded"))
         asyncio.run(bench.press(side, json.dumps(body).encode(), crowd))
-        assert (crowd.answered, len(crowd.refused)) == (1, 1)
+        assert (len(crowd.refused), len(crowd.begun)) == (1, 1)
         assert len(asyncio.run(bench.trivial(side, 3))) == 3
-    assert crowd.summary("burst")["burst_refused_p50_ms"] > 0
+    summary = crowd.summary("burst")
+    assert (summary["burst_answered"], summary["burst_refused"], summary["burst_refused_late"]) == (1, 1, 0)
+    assert min(summary["burst_refused_p50_ms"], summary["burst_ttft_p50_ms"]) > 0
+
+
+def test_a_full_house_asks_as_many_at_a_time_as_there_are_slots(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with vision_server(answers=["a red star"], models=["bench"]) as server:
+        side = bench.Side("it", {"engine": {"max_running": 2}, "scale": {"engines": 2}}, tokens=32_000, seconds=1.0)
+        side.port = int(server.url.split(":")[2].split("/")[0])
+        body = json.loads(bench.chats(1, 1, 4, seed=1)[0][0])
+        del body["min_tokens"]
+        monkeypatch.setattr(bench, "chats", lambda count, *_, seed: [[json.dumps(body).encode()]] * count)
+        crowd = asyncio.run(bench.full(side, 0.2))
+    assert len(crowd.begun) >= 4
+    assert not crowd.refused
