@@ -152,7 +152,7 @@ def serve(
 ) -> None:
     """Serve the model over an OpenAI-compatible HTTP API, on Ray Serve.
 
-    SIGHUP reads the settings again and replaces the processes one by one, without losing a request.
+    SIGHUP reads the settings again and replaces the processes one by one; requests wait where there is only one.
     """
     from minigpt4_serve.settings import read_serve_settings
 
@@ -175,9 +175,10 @@ def serve(
     from minigpt4_serve.serving.app import stop
 
     typer.echo(f"Ready: {_base_url(settings)}   (Ctrl-C stops)")
+    signals = _Signals()
     try:
-        while _wait_for_signal() == signal.SIGHUP:
-            _roll_over(config, words)
+        while signals.wait() == _HANG_UP:
+            _roll_over(settings, config, words)
     finally:
         typer.echo("Stopping …")
         stop()
@@ -385,7 +386,7 @@ def demo(
             messages.append({"role": "assistant", "content": answer.text})
         typer.echo(_what_next(picture, _base_url(settings), keep))
         if keep:
-            _wait_for_signal()
+            _Signals().wait()
     finally:
         source.close()
         stop()
@@ -501,30 +502,51 @@ class _Step:
         typer.echo(" failed" if kind else f" {time.perf_counter() - self._started:.1f} s", err=True)
 
 
-def _wait_for_signal() -> int:
-    """SIGHUP, or the end: a service manager's SIGTERM ends the server as orderly as Ctrl-C does."""
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: asked.append(number))
-    try:
-        while not asked:
-            time.sleep(0.2)
-    except KeyboardInterrupt:
-        asked.append(signal.SIGINT)
-        typer.echo()
-    return asked[0]
+_HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
-def _roll_over(config: Path | None, words: dict[str, Any]) -> None:
-    """New settings for a running server; bad ones change nothing."""
-    from minigpt4_serve.serving.app import deploy
+class _Signals:
+    """SIGHUP and SIGTERM, kept until somebody waits for them: what comes during a roll-over isn't lost.
+
+    A service manager's SIGTERM ends the server as orderly as Ctrl-C does.
+    """
+
+    def __init__(self) -> None:
+        self._asked: list[int] = []
+        for number in (signal.SIGTERM, _HANG_UP):
+            if number is not None:
+                signal.signal(number, lambda number, _: self._asked.append(number))
+
+    def wait(self) -> int:
+        """The next one; SIGINT for Ctrl-C."""
+        try:
+            while not self._asked:
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            typer.echo()
+            return signal.SIGINT
+        return self._asked.pop(0)
+
+
+def _roll_over(running: "ServeSettings", config: Path | None, words: dict[str, Any]) -> None:
+    """New settings for a running server; what can be seen to be wrong before a process is replaced changes nothing."""
+    from minigpt4_serve.serving.app import check, deploy
     from minigpt4_serve.settings import read_serve_settings
 
     try:
-        with _Step("replacing the processes, one by one"):
-            deploy(read_serve_settings(config, words))
+        settings = read_serve_settings(config, words)
+        for name in ("host", "port", "metrics_port"):
+            if getattr(settings, name) != getattr(running, name):
+                raise InvalidRequest(f"A new '{name}' needs a new start.", param=name)
+        check(settings)
     except MiniGPT4Error as error:
         typer.echo(f"minigpt4: {error.message} The server goes on as it was.", err=True)
+        return
+    try:
+        with _Step("replacing the processes, one by one"):
+            deploy(settings)
+    except MiniGPT4Error as error:
+        typer.echo(f"minigpt4: {error.message} Correct the settings and send SIGHUP again.", err=True)
     else:
         typer.echo("Ready again: the settings were read anew.")
 

@@ -143,6 +143,13 @@ class ServeSettings(_Settings):
     keys_file: Path | None = None
     """Keys as ``minigpt4 keys`` writes them. Without any key the server only binds loopback addresses."""
 
+    @field_validator("api_key")
+    @classmethod
+    def _a_key_is_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            raise ValueError("it is empty, so that anybody would have it; give a key or leave the setting out")
+        return value
+
     @field_validator("keys_file")
     @classmethod
     def _wherever_it_is_read(cls, value: Path | None) -> Path | None:
@@ -174,8 +181,13 @@ def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSet
     for setting, variable in {"api_key": API_KEY_VARIABLE, "keys_file": KEYS_FILE_VARIABLE}.items():
         if value := os.environ.get(variable):
             values[setting] = value
+    values = {name: value for name, value in values.items() if value is not None}  # "model:" with nothing under it
     for name, value in given.items():
-        values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
+        held = values.get(name, {})
+        if not isinstance(value, Mapping):
+            values[name] = value
+        elif isinstance(held, Mapping):  # what isn't one is refused below
+            values[name] = {**held, **value}
     try:
         return ServeSettings.model_validate(values)
     except ValidationError as error:

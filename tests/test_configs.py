@@ -71,13 +71,25 @@ def test_kuberay_is_a_cluster_that_rays_autoscaler_understands() -> None:
     assert workers["maxReplicas"] >= args["scale"]["max_engines"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [(CONFIGS / "ray-serve.yaml").read_text(), KUBERAY["spec"]["serveConfigV2"]],
+    ids=["ray-serve.yaml", "kuberay.yaml"],
+)
+def test_an_engine_asks_for_its_gpu_although_no_node_has_one_yet(text: str) -> None:
+    (application,) = yaml.safe_load(text)["applications"]
+    assert application["args"]["scale"]["gpus_per_engine"] > 0
+
+
 def test_nodes_of_a_cluster_have_the_transport_that_a_local_one_has() -> None:
-    ours = re.findall(r'setdefault\("(RAY_SERVE_\w+)", "(\w+)"\)', Path(serving.__file__).read_text())
-    assert len(ours) == 4
+    ours = re.findall(
+        r'setdefault\("(RAY_SERVE_\w+|RAY_worker_niceness)", "(\w+)"\)', Path(serving.__file__).read_text()
+    )
+    assert len(ours) == 5
     lines = (CONFIGS / "ray-cluster.env").read_text().splitlines()
     (head,) = KUBERAY["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
     for name, value in ours:
-        assert hasattr(constants, name), "Ray doesn't know it any more"
+        assert hasattr(constants, name) or not name.startswith("RAY_SERVE_"), "Ray doesn't know it any more"
         assert f"{name}={value}" in lines
         assert {"name": name, "value": value} in head["env"]
 

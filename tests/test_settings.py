@@ -34,6 +34,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("host: '::'", "API key"),
         ("host: 192.168.1.5", "API key"),
         ("host: example.org", "API key"),
+        ("host: 0.0.0.0\napi_key: ''", "api_key: it is empty"),
+        ("api_key: '  '", "api_key: it is empty"),
     ],
 )
 def test_a_bad_file_gives_one_sentence_that_names_the_setting(
@@ -46,6 +48,21 @@ def test_a_bad_file_gives_one_sentence_that_names_the_setting(
         read_serve_settings(file, {})
     assert message in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"), [("model:", False), ("model:\n  # path: x\nport:", False), ("model: models/x", True)]
+)
+def test_a_section_without_keys_and_an_option_on_the_line(tmp_path: Path, text: str, wrong: bool) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    given = {"model": {"path": tmp_path}}
+    if wrong:
+        with pytest.raises(InvalidRequest, match="model: "):
+            read_serve_settings(file, given)
+    else:
+        settings = read_serve_settings(file, given)
+        assert (settings.model.path, settings.port) == (tmp_path, 8000)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

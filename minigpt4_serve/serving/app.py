@@ -1,7 +1,6 @@
 """The application for Ray Serve and how a local cluster is started. Knows Ray; loads no model itself."""
 
 import logging
-import os
 import re
 import socket
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from minigpt4_serve.serving.replica import EngineReplica, Ingress
 from minigpt4_serve.serving.shared_socket import SharedSocket
 from minigpt4_serve.settings import ScaleSettings, ServeSettings
 
-__all__ = ["build", "deploy", "start", "stop"]
+__all__ = ["build", "check", "deploy", "start", "stop"]
 
 
 _socket: SharedSocket | None = None  # of the local cluster that this process has started, if it has
@@ -88,11 +87,7 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         WeightsError: no model there.
         EngineFailed: the application didn't come up.
     """
-    if not (settings.model.path / "config.json").is_file():
-        # Said before a cluster is started for nothing; the replica looks at everything else.
-        raise WeightsError(f"{settings.model.path} is not a model folder: it has no config.json.")
-    if settings.keys_file is not None:
-        KeyRing(settings.keys_file, settings.api_key)
+    check(settings)
     # What Ray and Serve tell their own developers; ours comes through on_progress and as errors.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _take_port(settings.host, settings.port)
@@ -110,24 +105,35 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
         raise
 
 
+def check(settings: ServeSettings) -> None:
+    """What can be seen before a cluster is started, or a process replaced, for nothing; replicas look at the rest.
+
+    Raises:
+        InvalidRequest: the keys file holds no key.
+        WeightsError: no model there.
+    """
+    if not (settings.model.path / "config.json").is_file():
+        raise WeightsError(f"{settings.model.path} is not a model folder: it has no config.json.")
+    if settings.keys_file is not None:
+        KeyRing(settings.keys_file, settings.api_key)
+
+
 def _take_port(host: str, port: int) -> None:
-    """Of a cluster that isn't ours the processes may run elsewhere: there Ray's proxies listen instead of a socket."""
+    """The socket of a machine's own processes; on clusters Ray's proxies listen."""
     global _socket  # noqa: PLW0603 - as Ray's own state is the process's
     if not hasattr(socket, "AF_UNIX"):
         return  # Windows can't hand sockets on: Ray's proxy listens
     _socket = SharedSocket(host, port)
-    if os.environ.get("RAY_ADDRESS"):
-        _socket.close()
-        _socket = None
 
 
 def deploy(settings: ServeSettings) -> None:
     """Run the application on the cluster, and return when it answers. If it runs already, its processes are replaced.
 
-    Replaced ones finish their answers first (``scale.drain_s``).
+    Replaced ones finish their answers first (``scale.drain_s``). An engine goes before its successor loads, since a GPU
+    may hold only one: where there is no other, requests wait.
 
     Raises:
-        EngineFailed: it didn't come up; an application that ran before goes on.
+        EngineFailed: it didn't come up.
     """
     try:
         serve.run(build(settings), name="minigpt4", route_prefix="/")
@@ -147,10 +153,8 @@ def _start_cluster(metrics_port: int | None) -> None:
     """
     for attempt in range(3):
         try:
-            # Never by accident in a cluster that somebody else left running here.
-            address = os.environ.get("RAY_ADDRESS") or "local"
             ray.init(
-                address,
+                "local",  # never a cluster that runs already, whatever RAY_ADDRESS says: stopping would stop all of it
                 include_dashboard=False,
                 _metrics_export_port=metrics_port,
                 log_to_driver=False,

@@ -1,7 +1,8 @@
 """Who may ask, and how often: every route but health wants a key. Knows headers, nothing of models or requests' bodies.
 
-Without keys the server answers this machine only, and only under its own names: a web page that a browser here has open
-must not reach it through a name of its own that points to 127.0.0.1 (DNS rebinding).
+Without keys the server answers this machine only, and only under its own names: a web page from elsewhere, open in a
+browser here, must reach it neither through a name of its own that points to 127.0.0.1 (DNS rebinding) nor by asking
+127.0.0.1 itself, which browsers allow to every page that doesn't want to read the answer.
 """
 
 import uuid
@@ -123,8 +124,8 @@ class RequireKey:
 
 _NO_KEY = AuthenticationFailed("This server wants an API key that it knows: send it as 'Authorization: Bearer KEY'.")
 _ONLY_LOCAL = AuthenticationFailed(
-    "Without API keys this server answers only its own machine, as localhost. Its operator can make a key: "
-    "minigpt4 keys add."
+    "Without API keys this server answers only its own machine, as localhost, and no web page from elsewhere. Its "
+    "operator can make a key: minigpt4 keys add."
 )
 
 
@@ -135,8 +136,14 @@ async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, s
 
 
 def _is_local(scope: Scope) -> bool:
-    """Does the request come from this machine, and does it call us by a name of this machine?"""
-    host = Headers(scope=scope).get("host", "")
-    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    """Does the request come from this machine, from no page of another, and does it call us by a name of this one?"""
+    headers = Headers(scope=scope)
     client = scope.get("client")
-    return is_loopback(name) and (not client or is_loopback(client[0]))
+    origin = headers.get("origin", "")  # pages send it, programs don't; "null" is a page without an address
+    own_page = not origin or is_loopback(_name(origin.partition("://")[2]))
+    return is_loopback(_name(headers.get("host", ""))) and own_page and (not client or is_loopback(client[0]))
+
+
+def _name(address: str) -> str:
+    """``host`` of ``host:port`` or ``[host]:port``."""
+    return address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]

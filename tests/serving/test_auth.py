@@ -1,6 +1,7 @@
 """Who gets in: keys on every route, limits in the answers, and a server without keys that answers this machine only."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -169,6 +170,27 @@ async def test_an_open_server_answers_this_machine_by_its_own_names(
         answer = await client.get("/v1/models", headers={"host": host})
         assert answer.status_code == status
         assert (await client.get("/health", headers={"host": host})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:8000", 200),
+        ("http://127.0.0.1:7860", 200),
+        ("http://[::1]:3000", 200),
+        ("https://evil.example", 401),
+        ("https://localhost.evil.example", 401),
+        ("https://127.0.0.1@evil.example", 401),
+        ("null", 401),
+    ],
+)
+async def test_an_open_server_answers_no_page_from_elsewhere(open_app: Any, origin: str, status: int) -> None:
+    transport = httpx.ASGITransport(app=open_app, client=("127.0.0.1", 4000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        # What a browser sends without asking first, for a page that doesn't want to read the answer.
+        simple = {"origin": origin, "content-type": "text/plain"}
+        answer = await client.post(CHAT, content=json.dumps(HELLO), headers=simple)
+        assert answer.status_code == status
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,24 @@ def test_who_connects_while_a_process_is_replaced_is_answered_by_the_next() -> N
         receive_socket(shared.path)
 
 
+@pytest.mark.parametrize("host", ["nohost.invalid", "192.0.2.77", "2001:db8::1"])
+def test_an_address_that_is_not_ours_is_named(host: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{host} is not an address of this machine"):
+        SharedSocket(host, free_port())
+
+
+def test_who_is_killed_before_the_socket_reaches_it_costs_nobody_else() -> None:
+    shared = SharedSocket("127.0.0.1", free_port())
+    try:
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+                asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+                asking.connect(shared.path)
+        receive_socket(shared.path).close()
+    finally:
+        shared.close()
+
+
 def test_a_port_that_is_taken_is_named() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
