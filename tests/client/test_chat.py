@@ -10,7 +10,14 @@ from chat_server import USAGE, chat_server
 
 from minigpt4_serve.client import chat
 from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
-from minigpt4_serve.errors import EngineFailed, InvalidRequest, ModelNotFound, Overloaded, ServerUnreachable
+from minigpt4_serve.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ServerUnreachable,
+)
 
 
 def _asked(text: str) -> list[dict[str, Any]]:
@@ -168,3 +175,9 @@ async def test_an_end_mark_is_an_end_even_without_a_reason(mark: str) -> None:
 async def test_neither_mark_nor_reason_is_a_cut_answer(lines: tuple[str, ...], words: str) -> None:
     with pytest.raises(ServerUnreachable, match=words):
         await _to_the_end(_events_of(*lines))
+
+
+async def test_a_deadline_that_passes_in_the_middle_is_told() -> None:
+    late = 'data: {"error": {"message": "secret", "code": "deadline_exceeded"}}'
+    with pytest.raises(DeadlineExceeded, match="time for this request ran out"):
+        await _to_the_end(_events_of(_WORDS, late))
