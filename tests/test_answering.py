@@ -128,6 +128,14 @@ def test_usage_of_any_shape(usage: Any) -> None:
     assert (answer.text, answer.prompt_tokens) == ("a disc", 3 if usage else 0)
 
 
+def test_what_our_server_adds_is_kept() -> None:
+    used = {"prompt_tokens": 52, "completion_tokens": 14, "prompt_tokens_details": {"cached_tokens": 40}}
+    with answering(LISTED, stream(said("a disc", "stop"), {"choices": [], "usage": used, "dropped_messages": 2})) as at:
+        answer = ask(at[0])
+    assert (answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens) == (52, 40, 14)
+    assert answer.dropped_messages == 2
+
+
 @pytest.mark.parametrize(("path", "prefix"), [("", "/v1"), ("/", "/v1"), ("/v1/", "/v1"), ("/gpt/api", "/gpt/api")])
 def test_v1_is_added_where_there_is_no_path(path: str, prefix: str) -> None:
     with answering(LISTED, FINE, prefix=prefix) as (url, _):
