@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, ServerUnreachable
+from minigpt4_serve.errors import EngineFailed, InvalidImage, InvalidRequest, MiniGPT4Error, ServerUnreachable
 from minigpt4_serve.pictures import ImageLimits, check_picture, decode_picture
 from minigpt4_serve.settings import ServeSettings
 
@@ -145,22 +145,22 @@ class LocalModel:
 
 
 class RemoteModel:
-    """A server that speaks the OpenAI API.
+    """The only model of a server that speaks the OpenAI API.
 
     Args:
-        base_url: with or without ``/v1`` at its end.
+        base_url: ``/v1`` is added if it has no path.
         api_key: None if the server wants none.
+
+    Raises:
+        InvalidRequest: ``base_url`` isn't an address.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None = None) -> None:
         import openai
 
-        base_url = base_url.rstrip("/")
-        self._url = base_url if base_url.endswith("/v1") else f"{base_url}/v1"
-        if not self._url.startswith(("http://", "https://")):
-            raise InvalidRequest(
-                f"'{base_url}' is not the address of a server; it should look like http://127.0.0.1:8000."
-            )
+        from minigpt4_serve.client import server_address
+
+        self._url = server_address(base_url)
         self._client = openai.OpenAI(base_url=self._url, api_key=api_key or "none", max_retries=2)
         self._model: str | None = None
 
@@ -176,8 +176,12 @@ class RemoteModel:
     def _pieces(self, messages: Any, plain: dict[str, Any], extra: dict[str, Any], answer: Answer) -> Iterator[str]:
         import openai
 
+        from minigpt4_serve.client import find_model
+        from minigpt4_serve.client.answers import Gathering
+
+        gathering = Gathering()
         try:
-            self._model = self._model or self._client.models.list().data[0].id
+            self._model = self._model or find_model(self._client)
             with self._client.chat.completions.create(
                 model=self._model,
                 messages=messages,
@@ -187,24 +191,24 @@ class RemoteModel:
                 **plain,
             ) as stream:
                 for chunk in stream:
-                    if chunk.usage is not None:
-                        self._note_usage(answer, chunk)
-                    if chunk.choices and chunk.choices[0].delta.content:
-                        yield chunk.choices[0].delta.content
+                    piece = chunk.to_dict(warnings=False)
+                    if words := gathering.take(piece):
+                        yield words
+                    answer.dropped_messages = piece.get("dropped_messages") or answer.dropped_messages
+            if usage := gathering.usage:
+                answer.prompt_tokens = usage.prompt_tokens
+                answer.cached_tokens = usage.cached_tokens
+                answer.completion_tokens = usage.completion_tokens
         except openai.APIConnectionError as error:
             raise ServerUnreachable(
                 f"Can't reach a server at {self._url}. Is it running? Start one: minigpt4 serve"
             ) from error
         except openai.APIError as error:
             raise _as_ours(error, self._url) from error
-
-    @staticmethod
-    def _note_usage(answer: Answer, chunk: Any) -> None:
-        details = chunk.usage.prompt_tokens_details
-        answer.prompt_tokens = chunk.usage.prompt_tokens
-        answer.completion_tokens = chunk.usage.completion_tokens
-        answer.cached_tokens = (details and details.cached_tokens) or 0
-        answer.dropped_messages = getattr(chunk, "dropped_messages", None) or 0
+        except (ValueError, TypeError, AttributeError) as error:  # JSON of another shape, or none
+            raise _not_understood(self._url) from error
+        if not gathering.text and not gathering.finish_reasons:
+            raise _not_understood(self._url)  # a web page, for example: no line of it is a piece of an answer
 
     def close(self) -> None:
         """Close the connections."""
@@ -218,3 +222,9 @@ def _as_ours(error: Any, url: str) -> MiniGPT4Error:
     wrapped = MiniGPT4Error(message if isinstance(message, str) else f"The server at {url} answered with an error.")
     wrapped.code = body.get("code") or wrapped.code
     return wrapped
+
+
+def _not_understood(url: str) -> EngineFailed:
+    return EngineFailed(
+        f"What answers at {url} can't be understood; check that it is the address of an OpenAI-compatible server."
+    )

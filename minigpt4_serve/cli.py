@@ -110,7 +110,7 @@ def chat(
     seed: SeedOption = None,
 ) -> None:
     """Talk about a picture. Ctrl-C stops an answer; an empty line or Ctrl-D ends the chat."""
-    from minigpt4_serve.answering import user_message
+    from minigpt4_serve.answering import Answer, user_message
 
     opening = user_message("", picture)
     source = _source(server, api_key, model)
@@ -120,8 +120,9 @@ def chat(
         while question := _read_question():
             content = opening["content"][:-1] if not messages else []
             messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
-            answer = source.answer(messages, **_options(max_tokens, temperature, seed))
+            answer = Answer()  # should it be stopped before it begins
             try:
+                answer = source.answer(messages, **_options(max_tokens, temperature, seed))
                 _print_answer(answer)
             except KeyboardInterrupt:
                 typer.echo(" … stopped")

@@ -62,7 +62,9 @@ def versions() -> Iterator[Finding]:
 
 def devices() -> Iterator[Finding]:
     """Processors, GPUs and their memory."""
-    yield Finding("cpu", f"{_cores()} cores, {gib(_cpu_memory())} free")
+    free, total = _free_memory(), _total_memory()
+    memory_text = f"{gib(free)} free" if free else f"{gib(total)} in all" if total else "memory unknown"
+    yield Finding("cpu", f"{_cores()} cores, {memory_text}")
     if not torch.cuda.is_available():
         yield Finding(
             "gpu", "none that PyTorch can use; the embedded model is made for CPUs, 7B models are not", "note"
@@ -79,19 +81,21 @@ def memory_table(available: int | None = None) -> list[list[str]]:
         available: bytes; the first GPU's free memory, or the CPU's, if not given.
     """
     if available is None:
-        available = torch.cuda.mem_get_info(0)[0] if torch.cuda.is_available() else _cpu_memory()
-    rows = [["model", "format", "weights", "with one full chat", f"in {gib(available)}"]]
+        on_gpu = torch.cuda.is_available()
+        available = torch.cuda.mem_get_info(0)[0] if on_gpu else _free_memory() or _total_memory()
+    rows = [["model", "format", "weights", "with one full chat", f"in {gib(available)}" if available else "here"]]
     for name, kind, taken in memory.table():
-        chats = taken.chats_in(available - _WORK_SPACE)
-        fits = (
-            f"{int(chats)} full chat{'s' * (chats >= 2)}"
-            if chats >= 1
-            else "short chats only"
-            if chats > 0.1
-            else "does not fit"
-        )
-        rows.append([name, kind, gib(taken.weights), gib(taken.one_chat), fits])
+        rows.append([name, kind, gib(taken.weights), gib(taken.one_chat), _fits(taken, available)])
     return rows
+
+
+def _fits(taken: memory.Footprint, available: int | None) -> str:
+    if not available:
+        return "unknown"
+    chats = taken.chats_in(available - _WORK_SPACE)
+    if chats >= 1:
+        return f"{int(chats)} full chat{'s' * (chats >= 2)}"
+    return "short chats only" if chats > 0.1 else "does not fit"
 
 
 def model(settings: ModelSettings) -> Iterator[Finding]:
@@ -168,10 +172,22 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_memory() -> int:
-    """Bytes that could be used without swapping; 0 where the system doesn't tell."""
+_MEMINFO = Path("/proc/meminfo")
+
+
+def _free_memory() -> int | None:
+    """Bytes that could be used without swapping; None where the system doesn't tell: only Linux does."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        lines = _MEMINFO.read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return 0
+        return None
+
+
+def _total_memory() -> int | None:
+    """Bytes in all, used or not; None where the system doesn't tell."""
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, others don't know the names
+        return None
+    return pages * size if pages > 0 and size > 0 else None

@@ -104,6 +104,12 @@ class ChatServer:
         if "full" in last.split():
             error = {"message": "secret detail", "type": "rate_limit_error", "param": None, "code": "overloaded"}
             return JSONResponse({"error": error}, 429, headers={"retry-after": "61"})
+        if "spent" in last.split():
+            error = {"message": "secret detail", "type": "rate_limit_error", "code": "rate_limit_exceeded"}
+            return JSONResponse({"error": error}, 429, headers={"retry-after": "43000"})
+        if "late" in last.split():
+            error = {"message": "secret detail", "type": "invalid_request_error", "code": "deadline_exceeded"}
+            return JSONResponse({"error": error}, 408)
         headers = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12"} if "wait" in last.split() else {}
         return StreamingResponse(
             self._answer(last, questions, pictures), media_type="text/event-stream", headers=headers

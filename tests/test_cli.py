@@ -56,7 +56,7 @@ def test_version() -> None:
         (["ask", "{half}", "Q"], "damaged"),
         (["ask", "{picture}", "Q", "--model", "nowhere"], "not a model folder"),
         (["ask", "{picture}", "Q", "--server", "http://127.0.0.1:{port}"], "Can't reach a server"),
-        (["ask", "{picture}", "Q", "--server", "ftp://x"], "not the address of a server"),
+        (["ask", "{picture}", "Q", "--server", "ftp://x"], "should look like"),
         (["chat", "none.png"], "no such file"),
         (["serve", "--config", "none.yaml"], "no settings file"),
         (["serve", "--host", "0.0.0.0"], "API key"),

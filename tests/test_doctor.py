@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,45 @@ def test_what_fits_is_said_for_every_model_and_format(monkeypatch: pytest.Monkey
     fits = {(model, kind): text for model, kind, _, _, text in rows}
     assert fits["vicuna-13b", "bfloat16"] == "does not fit"
     assert fits["vicuna-7b", "bfloat16"] == "8 full chats"
-    monkeypatch.setattr(doctor, "_cpu_memory", lambda: 0)
+    monkeypatch.setattr(doctor, "_free_memory", lambda: 2**20)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert {row[-1] for row in memory_table()[1:]} == {"does not fit"}
+
+
+def _sysconf(name: str) -> int:
+    return {"SC_PHYS_PAGES": 24 * GIB // 16384, "SC_PAGE_SIZE": 16384}[name]
+
+
+def _no_sysconf(name: str) -> int:
+    raise ValueError(name)
+
+
+@pytest.mark.parametrize(
+    ("sysconf", "cpu", "header", "fits"),
+    [
+        (_sysconf, "24.0 GiB in all", "in 24.0 GiB", "8 full chats"),
+        (_no_sysconf, "memory unknown", "here", "unknown"),
+        (lambda _: -1, "memory unknown", "here", "unknown"),
+        (None, "memory unknown", "here", "unknown"),
+    ],
+    ids=["macOS", "unknown names", "no answer", "Windows"],
+)
+def test_memory_where_there_is_no_meminfo(
+    sysconf: Callable[[str], int] | None,
+    cpu: str,
+    header: str,
+    fits: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_MEMINFO", tmp_path / "meminfo")
+    if sysconf is None:
+        monkeypatch.delattr(os, "sysconf")
+    else:
+        monkeypatch.setattr(os, "sysconf", sysconf)
+    found = next(finding for finding in doctor.devices() if finding.topic == "cpu")
+    assert found.text.endswith(f"cores, {cpu}")
+    head, *rows = memory_table()
+    assert head[-1] == header
+    assert next(row[-1] for row in rows if row[:2] == ["vicuna-7b", "bfloat16"]) == fits

@@ -242,7 +242,10 @@ async def _events(lines: AsyncIterator[str], dropped: int) -> AsyncIterator[Even
             line = await anext(lines, None)
         except Exception as error:  # whichever HTTP library the client uses has its own tree
             raise _broken(begun) from error
-        if line is None or line.strip() == "data: [DONE]":
+        if line is None:
+            break
+        if line.startswith("data:") and line.removeprefix("data:").strip() == "[DONE]":
+            reason = reason or "stop"  # some servers never say why they end
             break
         if line.startswith(": waiting, ") and (ahead := line.split()[2]).isdigit():
             yield Waiting(int(ahead))

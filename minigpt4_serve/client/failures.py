@@ -14,6 +14,7 @@ import openai
 from minigpt4_serve.errors import (
     AuthenticationFailed,
     ContextLengthExceeded,
+    DeadlineExceeded,
     EngineFailed,
     InvalidImage,
     InvalidRequest,
@@ -21,10 +22,11 @@ from minigpt4_serve.errors import (
     ModelNotFound,
     Overloaded,
     PayloadTooLarge,
+    RateLimited,
     ServerUnreachable,
 )
 
-__all__ = ["as_ours", "by_code", "retry_after"]
+__all__ = ["as_ours", "by_code", "in_words", "retry_after"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +46,16 @@ _BY_CODE: dict[str, MiniGPT4Error] = {
     "payload_too_large": PayloadTooLarge(
         "The pictures are too large for the vision server; use fewer or smaller ones."
     ),
+    "deadline_exceeded": DeadlineExceeded(
+        "The vision server's time for this request ran out; ask for a shorter answer or about fewer pictures."
+    ),
 }
 _BY_STATUS: dict[int, MiniGPT4Error] = {
     400: InvalidRequest("The vision server refused this request; ask a plain question about fewer pictures."),
     401: AuthenticationFailed("The vision server refused the key: its operator must set the right one. Don't retry."),
     403: AuthenticationFailed("The vision server refuses this user: its operator must allow it. Don't retry."),
     404: ModelNotFound("The vision server has no such model or address; its operator must correct the settings."),
+    408: _BY_CODE["deadline_exceeded"],
     413: _BY_CODE["payload_too_large"],
     422: InvalidRequest("The vision server refused this request; ask a plain question about fewer pictures."),
 }
@@ -65,9 +71,12 @@ def as_ours(error: Exception) -> MiniGPT4Error:
         return ServerUnreachable("The vision server did not answer in time; try again later.")
     if isinstance(error, openai.APIConnectionError):
         return ServerUnreachable("The vision server can't be reached; try again later or go on without looking.")
-    if status == 429 or code == "overloaded":
+    if status == 429 or code in (Overloaded.code, RateLimited.code):
         wait = retry_after(error) or 5.0
-        return Overloaded(f"The vision server is busy; try again in {math.ceil(wait)} seconds.", retry_after=wait)
+        if code == RateLimited.code:
+            used_up = f"The key's share of the vision server is used up; try again in {in_words(wait)}."
+            return RateLimited(used_up, retry_after=wait)
+        return Overloaded(f"The vision server is busy; try again in {in_words(wait)}.", retry_after=wait)
     known = _BY_CODE.get(code or "") or _BY_STATUS.get(status or 0)
     if known is not None:
         return type(known)(known.message)
@@ -82,6 +91,16 @@ def by_code(code: object) -> MiniGPT4Error:
     """The error of our tree for the ``code`` of an error that arrives inside a stream, after its status line."""
     known = _BY_CODE.get(code) if isinstance(code, str) else None
     return type(known)(known.message) if known else EngineFailed(_FAILED)
+
+
+def in_words(wait_s: float) -> str:
+    """A wait for people and agents: ``33 seconds``, ``12 hours``; rounded up, so that nobody comes back too early."""
+    if wait_s <= 1:
+        return "1 second"
+    for limit, unit, name in ((90, 1, "seconds"), (90 * 60, 60, "minutes"), (48 * 3600, 3600, "hours")):
+        if wait_s < limit:
+            return f"{math.ceil(wait_s / unit)} {name}"
+    return f"{math.ceil(wait_s / 86400)} days"
 
 
 def retry_after(error: Exception) -> float | None:

@@ -5,6 +5,7 @@ elsewhere, whatever an answer holds. Gradio's own routes for files are closed: n
 """
 
 import asyncio
+import math
 import secrets
 from collections.abc import MutableMapping
 from http.cookies import CookieError, SimpleCookie
@@ -25,7 +26,7 @@ _OPEN = tuple(f"{_GRADIO}{route}" for route in ("app_id", "cancel", "heartbeat/"
 """What the page's own script needs of Gradio; uploads, files and everything else stay closed."""
 _MAX_FORM_BYTES = 4096
 _PAUSE_S = 1.0
-"""After a wrong password, one guess after the other: nobody tries many."""
+"""After a wrong password nothing else is compared for that long, whoever sends it: nobody tries many."""
 
 _POLICY = "; ".join(
     (
@@ -103,14 +104,19 @@ class Door:
                 return PlainTextResponse("That is no password.", 413)
         given = parse_qs(body.decode(errors="replace")).get("password", [""])[0]
         assert self._password is not None
-        if secrets.compare_digest(given.encode(), self._password):
-            entered = RedirectResponse(".", 303)
-            secure = request.url.scheme == "https"
-            entered.set_cookie(_COOKIE, self._ticket, httponly=True, samesite="strict", secure=secure)
-            return entered
+        headers = {"cache-control": "no-store"}
+        if self._guessing.locked():
+            # Not even looked at: a right one would be found out at full speed among guesses that nobody waits for.
+            wait = {"retry-after": str(math.ceil(_PAUSE_S))}
+            return HTMLResponse(_form("Another password was just tried. Try again in a moment."), 429, headers | wait)
         async with self._guessing:
+            if secrets.compare_digest(given.encode(), self._password):
+                entered = RedirectResponse(".", 303)
+                secure = request.url.scheme == "https"
+                entered.set_cookie(_COOKIE, self._ticket, httponly=True, samesite="strict", secure=secure)
+                return entered
             await asyncio.sleep(_PAUSE_S)
-        return HTMLResponse(_form("That is not the password."), 401, headers={"cache-control": "no-store"})
+        return HTMLResponse(_form("That is not the password."), 401, headers=headers)
 
     def _has_ticket(self, scope: Scope) -> bool:
         try:

@@ -5,7 +5,6 @@ Nothing here knows Gradio or HTML: ``view.py`` says how a talk looks, ``page.py`
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -16,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from minigpt4_serve.boxes import parse_groundings
 from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
+from minigpt4_serve.client.failures import in_words
 from minigpt4_serve.client.vision import DEFAULT_QUESTION, image_part
-from minigpt4_serve.errors import MiniGPT4Error, Overloaded, ServerUnreachable
+from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited, ServerUnreachable
 from minigpt4_serve.web.pictures import Shelf, ShownPicture
 
 __all__ = ["Exchange", "Options", "Question", "Talk"]
@@ -237,14 +237,17 @@ _SENTENCES = {
     "payload_too_large": "The pictures are too large for the server. Start over with fewer or smaller ones.",
     "invalid_api_key": "The server refused the page's key. Whoever runs this page must set the right one.",
     "model_not_found": "The server has another model now. Try again to ask that one.",
+    "deadline_exceeded": "The server's time for this answer ran out. Ask for a shorter one, or try again in a moment.",
     "engine_failed": "The server failed while answering. Try again in a moment.",
 }
 
 
 def _sentence(error: MiniGPT4Error, *, begun: bool) -> str:
     """What a person reads; nothing that a server wrote."""
+    if isinstance(error, RateLimited):
+        return f"The page's share of the server is used up. Try again in {in_words(error.retry_after)}."
     if isinstance(error, Overloaded):
-        return f"The server is full. Try again in {max(1, math.ceil(error.retry_after))} seconds."
+        return f"The server is full. Try again in {in_words(error.retry_after)}."
     if isinstance(error, ServerUnreachable):
         return "The connection was lost in the middle of the answer." if begun else "The server does not answer."
     return _SENTENCES.get(error.code, "The server refused this question. Ask it in other words, or start over.")

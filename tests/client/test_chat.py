@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 from chat_server import USAGE, chat_server
 
+from minigpt4_serve.client import chat
 from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
-from minigpt4_serve.errors import EngineFailed, InvalidRequest, ModelNotFound, Overloaded, ServerUnreachable
+from minigpt4_serve.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ServerUnreachable,
+)
 
 
 def _asked(text: str) -> list[dict[str, Any]]:
@@ -39,6 +47,17 @@ async def _events(server: ChatServer, text: str, **options: Any) -> list[object]
 async def _to_the_end(events: AsyncIterator[object]) -> None:
     async for _ in events:
         pass
+
+
+_WORDS = 'data: {"choices": [{"index": 0, "delta": {"content": "a disc"}}]}'
+
+
+def _events_of(*lines: str) -> AsyncIterator[object]:
+    async def read() -> AsyncIterator[str]:
+        for line in lines:
+            yield line
+
+    return chat._events(read(), 0)
 
 
 def _text(events: list[object]) -> str:
@@ -145,3 +164,20 @@ async def test_a_server_that_vanishes_in_the_middle(client: Client) -> None:
             await asyncio.to_thread(server.stop)
             with pytest.raises(ServerUnreachable, match="middle"):
                 await _to_the_end(events)
+
+
+@pytest.mark.parametrize("mark", ["data: [DONE]", "data:[DONE]"])
+async def test_an_end_mark_is_an_end_even_without_a_reason(mark: str) -> None:
+    assert [event async for event in _events_of(_WORDS, mark)] == [Piece("a disc"), End("stop")]
+
+
+@pytest.mark.parametrize(("lines", "words"), [((_WORDS,), "middle"), ((), "can't be reached")])
+async def test_neither_mark_nor_reason_is_a_cut_answer(lines: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ServerUnreachable, match=words):
+        await _to_the_end(_events_of(*lines))
+
+
+async def test_a_deadline_that_passes_in_the_middle_is_told() -> None:
+    late = 'data: {"error": {"message": "secret", "code": "deadline_exceeded"}}'
+    with pytest.raises(DeadlineExceeded, match="time for this request ran out"):
+        await _to_the_end(_events_of(_WORDS, late))

@@ -13,6 +13,7 @@ import pytest
 from drawing import draw, encode
 
 from minigpt4_serve.client import TokenUsage, VisionAnswer, VisionClient
+from minigpt4_serve.client.failures import in_words
 from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.pictures import Picture
 
@@ -97,6 +98,10 @@ def chunk(delta: Any, reason: str | None = None, **more: Any) -> dict[str, Any]:
     return {"id": "1", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **more}
 
 
+def coded(code: str, status: str, **options: Any) -> Reply:
+    return as_json({"error": {"message": SECRET, "code": code}}, status, **options)
+
+
 LISTED = as_json({"object": "list", "data": [{"id": "theirs", "object": "model"}]})
 WORDS = chunk({"content": "a disc"})
 END = chunk({}, "stop")
@@ -173,6 +178,16 @@ FAILED: dict[str, tuple[Callable[[], Reply], str]] = {
     "no words": (lambda: stream(chunk({"content": " \n"}), END), "other words"),
     "a code that is a number": (lambda: as_json({"error": {"message": SECRET, "code": 400}}, _BAD), "refused this"),
     "a refusal in plain text": (lambda: Reply(SECRET.encode(), "503 Busy", "text/plain"), "failed while answering"),
+    "a deadline": (lambda: coded("deadline_exceeded", "408 Request Timeout"), "time for this request ran out"),
+    "a deadline of another server": (lambda: as_json({}, "408 Request Timeout"), "time for this request ran out"),
+    "a deadline inside the stream": (
+        lambda: stream(WORDS, {"error": {"message": SECRET, "code": "deadline_exceeded"}}),
+        "time for this request ran out",
+    ),
+    "a share that is used up": (
+        lambda: coded("rate_limit_exceeded", "429 Busy", headers="retry-after: 43000\r\n"),
+        "The key's share .* try again in 12 hours",
+    ),
     "busy until a date": (
         lambda: as_json({}, "429 Busy", headers="retry-after: Fri, 01 Jan 2100 00:00:00 GMT\r\n"),
         "busy; try again in",
@@ -187,6 +202,23 @@ async def test_failures_are_sentences(name: str) -> None:
         with pytest.raises(MiniGPT4Error, match=words) as failed:
             await ask(wire, timeout_s=1 if "silent" in name else 60)
         assert SECRET not in failed.value.message
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "words"),
+    [
+        (0, "1 second"),
+        (1.2, "2 seconds"),
+        (89.5, "90 seconds"),
+        (90, "2 minutes"),
+        (3600, "60 minutes"),
+        (43000, "12 hours"),
+        (86400, "24 hours"),
+        (30 * 86400, "30 days"),
+    ],
+)
+def test_waits_in_words(wait_s: float, words: str) -> None:
+    assert in_words(wait_s) == words
 
 
 @pytest.mark.parametrize(("status", "words"), [("401 Unauthorized", "the key"), ("500 Broken", "failed")])

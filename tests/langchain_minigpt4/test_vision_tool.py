@@ -205,6 +205,12 @@ FAILURES: dict[str, tuple[Callable[[VisionServer], dict[str, Any]], dict[str, An
     "forbidden": (_answering(Refusal(403)), _args(), "refuses this user"),
     "too large for the server": (_answering(Refusal(413, "payload_too_large")), _args(), "fewer or smaller"),
     "busy": (_busy, _args(), "busy; try again in 33 seconds"),
+    "key used up": (
+        _answering(Refusal(429, "rate_limit_exceeded", {"retry-after": "43000"})),
+        _args(),
+        "key's share of the vision server is used up; try again in 12 hours",
+    ),
+    "too slow": (_answering(Refusal(408, "deadline_exceeded")), _args(), "time for this request ran out"),
     "timeout": (lambda server: {**_answering("hang")(server), "timeout_s": 0.3}, _args(), "did not answer in time"),
     "server refuses the picture": (_answering(Refusal(400, "invalid_image")), _args(), "another file or format"),
     "context too long": (_answering(Refusal(400, "context_length_exceeded")), _args(), "too long for the vision model"),

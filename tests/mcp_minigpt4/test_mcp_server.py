@@ -236,6 +236,12 @@ FAILURES: dict[str, tuple[Callable[[VisionServer], dict[str, Any]], dict[str, An
     "wrong key": (_locked, _RED, "refused the key"),
     "too large for the server": (_answers(Refusal(413)), _RED, "fewer or smaller"),
     "busy": (_answers(Refusal(429, "overloaded", {"retry-after": "33"})), _RED, "try again in 33 seconds"),
+    "key used up": (
+        _answers(Refusal(429, "rate_limit_exceeded", {"retry-after": "43000"})),
+        _RED,
+        "key's share of the vision server is used up; try again in 12 hours",
+    ),
+    "too slow": (_answers(Refusal(408, "deadline_exceeded")), _RED, "time for this request ran out"),
     "timeout": (lambda s: {**_answers("hang")(s), "timeout_s": 0.3}, _RED, "did not answer in time"),
     "dies in the middle": (_answers("a red<cut>"), _RED, "failed while answering"),
     "no such model": (lambda _: {"model": "other"}, _RED, "no such model"),

@@ -1,5 +1,6 @@
 """Who comes in, and what the headers keep out."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -81,6 +82,22 @@ async def test_another_word_does_not(body: bytes, monkeypatch: pytest.MonkeyPatc
         assert (await client.post("/enter", content=b"x" * 5000)).status_code == 413
         client.cookies.set("minigpt4_page", "guess")
         assert (await client.get("/config")).status_code == 401
+
+
+async def test_guesses_beside_a_wrong_one_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_serve.web.door._PAUSE_S", 0.3)
+    async with _door(PASSWORD) as client:
+
+        async def enter(word: str) -> httpx.Response:
+            return await client.post("/enter", data={"password": word})
+
+        first, *others = await asyncio.gather(enter("wrong"), *(enter(f"wrong {n}") for n in range(5)), enter(PASSWORD))
+        assert first.status_code == 401
+        assert {other.status_code for other in others} == {429}
+        assert {other.headers["retry-after"] for other in others} == {"1"}
+        assert "set-cookie" not in others[-1].headers
+        assert "Try again" in others[-1].text
+        assert (await enter(PASSWORD)).status_code == 303
 
 
 def test_the_network_needs_a_password() -> None:

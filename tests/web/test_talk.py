@@ -153,6 +153,8 @@ async def test_after_a_failure_the_next_question_takes_its_pictures_along(
     [
         ("broken please", "The server failed while answering. Try again in a moment."),
         ("full", "The server is full. Try again in 61 seconds."),
+        ("spent", "The page's share of the server is used up. Try again in 12 hours."),
+        ("late", "The server's time for this answer ran out. Ask for a shorter one, or try again in a moment."),
     ],
 )
 async def test_failures_are_one_sentence(server: ChatServer, shelf: Shelf, question: str, problem: str) -> None:
