@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from minigpt4_serve.errors import EngineFailed, InvalidImage, InvalidRequest, MiniGPT4Error, ServerUnreachable
+from minigpt4_serve.errors import (
+    EngineFailed,
+    InvalidImage,
+    InvalidRequest,
+    MiniGPT4Error,
+    ModelNotFound,
+    ServerUnreachable,
+)
 from minigpt4_serve.pictures import ImageLimits, check_picture, decode_picture
 from minigpt4_serve.settings import ServeSettings
 
@@ -150,19 +157,20 @@ class RemoteModel:
     Args:
         base_url: ``/v1`` is added if it has no path.
         api_key: None if the server wants none.
+        model: None for the only one that the server has.
 
     Raises:
         InvalidRequest: ``base_url`` isn't an address.
     """
 
-    def __init__(self, base_url: str, *, api_key: str | None = None) -> None:
+    def __init__(self, base_url: str, *, api_key: str | None = None, model: str | None = None) -> None:
         import openai
 
         from minigpt4_serve.client import server_address
 
         self._url = server_address(base_url)
         self._client = openai.OpenAI(base_url=self._url, api_key=api_key or "none", max_retries=2)
-        self._model: str | None = None
+        self._model = model
 
     def answer(self, messages: Sequence[Message], **options: Any) -> Answer:
         """See ``AnswerSource``."""
@@ -199,6 +207,8 @@ class RemoteModel:
                 answer.prompt_tokens = usage.prompt_tokens
                 answer.cached_tokens = usage.cached_tokens
                 answer.completion_tokens = usage.completion_tokens
+        except ModelNotFound:
+            raise ModelNotFound(f"{self._url} offers several models: name the one to ask in MINIGPT4_MODEL.") from None
         except openai.APIConnectionError as error:
             raise ServerUnreachable(
                 f"Can't reach a server at {self._url}. Is it running? Start one: minigpt4 serve"

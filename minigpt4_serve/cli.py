@@ -443,7 +443,7 @@ def _source(server: str | None, api_key: str | None, model: Path) -> "AnswerSour
     from minigpt4_serve.settings import ModelSettings, ServeSettings
 
     if server:
-        return RemoteModel(server, api_key=api_key)
+        return RemoteModel(server, api_key=api_key, model=os.environ.get("MINIGPT4_MODEL"))
     with _Step("loading the model"):
         return LocalModel(ServeSettings(model=ModelSettings(path=model)))
 

@@ -70,8 +70,8 @@ def answering(models: Reply, chat: Reply, *, prefix: str = "/v1") -> Iterator[tu
             thread.join()
 
 
-def ask(url: str) -> Answer:
-    source = RemoteModel(url)
+def ask(url: str, model: str | None = None) -> Answer:
+    source = RemoteModel(url, model=model)
     try:
         answer = source.answer([{"role": "user", "content": "Q"}])
         assert "".join(answer) == answer.text
@@ -98,9 +98,11 @@ def test_lists_of_models(models: Reply, model: str) -> None:
 
 def test_several_models_are_not_guessed_from() -> None:
     with answering((JSON, '{"data": [{"id": "a"}, {"id": "b"}]}'), FINE) as (url, asked):
-        with pytest.raises(ModelNotFound, match="several models"):
+        with pytest.raises(ModelNotFound, match="name the one to ask in MINIGPT4_MODEL"):
             ask(url)
         assert asked == []
+        assert ask(url, model="b").text == "a disc"
+        assert asked == ["b"]
 
 
 @pytest.mark.parametrize(
