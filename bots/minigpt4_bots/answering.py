@@ -26,6 +26,7 @@ from minigpt4_bots.conversation import (
     Place,
     Turn,
     keep_newest_pictures,
+    keep_newest_words,
     merge_turns,
     to_messages,
 )
@@ -444,6 +445,8 @@ class Answering:
         notes = list(collected.notes)
         if dropped:
             notes.append(texts("left_out.older", most=most))
+        # Beside the question itself.
+        turns = keep_newest_words(turns, self._settings.answers.max_turns + 1)
         messages = to_messages(turns, self._settings.answers.system_prompt)
         # Closed at once when this task is cancelled: that is what frees the server's slot.
         async with contextlib.aclosing(self._server.answer(messages, temperature=temperature)) as events:

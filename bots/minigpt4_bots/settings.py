@@ -89,7 +89,7 @@ class AnswerSettings(_Settings):
     regenerate_temperature: float = Field(default=1.0, ge=0, le=2)
     """For the button that asks again: the same answer twice helps nobody."""
     max_turns: int = Field(default=20, ge=1)
-    """Messages of a reply chain that are sent to the server, the newest first."""
+    """Messages above a question whose words are sent to the server, the newest first; pictures count on their own."""
 
 
 class PictureSettings(_Settings):

@@ -164,6 +164,37 @@ async def test_replies_carry_the_whole_conversation(scene: Scene) -> None:
     assert asked.pictures == [RED, BLUE]
 
 
+@pytest.mark.parametrize("by_reply", [False, True])
+async def test_however_long_a_conversation_is_its_picture_stays(
+    vision: FakeVision, tmp_path: Path, by_reply: bool
+) -> None:
+    async with scene_of(vision, tmp_path, limits={"user_per_minute": None, "chat_per_minute": None}) as scene:
+        await scene.ask("Question 0", file_of(RED, spoiler=True))
+        for number in range(1, 16):
+            parent = MessageKey("chat", f"b{number}") if by_reply else None
+            await scene.ask(f"Question {number}", parent=parent)
+            assert scene.last.endswith(f"Question {number}")
+        asked = vision.asked[-1]
+        assert asked.pictures == [RED]
+        # Words are cut: the newest twenty messages above the question go along.
+        assert [text for role, text in asked.words if role == "user"] == [f"Question {n}" for n in range(5, 16)]
+        assert all(content.spoiler for content in scene.room.shown.values())
+        assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b16"), scene.room) is None
+        assert vision.asked[-1].pictures == [RED]
+
+
+@pytest.mark.parametrize("max_turns", [1, 2, 3])
+async def test_pictures_of_words_that_were_cut_go_along(vision: FakeVision, tmp_path: Path, max_turns: int) -> None:
+    async with scene_of(vision, tmp_path, answers={"max_turns": max_turns}, pictures={"max_count": 2}) as scene:
+        await scene.ask("One?", file_of(RED))
+        await scene.ask("Two?", parent=MessageKey("chat", "b1"))
+        await scene.ask("Three?", file_of(BLUE), parent=MessageKey("chat", "b2"))
+        assert vision.asked[-1].pictures == [RED, BLUE]
+        await scene.ask("Four?", file_of(png("green")), parent=MessageKey("chat", "b3"))
+        assert vision.asked[-1].pictures == [BLUE, png("green")]
+        assert vision.asked[-1].words[0][0] == "user"
+
+
 async def test_without_a_reply_each_person_goes_on_alone(scene: Scene) -> None:
     await scene.ask("Anna's", file_of(RED))
     await scene.ask("Ben's", file_of(BLUE), asker=BEN)
