@@ -359,25 +359,28 @@ class Answering:
         texts = self.texts(question.asker)
         display = Display(limit=outlet.limit, measure=outlet.measure, status=texts("progress.looking"))
         active = self._active[owner] = _Active(question.key, self._place(question.asker), display)
-        number = self._gate.enter(question.asker)
-        # Finished only when all is said, or can't be: whatever else ends this is explained at the next start.
-        pending = self.storage.begin_answer(
-            platform=self._platform, user=owner, place=self._sealed(question, texts, None)
-        )
-
-        def note_message(message: str) -> None:
-            active.messages.add(outlet.key_of(message))
-            self.storage.move_answer(pending, self._sealed(question, texts, message))
-
-        spoken: list[str] = []
-        active.work = asyncio.create_task(self._fill(display, question, texts, collect, spoken, number, temperature))
-        if reuse:
-            note_message(reuse[0].message)
-        first = reuse[0].message if reuse else None
-        writing = asyncio.create_task(
-            deliver(display, outlet, self.traffic, outlet.traffic_key, first=first, on_message=note_message)
-        )
+        writing: asyncio.Task[list[str]] | None = None
         try:
+            number = self._gate.enter(question.asker)
+            # Finished only when all is said, or can't be: whatever else ends this is explained at the next start.
+            pending = self.storage.begin_answer(
+                platform=self._platform, user=owner, place=self._sealed(question, texts, None)
+            )
+
+            def note_message(message: str) -> None:
+                active.messages.add(outlet.key_of(message))
+                self.storage.move_answer(pending, self._sealed(question, texts, message))
+
+            if reuse:
+                note_message(reuse[0].message)
+            first = reuse[0].message if reuse else None
+            spoken: list[str] = []
+            active.work = asyncio.create_task(
+                self._fill(display, question, texts, collect, spoken, number, temperature)
+            )
+            writing = asyncio.create_task(
+                deliver(display, outlet, self.traffic, outlet.traffic_key, first=first, on_message=note_message)
+            )
             await asyncio.wait({active.work, writing}, return_when=asyncio.FIRST_COMPLETED)
             if not display.finished:
                 display.finish(active.note or texts("stopped.note"))
@@ -391,8 +394,10 @@ class Answering:
             _log.info("the chat of user %s can't be written to any more", owner)
             self.storage.finish_answer(pending)
         finally:
-            active.work.cancel()
-            writing.cancel()
+            # Whatever fails here, such as the database: the person may ask again.
+            for task in (active.work, writing):
+                if task is not None:
+                    task.cancel()
             if self._active.get(owner) is active:
                 del self._active[owner]
             active.done.set()

@@ -107,8 +107,9 @@ def _quieten_library() -> None:
     discord.VoiceClient.warn_dave = False
 
     def without_traceback(record: logging.LogRecord) -> bool:
-        record.exc_info = None
-        return True
+        if record.getMessage().startswith("Attempting a reconnect"):
+            record.exc_info = None
+        return True  # with the tracebacks of our own mistakes
 
     logging.getLogger("discord.client").addFilter(without_traceback)
 

@@ -1,6 +1,7 @@
 """The core against a scripted vision server, with a stage in memory instead of a platform."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -400,6 +401,20 @@ async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
     assert scene.last.endswith("Ben's")
     hold.set()
     await asking
+
+
+@pytest.mark.parametrize("call", ["record_question", "begin_answer", "move_answer", "finish_answer"])
+async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(scene.bot.storage, call, fail)
+        with pytest.raises(sqlite3.OperationalError):
+            await scene.ask("In trouble", file_of(RED))
+    async with asyncio.timeout(5):
+        await scene.ask("Afterwards", file_of(RED))
+    assert scene.last.endswith("Afterwards")
 
 
 async def test_regenerate_asks_again_warmer_and_in_place(scene: Scene) -> None:
