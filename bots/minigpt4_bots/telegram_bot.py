@@ -224,9 +224,8 @@ class TelegramBot:
 
     async def _watching(self, outlet: ChatOutlet, answer: Awaitable[object]) -> None:
         """Remember for all chats that the server has no drafts, once one answer met that."""
-        had_drafts = outlet.previews
         await answer
-        if had_drafts and not outlet.previews:
+        if self._has_drafts and not outlet.knows_drafts:
             self._has_drafts = False
             _log.info("This Bot API server has no drafts: answers are streamed by edits.")
 
