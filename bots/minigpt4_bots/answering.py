@@ -101,7 +101,7 @@ class Answering:
         self.traffic = traffic
         self._collector = Collector(settings, platform, server=server, memory=memory, pseudonyms=pseudonyms)
         self._active: dict[str, _Active] = {}
-        self._refusing: set[str] = set()
+        self._replying_to: set[str] = set()
 
     @classmethod
     def build(
@@ -144,17 +144,17 @@ class Answering:
             self._stop(active, "")
             await active.done.wait()
         if active is not None:
-            await self._refuse(owner, outlet, texts("refused.busy"))
+            await self.reply(question.asker, outlet, texts("refused.busy"))
             return
         if (refusal := self._gate.check(question.asker)) is not None:
-            await self._refuse(owner, outlet, self._refusal_text(texts, refusal))
+            await self.reply(question.asker, outlet, self._refusal_text(texts, refusal))
             return
         before = self._memory.get(question.key)
         parent = question.parent
         if parent is None and not question.attachments:
             parent = self._memory.latest(self._place(question.asker))
         if parent is None and not question.attachments:
-            await self._refuse(owner, outlet, texts("hint.no_picture"))
+            await self.reply(question.asker, outlet, texts("hint.no_picture"))
             return
         question = replace(question, parent=None if parent == question.key else parent)
         await self._answer(
@@ -272,8 +272,21 @@ class Answering:
         texts = self.texts(asker)
         return texts("privacy", lifetime=texts.seconds(self._settings.pictures.lifetime_s), forget=forget)
 
-    async def say(self, outlet: Outlet, text: str) -> None:
-        """Send one short message of our own, when the platform's limits allow."""
+    async def reply(self, asker: Asker, outlet: Outlet, text: str) -> None:
+        """Send one short message of our own, but only one at a time for each person.
+
+        Who floods a chat with questions or commands doesn't make the bot flood it, too.
+        """
+        owner = self._gate.user(asker)
+        if owner not in self._replying_to:
+            self._replying_to.add(owner)
+            try:
+                await self._say(outlet, text)
+            finally:
+                self._replying_to.discard(owner)
+
+    async def _say(self, outlet: Outlet, text: str) -> None:
+        """When the platform's limits allow."""
         while True:
             try:
                 async with self.traffic.slot(outlet.traffic_key, Urgency.FIRST):
@@ -284,15 +297,6 @@ class Answering:
                 return
             else:
                 return
-
-    async def _refuse(self, owner: str, outlet: Outlet, text: str) -> None:
-        """Say why not, but only once at a time: who floods a chat with questions doesn't flood it with refusals."""
-        if owner not in self._refusing:
-            self._refusing.add(owner)
-            try:
-                await self.say(outlet, text)
-            finally:
-                self._refusing.discard(owner)
 
     # A bot's life
 

@@ -417,6 +417,17 @@ async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, m
     assert scene.last.endswith("Afterwards")
 
 
+async def test_who_floods_is_told_one_thing_at_a_time(scene: Scene) -> None:
+    words = [f"Reply {number}" for number in range(5)]
+    scene.bot.traffic.hold("chat", 0.1)
+    await asyncio.gather(
+        *(scene.bot.reply(ANNA, scene.room, text) for text in words), scene.bot.reply(BEN, scene.room, "Hi")
+    )
+    assert scene.room.texts == ["Reply 0", "Hi"]
+    await scene.bot.reply(ANNA, scene.room, "Later")
+    assert scene.last == "Later"
+
+
 async def test_regenerate_asks_again_warmer_and_in_place(scene: Scene) -> None:
     await scene.ask("What?", file_of(RED))
     assert await scene.bot.regenerate(BEN, MessageKey("chat", "b1"), scene.room) == (
