@@ -26,6 +26,7 @@ from minigpt4_bots.conversation import (
     Place,
     Turn,
     keep_newest_pictures,
+    keep_newest_words,
     merge_turns,
     to_messages,
 )
@@ -100,7 +101,7 @@ class Answering:
         self.traffic = traffic
         self._collector = Collector(settings, platform, server=server, memory=memory, pseudonyms=pseudonyms)
         self._active: dict[str, _Active] = {}
-        self._refusing: set[str] = set()
+        self._replying_to: set[str] = set()
 
     @classmethod
     def build(
@@ -143,17 +144,17 @@ class Answering:
             self._stop(active, "")
             await active.done.wait()
         if active is not None:
-            await self._refuse(owner, outlet, texts("refused.busy"))
+            await self.reply(question.asker, outlet, texts("refused.busy"))
             return
         if (refusal := self._gate.check(question.asker)) is not None:
-            await self._refuse(owner, outlet, self._refusal_text(texts, refusal))
+            await self.reply(question.asker, outlet, self._refusal_text(texts, refusal))
             return
         before = self._memory.get(question.key)
         parent = question.parent
         if parent is None and not question.attachments:
             parent = self._memory.latest(self._place(question.asker))
         if parent is None and not question.attachments:
-            await self._refuse(owner, outlet, texts("hint.no_picture"))
+            await self.reply(question.asker, outlet, texts("hint.no_picture"))
             return
         question = replace(question, parent=None if parent == question.key else parent)
         await self._answer(
@@ -271,8 +272,21 @@ class Answering:
         texts = self.texts(asker)
         return texts("privacy", lifetime=texts.seconds(self._settings.pictures.lifetime_s), forget=forget)
 
-    async def say(self, outlet: Outlet, text: str) -> None:
-        """Send one short message of our own, when the platform's limits allow."""
+    async def reply(self, asker: Asker, outlet: Outlet, text: str) -> None:
+        """Send one short message of our own, but only one at a time for each person.
+
+        Who floods a chat with questions or commands doesn't make the bot flood it, too.
+        """
+        owner = self._gate.user(asker)
+        if owner not in self._replying_to:
+            self._replying_to.add(owner)
+            try:
+                await self._say(outlet, text)
+            finally:
+                self._replying_to.discard(owner)
+
+    async def _say(self, outlet: Outlet, text: str) -> None:
+        """When the platform's limits allow."""
         while True:
             try:
                 async with self.traffic.slot(outlet.traffic_key, Urgency.FIRST):
@@ -283,15 +297,6 @@ class Answering:
                 return
             else:
                 return
-
-    async def _refuse(self, owner: str, outlet: Outlet, text: str) -> None:
-        """Say why not, but only once at a time: who floods a chat with questions doesn't flood it with refusals."""
-        if owner not in self._refusing:
-            self._refusing.add(owner)
-            try:
-                await self.say(outlet, text)
-            finally:
-                self._refusing.discard(owner)
 
     # A bot's life
 
@@ -358,25 +363,28 @@ class Answering:
         texts = self.texts(question.asker)
         display = Display(limit=outlet.limit, measure=outlet.measure, status=texts("progress.looking"))
         active = self._active[owner] = _Active(question.key, self._place(question.asker), display)
-        number = self._gate.enter(question.asker)
-        # Finished only when all is said, or can't be: whatever else ends this is explained at the next start.
-        pending = self.storage.begin_answer(
-            platform=self._platform, user=owner, place=self._sealed(question, texts, None)
-        )
-
-        def note_message(message: str) -> None:
-            active.messages.add(outlet.key_of(message))
-            self.storage.move_answer(pending, self._sealed(question, texts, message))
-
-        spoken: list[str] = []
-        active.work = asyncio.create_task(self._fill(display, question, texts, collect, spoken, number, temperature))
-        if reuse:
-            note_message(reuse[0].message)
-        first = reuse[0].message if reuse else None
-        writing = asyncio.create_task(
-            deliver(display, outlet, self.traffic, outlet.traffic_key, first=first, on_message=note_message)
-        )
+        writing: asyncio.Task[list[str]] | None = None
         try:
+            number = self._gate.enter(question.asker)
+            # Finished only when all is said, or can't be: whatever else ends this is explained at the next start.
+            pending = self.storage.begin_answer(
+                platform=self._platform, user=owner, place=self._sealed(question, texts, None)
+            )
+
+            def note_message(message: str) -> None:
+                active.messages.add(outlet.key_of(message))
+                self.storage.move_answer(pending, self._sealed(question, texts, message))
+
+            if reuse:
+                note_message(reuse[0].message)
+            first = reuse[0].message if reuse else None
+            spoken: list[str] = []
+            active.work = asyncio.create_task(
+                self._fill(display, question, texts, collect, spoken, number, temperature)
+            )
+            writing = asyncio.create_task(
+                deliver(display, outlet, self.traffic, outlet.traffic_key, first=first, on_message=note_message)
+            )
             await asyncio.wait({active.work, writing}, return_when=asyncio.FIRST_COMPLETED)
             if not display.finished:
                 display.finish(active.note or texts("stopped.note"))
@@ -390,8 +398,10 @@ class Answering:
             _log.info("the chat of user %s can't be written to any more", owner)
             self.storage.finish_answer(pending)
         finally:
-            active.work.cancel()
-            writing.cancel()
+            # Whatever fails here, such as the database: the person may ask again.
+            for task in (active.work, writing):
+                if task is not None:
+                    task.cancel()
             if self._active.get(owner) is active:
                 del self._active[owner]
             active.done.set()
@@ -444,6 +454,8 @@ class Answering:
         notes = list(collected.notes)
         if dropped:
             notes.append(texts("left_out.older", most=most))
+        # Beside the question itself.
+        turns = keep_newest_words(turns, self._settings.answers.max_turns + 1)
         messages = to_messages(turns, self._settings.answers.system_prompt)
         # Closed at once when this task is cancelled: that is what frees the server's slot.
         async with contextlib.aclosing(self._server.answer(messages, temperature=temperature)) as events:

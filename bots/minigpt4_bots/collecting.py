@@ -140,7 +140,8 @@ class Collector:
         """Bring messages above the question that aren't in memory into it; True if an answer's question is lost."""
         key, seen = question.parent, set[MessageKey]()
         last: Quoted | None = None
-        while key is not None and key not in seen and len(seen) < self._settings.answers.max_turns:
+        fetched = 0  # only these cost the platform anything
+        while key is not None and key not in seen and fetched < self._settings.answers.max_turns:
             seen.add(key)
             if (turn := self._memory.get(key)) is not None:
                 key, last = turn.parent, None
@@ -148,6 +149,7 @@ class Collector:
             if (found := await fetch(key)) is None:
                 break
             last = found
+            fetched += 1
             turn = Turn(
                 role=found.role,
                 text=found.text,
@@ -162,10 +164,13 @@ class Collector:
         return last is not None and last.role == "assistant"
 
     def known_chain(self, key: MessageKey | None) -> list[Turn]:
-        """The turns from a message upwards that are in memory, oldest first; answers without words are left out."""
+        """All turns from a message upwards that are in memory, oldest first; answers without words are left out.
+
+        However many they are: the picture that all of them are about hangs on the oldest.
+        """
         turns: list[Turn] = []
         seen: set[MessageKey] = set()
-        while key is not None and key not in seen and len(seen) < self._settings.answers.max_turns:
+        while key is not None and key not in seen:
             seen.add(key)
             if (turn := self._memory.get(key)) is None:
                 break

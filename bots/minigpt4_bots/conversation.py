@@ -14,7 +14,16 @@ from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionMess
 
 from minigpt4_serve.pictures import Picture
 
-__all__ = ["Memory", "MessageKey", "Place", "Turn", "keep_newest_pictures", "merge_turns", "to_messages"]
+__all__ = [
+    "Memory",
+    "MessageKey",
+    "Place",
+    "Turn",
+    "keep_newest_pictures",
+    "keep_newest_words",
+    "merge_turns",
+    "to_messages",
+]
 
 _MIME = {b"\x89P": "image/png", b"\xff\xd8": "image/jpeg", b"GI": "image/gif", b"BM": "image/bmp", b"RI": "image/webp"}
 
@@ -158,6 +167,17 @@ def keep_newest_pictures(turns: Sequence[Turn], most: int) -> tuple[list[Turn], 
         kept.append(replace(turn, pictures=pictures))
     kept.reverse()
     return kept, sum(len(turn.pictures) for turn in turns) - (most - left)
+
+
+def keep_newest_words(turns: Sequence[Turn], most: int) -> list[Turn]:
+    """At most that many of the turns, from a question on; it shows the pictures of those that were cut, too."""
+    kept = list(turns[-most:])
+    first = next((place for place, turn in enumerate(kept) if turn.role == "user"), None)
+    if first is None:
+        return kept
+    cut = [*turns[:-most], *kept[:first]]
+    pictures = tuple(picture for turn in cut for picture in turn.pictures)
+    return [replace(kept[first], pictures=(*pictures, *kept[first].pictures)), *kept[first + 1 :]]
 
 
 def to_messages(turns: Sequence[Turn], system_prompt: str | None = None) -> list[ChatCompletionMessageParam]:

@@ -174,14 +174,15 @@ class DiscordBot(discord.Client):
         texts = self.answering.texts(asker)
         channel = self.get_partial_messageable(message.channel.id)
         outlet = ChannelOutlet(channel, reply_to=message.id, asker=message.author.id, texts=texts)
-        typing = self._spawn(self._type(channel)) if self.answering.is_allowed(asker) else None
+        is_allowed = self.answering.is_allowed(asker)
+        typing = self._spawn(self._type(channel)) if is_allowed else None
         try:
             if unfurling is not None:
                 with contextlib.suppress(TimeoutError):
                     message = await asyncio.wait_for(unfurling, _UNFURL_S)
             question = self.question(message, asker)
-            if self._cannot_see_picture(message, question):
-                await self.answering.say(outlet, texts("hint.use_menu", entry=texts("command.ask_about")))
+            if is_allowed and self._cannot_see_picture(message, question):
+                await self.answering.reply(asker, outlet, texts("hint.use_menu", entry=texts("command.ask_about")))
             else:
                 await self.answering.ask(question, outlet)
         finally:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minigpt4_bots.privacy import set_up_logging
+from minigpt4_bots.privacy import LogLevel, set_up_logging
 from minigpt4_bots.settings import read_bot_settings
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
 
@@ -26,7 +26,9 @@ def _start(
     settings: Annotated[
         Path | None, typer.Option("--settings", "-s", help="A YAML file such as configs/discord.yaml.")
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[
+        LogLevel, typer.Option(help="From which severity on something is logged.", case_sensitive=False)
+    ] = LogLevel.INFO,
 ) -> None:
     """A Discord bot that answers questions about pictures. DISCORD_TOKEN must be in the settings or the environment."""
     try:
@@ -36,7 +38,7 @@ def _start(
                 "Set DISCORD_TOKEN to your bot's token (Bot → Reset Token on https://discord.com/developers/applications)."
             )
         hidden = [secret.get_secret_value() for secret in (read.discord.token, read.server.api_key) if secret]
-        set_up_logging(log_level.upper(), hidden)
+        set_up_logging(log_level, hidden)
         try:
             from minigpt4_bots.discord_connection import run
         except ModuleNotFoundError:

@@ -53,7 +53,9 @@ async def run(settings: BotSettings, file: Path | None, token: str) -> None:
     housekeeping = asyncio.create_task(answering.housekeeping())
     serving = asyncio.create_task(_stay_connected(answering, settings, token))
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        # Windows has none: Ctrl-C cancels this very task there.
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
     try:
         await serving
     except asyncio.CancelledError:
@@ -107,8 +109,9 @@ def _quieten_library() -> None:
     discord.VoiceClient.warn_dave = False
 
     def without_traceback(record: logging.LogRecord) -> bool:
-        record.exc_info = None
-        return True
+        if record.getMessage().startswith("Attempting a reconnect"):
+            record.exc_info = None
+        return True  # with the tracebacks of our own mistakes
 
     logging.getLogger("discord.client").addFilter(without_traceback)
 

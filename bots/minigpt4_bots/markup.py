@@ -18,10 +18,15 @@ _NO_BACKTICK = "\u02cb"
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^\n`]*$")
 _CODE_OR_BARS = re.compile(r"(?<!`)(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|(?P<bars>\|\|)")
+_PATH = r"/[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~]|/"
 _LINK = re.compile(
     r"!?\[(?P<label>[^\[\]\n]*)\]\(\s*<?(?P<target>[^\s()<>`]*(?:\([^\s()<>`]*\)[^\s()<>`]*)*)>?(?:\s+[^()\n]*)?\)"
     r"|<?(?P<address>\b(?:[a-zA-Z][a-zA-Z0-9+.-]*://|www\.)[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~])>?"
-    r"|(?P<domain>(?<![\w@/.-])[a-zA-Z0-9](?:[\w-]*\.)+[a-z]{2,18}(?![\w-])(?:/[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~])?)"
+    # Programs link bare domains in any script and case, and numbers. One try for each run of these characters, or long
+    # runs would take too long.
+    r"|(?<![\w.-])(?P<before>[-_.]*)(?P<domain>"
+    r"(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)|[^\W_](?:[\w-]*\.)+(?:xn--[a-zA-Z0-9-]+|[^\W\d_]{2,24})(?![-_]*[^\W_]))"
+    rf"(?::\d{{1,5}}(?!\w))?(?P<path>{_PATH})?)"
 )
 
 
@@ -169,15 +174,27 @@ def _inert_words(text: str, show_address: Callable[[str], str], show_words: Call
     shown = ""
     position = 0
     for link in _LINK.finditer(text):
-        shown += show_words(_without_mentions(text[position : link.start()]))
+        before = link.start() if link["before"] is None else link.end("before")
+        shown += show_words(_without_mentions(text[position:before]))
         if link["label"] is not None:
             shown += _inert_words(link["label"], show_address, show_words)
             if link["target"] and link["target"] != link["label"]:
                 shown += f" ({show_address(link['target'])})"
+        elif link["domain"] is not None and _may_be_words(link, text[before - 1 : before]):
+            shown += show_words(link["domain"].replace(".", f".{ZERO_WIDTH}"))
         else:
             shown = _glued(shown, show_address(link["address"] or link["domain"]))
         position = link.end()
     return shown + show_words(_without_mentions(text[position:]))
+
+
+def _may_be_words(link: re.Match[str], before: str) -> bool:
+    """Is it rather two sentences without a space, a file or a mail address: better broken than shown as an address?"""
+    if link["path"]:
+        return False
+    ending = link["domain"].partition(":")[0].rpartition(".")[2]
+    looks_like_one = ending.isascii() and (ending.islower() or ending.isupper() or ending.isdigit())
+    return before in ("@", "/") or not looks_like_one
 
 
 def _glued(before: str, after: str) -> str:

@@ -10,10 +10,17 @@ import logging
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["HideSecrets", "Pseudonyms", "set_up_logging"]
+from minigpt4_serve.errors import InvalidRequest
+
+__all__ = ["HideSecrets", "LogLevel", "Pseudonyms", "set_up_logging"]
+
+_KEY_BYTES = 32
+_OTHER_BOT_WRITES_S = 2.0
 
 
 class Pseudonyms:
@@ -25,22 +32,23 @@ class Pseudonyms:
 
     @classmethod
     def beside(cls, database: Path) -> "Pseudonyms":
-        """With the key in ``<database>.key``, made at the first start. Both bots may start at the same time."""
+        """With the key in ``<database>.key``, made at the first start. Both bots may start at the same time.
+
+        Raises:
+            InvalidRequest: the file can't be made or read, or holds no whole key.
+        """
         file = database.with_name(f"{database.name}.key")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            # Written aside and linked into place: nobody ever reads half a key.
-            draft = file.with_name(f"{file.name}.{os.getpid()}")
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as out:
-                out.write(secrets.token_bytes(32))
-            try:
-                os.link(draft, file)
-            except FileExistsError:
-                pass  # the other bot was faster; its key counts
-            finally:
-                draft.unlink()
-        return cls(file.read_bytes())
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _make_key(file)
+            key = _read_key(file)
+        except OSError as error:
+            raise InvalidRequest(
+                f"The key file {file} can't be used. Set 'database' to a file in a folder where the bot may write."
+            ) from error
+        if len(key) < _KEY_BYTES:
+            raise InvalidRequest(f"The key file {file} holds no whole key. Delete it: the next start makes a new one.")
+        return cls(key)
 
     def of(self, platform: str, kind: str, identity: str) -> str:
         """The 16 hex digits that stand for an id in logs and storage. ``kind``: ``user``, ``chat`` …"""
@@ -76,6 +84,29 @@ class Pseudonyms:
         return b"".join(blocks)[:length]
 
 
+def _make_key(file: Path) -> None:
+    """Write a new key, unless there is one."""
+    try:
+        # Whoever makes the file writes the key. Not every volume has links to put a complete file into place.
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(secrets.token_bytes(_KEY_BYTES))
+    except OSError:
+        file.unlink(missing_ok=True)  # a full disk, such as that
+        raise
+
+
+def _read_key(file: Path) -> bytes:
+    """The key, waited for if the other bot is just about to write it."""
+    until = time.monotonic() + _OTHER_BOT_WRITES_S
+    while len(key := file.read_bytes()) < _KEY_BYTES and time.monotonic() < until:
+        time.sleep(0.02)
+    return key
+
+
 class HideSecrets(logging.Filter):
     """Takes tokens and keys out of every record: libraries log addresses, and Telegram's addresses hold the token."""
 
@@ -96,12 +127,21 @@ class HideSecrets(logging.Filter):
         return True
 
 
-def set_up_logging(level: str, secrets_: Iterable[str]) -> None:
+class LogLevel(StrEnum):
+    """From which severity on something is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def set_up_logging(level: LogLevel, secrets_: Iterable[str]) -> None:
     """One handler on stderr that hides secrets; the libraries' own chatter only from warnings on."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(HideSecrets(secrets_))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for chatty in (
         "httpx",
         "httpx2",

@@ -60,7 +60,7 @@ class ServerSettings(_Settings):
     """The vision server, any that speaks OpenAI's chat completions."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    """As OpenAI's clients take it: ends in ``/v1``."""
+    """As OpenAI's clients take it; ``/v1`` is added if there is no path."""
     api_key: SecretStr | None = None
     model: str | None = None
     """The first one that the server lists if not given."""
@@ -71,10 +71,13 @@ class ServerSettings(_Settings):
 
     @field_validator("base_url")
     @classmethod
-    def _http(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https:// and end in /v1")
-        return value.rstrip("/")
+    def _address(cls, value: str) -> str:
+        from minigpt4_serve.client.address import server_address
+
+        try:
+            return server_address(value)
+        except InvalidRequest as error:
+            raise ValueError("must be an address such as http://127.0.0.1:8000/v1") from error
 
 
 class AnswerSettings(_Settings):
@@ -89,7 +92,7 @@ class AnswerSettings(_Settings):
     regenerate_temperature: float = Field(default=1.0, ge=0, le=2)
     """For the button that asks again: the same answer twice helps nobody."""
     max_turns: int = Field(default=20, ge=1)
-    """Messages of a reply chain that are sent to the server, the newest first."""
+    """Messages above a question whose words are sent to the server, the newest first; pictures count on their own."""
 
 
 class PictureSettings(_Settings):

@@ -149,6 +149,8 @@ class TelegramBot:
         self._spawn(self._answering.ask(question, GuestOutlet(self._bot, message.guest_query_id)))
 
     def _on_command(self, name: str, message: Message) -> None:
+        if name not in (*_COMMANDS, "start") and message.chat.type != "private":
+            return  # some other bot's command
         asker = asker_of(message)
         texts = self._answering.texts(asker)
         outlet = self._outlet_for(message, texts)
@@ -166,11 +168,9 @@ class TelegramBot:
             text = self._answering.reset(asker)
         elif name == "stop":
             text = self._answering.stop(asker)
-        elif message.chat.type == "private":
-            text = texts("hint.no_picture")
         else:
-            return  # some other bot's command
-        self._spawn(self._answering.say(outlet, text))
+            text = texts("hint.no_picture")
+        self._spawn(self._answering.reply(asker, outlet, text))
 
     def _on_button(self, query: CallbackQuery) -> None:
         message = query.message
@@ -224,9 +224,8 @@ class TelegramBot:
 
     async def _watching(self, outlet: ChatOutlet, answer: Awaitable[object]) -> None:
         """Remember for all chats that the server has no drafts, once one answer met that."""
-        had_drafts = outlet.previews
         await answer
-        if had_drafts and not outlet.previews:
+        if self._has_drafts and not outlet.knows_drafts:
             self._has_drafts = False
             _log.info("This Bot API server has no drafts: answers are streamed by edits.")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minigpt4_bots.privacy import set_up_logging
+from minigpt4_bots.privacy import LogLevel, set_up_logging
 from minigpt4_bots.settings import read_bot_settings
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
 
@@ -25,7 +25,9 @@ def _start(
     settings: Annotated[
         Path | None, typer.Option("--settings", "-s", help="A YAML file such as configs/telegram.yaml.")
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[
+        LogLevel, typer.Option(help="From which severity on something is logged.", case_sensitive=False)
+    ] = LogLevel.INFO,
 ) -> None:
     """A Telegram bot that answers questions about pictures. TELEGRAM_TOKEN must be in the settings or environment."""
     try:
@@ -35,7 +37,7 @@ def _start(
                 "Set TELEGRAM_TOKEN to your bot's token; @BotFather in Telegram gives you one by /newbot."
             )
         known = (read.telegram.token, read.server.api_key, read.telegram.webhook.secret)
-        set_up_logging(log_level.upper(), [secret.get_secret_value() for secret in known if secret])
+        set_up_logging(log_level, [secret.get_secret_value() for secret in known if secret])
         try:
             from minigpt4_bots.telegram_connection import run
         except ModuleNotFoundError:

@@ -115,6 +115,8 @@ class ChatOutlet:
         self._has_replied = False
         self._write = _Writing()
         self.previews = previews
+        self.knows_drafts = True
+        """False once the server has shown that it is too old for drafts, in whatever chat."""
         self.traffic_key = str(spot.chat)
 
     def key_of(self, message: str) -> MessageKey:
@@ -182,7 +184,7 @@ class ChatOutlet:
             await self._bot.delete_message(self._spot.chat, int(message))
 
     async def preview(self, content: Content) -> None:
-        """Show growing text as a draft. A server that doesn't know drafts gets edits from now on."""
+        """Show growing text as a draft; if the server refuses it, this answer goes on by edits."""
 
         async def draft(text: dict[str, Any]) -> None:
             await self._bot.send_message_draft(
@@ -191,12 +193,14 @@ class ChatOutlet:
 
         try:
             await self._write(draft, content)
-        except (BadRequest, InvalidToken, Forbidden):
+        except InvalidToken:
             # An older server answers 404 to what it doesn't know, which the library takes for a wrong token.
-            self.previews = False
+            self.previews, self.knows_drafts = False, False
+        except BadRequest:
+            self.previews = False  # something about this chat or this text
         except TimedOut:
             pass  # the next one brings this text, too
-        except RetryAfter:
+        except (RetryAfter, Forbidden):
             with _translated():
                 raise
         except TelegramError:

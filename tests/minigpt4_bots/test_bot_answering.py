@@ -1,6 +1,7 @@
 """The core against a scripted vision server, with a stage in memory instead of a platform."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,37 @@ async def test_replies_carry_the_whole_conversation(scene: Scene) -> None:
     assert [text for role, text in asked.words if role == "user"] == ["One?", "Two?", "Three?"]
     assert asked.words[1] == ("assistant", "I see 1 picture(s). You asked: One?")
     assert asked.pictures == [RED, BLUE]
+
+
+@pytest.mark.parametrize("by_reply", [False, True])
+async def test_however_long_a_conversation_is_its_picture_stays(
+    vision: FakeVision, tmp_path: Path, by_reply: bool
+) -> None:
+    async with scene_of(vision, tmp_path, limits={"user_per_minute": None, "chat_per_minute": None}) as scene:
+        await scene.ask("Question 0", file_of(RED, spoiler=True))
+        for number in range(1, 16):
+            parent = MessageKey("chat", f"b{number}") if by_reply else None
+            await scene.ask(f"Question {number}", parent=parent)
+            assert scene.last.endswith(f"Question {number}")
+        asked = vision.asked[-1]
+        assert asked.pictures == [RED]
+        # Words are cut: the newest twenty messages above the question go along.
+        assert [text for role, text in asked.words if role == "user"] == [f"Question {n}" for n in range(5, 16)]
+        assert all(content.spoiler for content in scene.room.shown.values())
+        assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b16"), scene.room) is None
+        assert vision.asked[-1].pictures == [RED]
+
+
+@pytest.mark.parametrize("max_turns", [1, 2, 3])
+async def test_pictures_of_words_that_were_cut_go_along(vision: FakeVision, tmp_path: Path, max_turns: int) -> None:
+    async with scene_of(vision, tmp_path, answers={"max_turns": max_turns}, pictures={"max_count": 2}) as scene:
+        await scene.ask("One?", file_of(RED))
+        await scene.ask("Two?", parent=MessageKey("chat", "b1"))
+        await scene.ask("Three?", file_of(BLUE), parent=MessageKey("chat", "b2"))
+        assert vision.asked[-1].pictures == [RED, BLUE]
+        await scene.ask("Four?", file_of(png("green")), parent=MessageKey("chat", "b3"))
+        assert vision.asked[-1].pictures == [BLUE, png("green")]
+        assert vision.asked[-1].words[0][0] == "user"
 
 
 async def test_without_a_reply_each_person_goes_on_alone(scene: Scene) -> None:
@@ -369,6 +401,31 @@ async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
     assert scene.last.endswith("Ben's")
     hold.set()
     await asking
+
+
+@pytest.mark.parametrize("call", ["record_question", "begin_answer", "move_answer", "finish_answer"])
+async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(scene.bot.storage, call, fail)
+        with pytest.raises(sqlite3.OperationalError):
+            await scene.ask("In trouble", file_of(RED))
+    async with asyncio.timeout(5):
+        await scene.ask("Afterwards", file_of(RED))
+    assert scene.last.endswith("Afterwards")
+
+
+async def test_who_floods_is_told_one_thing_at_a_time(scene: Scene) -> None:
+    words = [f"Reply {number}" for number in range(5)]
+    scene.bot.traffic.hold("chat", 0.1)
+    await asyncio.gather(
+        *(scene.bot.reply(ANNA, scene.room, text) for text in words), scene.bot.reply(BEN, scene.room, "Hi")
+    )
+    assert scene.room.texts == ["Reply 0", "Hi"]
+    await scene.bot.reply(ANNA, scene.room, "Later")
+    assert scene.last == "Later"
 
 
 async def test_regenerate_asks_again_warmer_and_in_place(scene: Scene) -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import string
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from minigpt4_bots.access import Asker, Gate, Refusal
-from minigpt4_bots.privacy import HideSecrets, Pseudonyms
+from minigpt4_bots.privacy import HideSecrets, LogLevel, Pseudonyms, set_up_logging
 from minigpt4_bots.settings import AccessSettings, BotSettings, Ids, LimitSettings, read_bot_settings
 from minigpt4_bots.storage import Storage
 from minigpt4_bots.texts import Texts, choose_language, languages
@@ -57,7 +58,8 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("limits: {user_per_minute: many}", "limits.user_per_minute"),
         ("limits: {user_per_day: -1}", "limits.user_per_day"),
         ("language: tlh", "language: must be auto or one of en, zh"),
-        ("server: {base_url: 'ftp://x'}", "server.base_url: must begin with http"),
+        ("server: {base_url: 'ftp://x'}", "server.base_url: must be an address such as http"),
+        ("server: {base_url: 'http://'}", "server.base_url: must be an address such as http"),
         ("telegram: {webhook: {secret: 'no spaces'}}", "telegram.webhook.secret: must be 1 to 256"),
         ("[1, 2]", "must hold keys and values"),
         ("a: [", "can't be read as YAML"),
@@ -86,6 +88,28 @@ def test_a_missing_library_is_named(
     assert capsys.readouterr().err == f"The bot's library is missing: pip install 'minigpt4-serve[{name}]'.\n"
 
 
+@pytest.mark.parametrize("name", ["discord", "telegram"])
+@pytest.mark.parametrize(("level", "known"), [("WARNING", True), ("debug", True), ("loud", False)])
+def test_an_unknown_log_level_is_refused(
+    name: str, level: str, known: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(f"{name.upper()}_TOKEN", raising=False)
+    monkeypatch.setattr(sys, "argv", [f"minigpt4-{name}", "--log-level", level])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"minigpt4_bots.{name}_cli").main()
+    said = capsys.readouterr().err
+    assert ended.value.code == (1 if known else 2)
+    assert ("Set " if known else "'loud' is not one of") in said
+
+
+def test_log_levels_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[str] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda *, level, **_: levels.append(level))
+    for level in LogLevel:
+        set_up_logging(level, [])
+    assert set(levels) <= set(logging.getLevelNamesMapping())
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no settings file"):
         read_bot_settings(tmp_path / "nothing.yaml", {})
@@ -102,6 +126,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_addresses_of_a_local_bot_api_server(given: str, base: str, files: str) -> None:
     telegram = read_bot_settings(None, {"TELEGRAM_BASE_URL": given}).telegram
     assert (telegram.base_url, telegram.file_url) == (base, files)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("http://h:8000", "http://h:8000/v1"),
+        ("https://h/", "https://h/v1"),
+        ("http://h:8000/v1/", "http://h:8000/v1"),
+        ("https://h/proxied/v1", "https://h/proxied/v1"),
+    ],
+)
+def test_the_servers_address_is_completed_as_everywhere(given: str, asked: str) -> None:
+    assert read_bot_settings(None, {"MINIGPT4_BASE_URL": given}).server.base_url == asked
 
 
 @pytest.mark.parametrize("given", ["http://f", "http://f/file", "http://f/file/bot", "http://f/file/bot/"])
@@ -368,3 +405,43 @@ def test_the_key_is_made_once_by_whoever_is_first(tmp_path: Path) -> None:
     first = Pseudonyms.beside(tmp_path / "sub" / "db")
     assert first.of("a", "b", "c") == Pseudonyms.beside(tmp_path / "sub" / "db").of("a", "b", "c")
     assert os.listdir(tmp_path / "sub") == ["db.key"]  # noqa: PTH208
+
+
+def test_the_key_needs_no_hard_links_and_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", fail)
+    assert Pseudonyms.beside(tmp_path / "one").of("a", "b", "c")
+    # The other bot has made the file, and writes into it only now.
+    (tmp_path / "two.key").touch()
+    writing = threading.Timer(0.1, lambda: (tmp_path / "two.key").write_bytes(b"k" * 32))
+    writing.start()
+    assert Pseudonyms.beside(tmp_path / "two").of("a", "b", "c") == Pseudonyms(b"k" * 32).of("a", "b", "c")
+    writing.join()
+
+
+@pytest.mark.parametrize("trouble", ["a folder", "a file in the way", "half a key"])
+def test_a_key_that_can_not_be_used_is_named(tmp_path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_bots.privacy._OTHER_BOT_WRITES_S", 0.01)
+    database = tmp_path / "sub" / "db"
+    if trouble == "a file in the way":
+        (tmp_path / "sub").touch()
+    elif trouble == "a folder":
+        (tmp_path / "sub" / "db.key").mkdir(parents=True)
+    else:
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "db.key").write_bytes(b"half")
+    with pytest.raises(InvalidRequest, match=r"db\.key"):
+        Pseudonyms.beside(database)
+
+
+def test_a_disk_that_is_full_leaves_no_half_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> bytes:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("minigpt4_bots.privacy.secrets.token_bytes", fail)
+        with pytest.raises(InvalidRequest, match="key file"):
+            Pseudonyms.beside(tmp_path / "db")
+    assert Pseudonyms.beside(tmp_path / "db").of("a", "b", "c")

@@ -39,7 +39,7 @@ async def own_server(visited: list[str]) -> AsyncIterator[str]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     async with scene(tmp_path_factory.mktemp("bot")) as made:
-        async with made.running(f"{GENEROUS}pictures: {{max_bytes: 100000}}\n"):
+        async with made.running(f"{GENEROUS}pictures: {{max_bytes: 100000}}\naccess: {{deny: {{roles: [666]}}}}\n"):
             yield made
         assert made.discord.violations == []
         assert made.vision.mistakes == []
@@ -267,6 +267,9 @@ async def test_a_reply_to_somebody_elses_picture_that_discord_hides_points_to_th
     theirs = await here.discord.says(channel, ben, "look", attachments=[picture()])
     asked = await here.discord.says(channel, ann, "what is it?", reply_to=theirs, mention=True)
     assert "Ask about picture…" in (await here.discord.answer_to(asked)).text
+    denied = here.discord.user(roles=("666",))
+    asked = await here.discord.says(channel, denied, "may I?", reply_to=theirs, mention=True)
+    assert "can't use this bot" in (await here.discord.answer_to(asked)).text
 
 
 async def test_the_menu_describes_anybodys_picture(here: Scene) -> None:

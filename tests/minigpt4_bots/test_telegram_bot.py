@@ -152,7 +152,8 @@ async def test_a_reply_to_somebodys_picture_in_a_group(here: Scene, anna: int, g
 async def test_groups_are_left_alone_unless_the_bot_is_meant(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, "look at this", **here.telegram.photo(RED))
     await here.telegram.say(group, anna, "/ask@other_bot what?")
-    await here.telegram.say(group, anna, "/unknown")
+    for person in (anna, 666):  # not even who may not ask hears about that
+        await here.telegram.say(group, person, "/unknown")
     bot = {**here.telegram.message(group, 1, mention("hi")), "from": {**BOT, "id": 5, "username": "b"}}
     await here.telegram.update("message", bot)
     await here.telegram.say(anna, anna, "/help")
@@ -364,6 +365,15 @@ async def test_errors_are_one_sentence(here: Scene, anna: int, reply: Reply, say
 async def test_commands(here: Scene, anna: int, command: str, says: str) -> None:
     await here.telegram.say(anna, anna, command)
     assert says in (await here.answer(anna)).text
+
+
+async def test_a_flood_of_commands_is_answered_once(here: Scene, anna: int) -> None:
+    here.telegram.refuse_next[anna].append(Refused(429, "Too Many Requests: retry after 4", retry_after=4))
+    for _ in range(5):
+        await here.telegram.say(anna, anna, "/help")
+    await here.answer(anna)
+    await here.telegram.say(anna, anna, "/privacy")
+    assert "in memory only" in (await here.answer(anna, 2)).text
 
 
 async def test_commands_in_captions_and_with_the_bots_name(here: Scene, anna: int, group: int) -> None:
