@@ -16,6 +16,7 @@ from minigpt4_serve.settings import EngineSettings
 __all__ = ["ModelRunner"]
 
 _MAX_PICTURES = 32  # in one batch: more gain nothing, and their intermediate results would need memory of their own
+_ASIDE = 2**30  # bytes of a GPU that the cache never takes: libraries, CUDA graphs and intermediate results come later
 
 
 class ModelRunner:
@@ -50,7 +51,8 @@ class ModelRunner:
         features: list[torch.Tensor] = []
         for at in range(0, len(pixels), _MAX_PICTURES):
             batch = torch.stack(list(pixels[at : at + _MAX_PICTURES])).to(self.device)
-            features += self._model.get_image_features(batch).to(self._decoder.dtype).unbind()
+            rows = self._model.get_image_features(batch).to(self._decoder.dtype)
+            features += [row.clone() for row in rows]  # a view would keep the whole batch alive as long as itself
         return features
 
     def copy_block(self, source: int, target: int) -> None:
@@ -201,7 +203,9 @@ def _num_blocks(settings: EngineSettings, device: torch.device, context: int, bl
         room = settings.kv_cache_bytes
     elif device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        room = int(free - total * (1 - settings.gpu_memory_share))
+        # The share is of this process alone: another engine on the same GPU has its own. Both only have to fit.
+        share = int(total * settings.gpu_memory_share) - torch.cuda.memory_reserved(device)
+        room = min(share, free - _ASIDE)
     else:
         room = 2**30
     blocks = min(useful, room // block_bytes)
