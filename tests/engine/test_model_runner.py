@@ -1,6 +1,7 @@
 """What the runner takes of the device's memory, and what it gives away. GPUs are pretended: their numbers are all."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -44,3 +45,14 @@ def test_a_pictures_features_hold_no_other_pictures_memory(small_model: Any) -> 
     with torch.inference_mode():
         rows = ModelRunner(model, EngineSettings()).encode([torch.zeros(3, 28, 28)] * 3)
     assert [len(row.untyped_storage()) for row in rows] == [row.nbytes for row in rows]
+
+
+def test_a_cache_that_finds_no_room_after_all_says_what_to_do(
+    small_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "empty", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (GIB // 4 * 3, 24 * GIB))
+    with pytest.raises(InvalidRequest) as caught:
+        ModelRunner(small_model[0], EngineSettings(kv_cache_bytes=GIB))
+    assert "0.8 GiB free" in caught.value.message
+    assert "int8 or int4" in caught.value.message
