@@ -129,13 +129,12 @@ def test_what_does_not_go_with_beams_is_refused(other: dict[str, Any]) -> None:
         SamplingParams(beams=2, **other)
 
 
-@pytest.mark.parametrize("stop", ["字", "。", "é", "é字", " #", "\ud800 #"])
-def test_a_stop_string_is_found_however_its_characters_are_spelt(small_model: Any, stop: str) -> None:
+@pytest.mark.parametrize("stop", [("字",), ("。",), ("é",), ("é字",), (" #",), ("\ud800", "é")])
+def test_a_stop_string_is_found_however_its_characters_are_spelt(small_model: Any, stop: tuple[str, ...]) -> None:
     """In bytes where the vocabulary lacks a character, with a blank of its own at the beginning."""
     tokenizer = small_model[1].tokenizer
-    written = stop.replace("\ud800", "")  # can be asked for, but never written
-    spelt = [part for character in f"a{written}".replace(" ", "▁") for part in spell(tokenizer, character)]
-    rules = SamplingParams(beams=2, stop=("###", stop, written))
+    spelt = [part for character in f"a{stop[-1]}".replace(" ", "▁") for part in spell(tokenizer, character)]
+    rules = SamplingParams(beams=2, stop=stop)
     leader = Sequence("r", 0, [1], [1], rules, seed=0)
     leader.token_ids += spelt[:-1]
     leader.num_computed = len(leader)
@@ -143,7 +142,7 @@ def test_a_stop_string_is_found_however_its_characters_are_spelt(small_model: An
     assert search.offer(leader, [(spelt[-1], -0.1), (spelt[0], -0.2), (spelt[0], -0.3)])
     search.select()
     assert [(found.ids, found.reason) for found in search.finished] == [(tuple(spelt), "stop")]
-    ends = StopAtText(tokenizer, rules.stop)(torch.tensor([spelt, [*spelt[:-1], spelt[0]]]), None)
+    ends = StopAtText(tokenizer, stop)(torch.tensor([spelt, [*spelt[:-1], spelt[0]]]), None)
     assert ends.tolist() == [True, False]
 
 
