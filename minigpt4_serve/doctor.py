@@ -22,7 +22,14 @@ from minigpt4_serve.model.stopping import StopAtText
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights import memory
 from minigpt4_serve.weights.files import sha256
-from minigpt4_serve.weights.load import check_tensors, load_model, model_files, read_config
+from minigpt4_serve.weights.load import (
+    check_tensors,
+    load_model,
+    model_files,
+    read_config,
+    resolve_device,
+    resolve_dtype,
+)
 from minigpt4_serve.weights.memory import gib
 
 __all__ = ["SELF_TEST", "Finding", "examine", "memory_table"]
@@ -104,10 +111,11 @@ def model(settings: ModelSettings) -> Iterator[Finding]:
     try:
         config = read_config(folder)
         check_tensors(folder, config)
+        dtype = resolve_dtype(settings.dtype, resolve_device(settings.device))
     except MiniGPT4Error as error:
         yield Finding("model", str(error), "problem")
         return
-    kind = settings.quantization or ("float32" if settings.dtype == "auto" else settings.dtype)
+    kind = settings.quantization or str(dtype).removeprefix("torch.")
     taken = memory.footprint(config, kind)
     about = f"{folder}: {config.conversation_format}, {config.num_image_tokens} image tokens, context {taken.context}"
     yield Finding("model", about)

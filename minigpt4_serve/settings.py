@@ -66,7 +66,7 @@ class EngineSettings(_Settings):
     kv_cache_bytes: int | None = Field(default=None, ge=1)
     """Memory for the KV cache; on CPUs 1 GiB if not given, on GPUs what ``gpu_memory_share`` leaves."""
     gpu_memory_share: float = Field(default=0.9, gt=0, le=1)
-    """Share of the GPU's memory that weights and KV cache may fill."""
+    """Share of the GPU's memory that this engine's weights and KV cache may fill."""
     cuda_graphs: bool = True
     """Capture decode steps as CUDA graphs, at the batch sizes below."""
     decode_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)

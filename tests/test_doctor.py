@@ -57,6 +57,15 @@ def test_what_is_wrong_is_told(folder: Path) -> None:
     assert findings(folder)["model"].state == "problem"
 
 
+def test_the_memory_that_is_told_is_that_of_the_dtype_that_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "selftest.json").unlink()
+    assert "as float32" in findings(folder)["memory"].text
+    monkeypatch.setattr(doctor, "resolve_device", lambda _: torch.device("cuda"))
+    assert "as bfloat16" in {f.topic: f for f in doctor.model(ModelSettings(path=folder))}["memory"].text
+
+
 def test_memory_of_the_published_models() -> None:
     seven, thirteen = published_config("vicuna-7b"), published_config("vicuna-13b")
     assert footprint(seven, "bfloat16").weights / GIB == pytest.approx(14.6, abs=0.1)

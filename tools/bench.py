@@ -3,12 +3,12 @@
 
     python tools/bench.py --preset cpu                      a 17M-parameter random model, one thread
     python tools/bench.py --preset gpu --random-weights 7b  full size on a GPU, with fractions of the roofline
-    python tools/bench.py --soak 10                         ten minutes of random arrivals, aborts and evictions
+    python tools/bench.py --soak 10 --random-weights tiny   ten minutes of random arrivals, aborts and evictions
 
 Sides: (a) one request at a time through ``generate``, as the original answers; (b) ``generate`` on batches of eight in
 order of arrival; (c) transformers' continuous batching, which reads no pictures, so that words stand in their slots;
 (d) this engine. They take turns, round by round, so that a busy machine is busy for all of them alike.
-It needs torch, transformers and this tree; no Ray and no FastAPI.
+It needs this tree and what the extra ``model`` installs; no Ray and no FastAPI. With matplotlib it draws a plot, too.
 """
 
 import argparse
@@ -26,27 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from bench_asks import PRESETS, build
+from bench_asks import PRESETS, Preset, build, cache_bytes
 from bench_report import machine_name, plot, ratios, table
-from bench_roofline import device_figures, measure_machine
+from bench_roofline import Machine, device_figures, measure_machine
 from bench_sides import burst, conversation, note, poisson, start
 from bench_soak import soak
 from transformers import __version__ as transformers_version
 
+from minigpt4_serve.model import MiniGPT4ForConditionalGeneration
 from minigpt4_serve.settings import EngineSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
-    parser.add_argument("--random-weights", choices=["7b", "13b", "17m", "tiny"], help="the preset's own if not given")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="only soak, for so long")
-    parser.add_argument("--rounds", type=int, help="of the burst; the preset's own if not given")
-    parser.add_argument("--roofline", action="store_true", help="figures per batch size; always on GPUs")
-    parser.add_argument("--skip-transformers", action="store_true", help="leave side (c) out; its start is slow")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for bench.json and bench.png")
-    given = parser.parse_args(arguments)
+    given = options().parse_args(arguments)
     warnings.filterwarnings("ignore", message="Passing `repetition_penalty`")
     preset = PRESETS[given.preset]
     preset = dataclasses.replace(preset, rounds=given.rounds or preset.rounds)
@@ -54,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     if preset.threads is not None:
         torch.set_num_threads(preset.threads)
+    machine: Machine | None = None
+    if given.soak is None and (given.roofline or device.type == "cuda"):
+        machine = measure_machine(device, dtype)  # while nothing else takes the device's memory
     weights = given.random_weights or preset.weights
     model = build(weights, device, dtype)
     parameters = sum(p.numel() for p in model.parameters())
@@ -73,36 +68,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(result["soak"], indent=2))
         (given.out / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
         return int(result["soak"]["leaked_blocks"] > 0 or result["soak"]["leaked_slots"] > 0)
+    compare(model, preset, head, machine, given.out, with_transformers=not given.skip_transformers)
+    note(f"written to {given.out}/")
+    return 0
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
+    parser.add_argument("--random-weights", choices=["7b", "13b", "17m", "tiny"], help="the preset's own if not given")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="only soak, for so long")
+    parser.add_argument("--rounds", type=int, help="of the burst; the preset's own if not given")
+    parser.add_argument("--roofline", action="store_true", help="figures per batch size; always on GPUs")
+    parser.add_argument("--skip-transformers", action="store_true", help="leave side (c) out; its start is slow")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for bench.json and bench.png")
+    return parser
+
+
+def compare(
+    model: MiniGPT4ForConditionalGeneration,
+    preset: Preset,
+    head: dict[str, Any],
+    machine: Machine | None,
+    out: Path,
+    *,
+    with_transformers: bool,
+) -> None:
+    """All sides, stage by stage; tables and a plot at the end. One engine at a time: each fills the device's memory."""
+    if machine is not None:
+        head = {
+            **head,
+            "copy_gb_per_s": round(machine.bandwidth / 1e9, 1),
+            "matmul_tflop_per_s": round(machine.flops / 1e12, 2),
+        }
+    result = dict(head)
+
+    def keep(**found: Any) -> None:
+        """Written after each stage: what fails later takes nothing with it."""
+        result.update(found)
+        (out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+
     settings = EngineSettings(
         max_running=preset.max_running,
         max_waiting=10_000,
         max_pieces_per_s=10**9,  # every token is told for itself: its time is measured
+        kv_cache_bytes=cache_bytes(model, preset),
         cpu_threads=preset.threads,
     )
+    keep()
     engine = start(model, settings)
-    sides = burst(model, engine, preset, with_transformers=not given.skip_transformers)
+    sides = burst(model, engine, preset, with_transformers=with_transformers)
+    keep(burst={side.name: side.summary() for side in sides})
     rate, waiting = poisson(model, engine, preset)
+    keep(poisson_requests_per_s=round(rate, 2), poisson={side.name: side.summary() for side in waiting})
     figures: dict[str, dict[str, float]] = {}
-    if given.roofline or device.type == "cuda":
-        machine = measure_machine(device, dtype)
+    if machine is not None:
         figures = device_figures(model, engine, machine, [b for b in (1, 32, 128) if b <= preset.max_running])
-        head |= {
-            "copy_gb_per_s": round(machine.bandwidth / 1e9, 1),
-            "matmul_tflop_per_s": round(machine.flops / 1e12, 2),
-        }
+    keep(roofline=figures)
     engine.shutdown()
+    del engine
     turns = conversation(model, preset, settings)
-    judged = ratios(sides, waiting, turns, device_is_cpu=device.type == "cpu")
-    result = {
-        **head,
-        "ratios": judged,
-        "burst": {side.name: side.summary() for side in sides},
-        "poisson_requests_per_s": round(rate, 2),
-        "poisson": {side.name: side.summary() for side in waiting},
-        "turns_with_reuse": [side.summary() for side in turns[0]],
-        "turns_without_reuse": [side.summary() for side in turns[1]],
-        "roofline": figures,
-    }
+    judged = ratios(sides, waiting, turns, device_is_cpu=model.device.type == "cpu")
+    with_reuse, without = ([side.summary() for side in line] for line in turns)
+    keep(turns_with_reuse=with_reuse, turns_without_reuse=without, ratios=judged)
     print(", ".join(f"{name}: {value}" for name, value in head.items() if value is not None) + "\n")
     print(table(f"Burst: {preset.requests} requests at once, {preset.rounds} rounds", sides))
     print(table(f"Poisson: {rate:.1f} requests per second, twice what (a) can answer", waiting))
@@ -112,10 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"* {name}: {row['measured']:,} of {row['limit']:,} ({row['fraction']:.0%} of the roofline)")
     for name, value in judged.items():
         print(f"* {name}: {value}")
-    (given.out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
-    plot(given.out / "bench.png", sides, waiting, turns, f"{head['device']}, {head['weights']}, {head['dtype']}")
-    note(f"written to {given.out}/")
-    return 0
+    try:
+        plot(out / "bench.png", sides, waiting, turns, f"{head['device']}, {head['weights']}, {head['dtype']}")
+    except ModuleNotFoundError:
+        note("no bench.png: install matplotlib to get one")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,13 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 from minigpt4_serve.engine import Prompt, SamplingParams
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from minigpt4_serve.pictures import ImageLimits, Picture, check_picture
-from minigpt4_serve.weights.memory import published_config
+from minigpt4_serve.weights.memory import footprint, published_config
 
-__all__ = ["PRESETS", "Ask", "Preset", "Words", "asks", "build", "draw"]
+__all__ = ["DECODED", "PRESETS", "Ask", "Preset", "Words", "asks", "build", "cache_bytes", "draw"]
+
+DECODED = 200  # tokens of each answer where decoding is compared with the roofline
+
+_SYSTEM, _QUESTION = 41, (8, 24)  # tokens of a prompt beside its picture
 
 
 @dataclass(frozen=True)
@@ -115,15 +119,21 @@ def draw(seed: int) -> Picture:
     return check_picture(file.getvalue(), ImageLimits())
 
 
+def cache_bytes(model: MiniGPT4ForConditionalGeneration, preset: Preset) -> int:
+    """Of a KV cache for all that run at a time: each with the longest prompt and answer, and a block of 16 to spare."""
+    longest = _SYSTEM + model.config.num_image_tokens + _QUESTION[1] + max(DECODED, preset.answer[1]) + 16
+    return preset.max_running * longest * footprint(model.config, str(model.dtype).removeprefix("torch.")).kv_per_token
+
+
 def asks(config: MiniGPT4Config, preset: Preset, seed: int) -> list[Ask]:
     """A common beginning, a picture of its own, and a question of 8–24 tokens each."""
     rng = random.Random(seed)
     vocabulary = config.get_text_config().vocab_size
-    system = [1, *(random.Random(0).randrange(3, vocabulary) for _ in range(40))]
+    system = [1, *(random.Random(0).randrange(3, vocabulary) for _ in range(_SYSTEM - 1))]
     slots = [config.image_token_id] * config.num_image_tokens
     return [
         Ask(
-            (*system, *slots, *(rng.randrange(3, vocabulary) for _ in range(rng.randint(8, 24)))),
+            (*system, *slots, *(rng.randrange(3, vocabulary) for _ in range(rng.randint(*_QUESTION)))),
             draw(seed * 1000 + i),
             rng.randint(*preset.answer),
         )

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bench_asks import PRESETS, asks
+from bench_asks import DECODED, PRESETS, asks
 from bench_sides import Side, by_engine, note
 
 from minigpt4_serve.engine import Engine
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4ImageProcessor
 from minigpt4_serve.pictures import decode_picture
 
-__all__ = ["device_figures", "measure_machine"]
+__all__ = ["Machine", "device_figures", "measure_machine"]
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def device_figures(
     todo = asks(model.config, preset, seed=300)
     for batch in batches:
         side = Side("")
-        same = [dataclasses.replace(ask, tokens=200) for ask in todo[:batch]]
+        same = [dataclasses.replace(ask, tokens=DECODED) for ask in todo[:batch]]
         asyncio.run(by_engine(engine, side, same, [0.0] * batch))
         step = statistics.median(side.itl)
-        context = statistics.mean(len(ask.ids) for ask in same) + 100
+        context = statistics.mean(len(ask.ids) for ask in same) + DECODED / 2
         limit = limits["decode_s"](batch, context)
         found[f"decode, batch {batch}, tokens/s"] = figure(batch / step, batch / limit)
         note(f"decode at batch {batch}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import random
 import statistics
@@ -266,6 +267,7 @@ def conversation(model: MiniGPT4ForConditionalGeneration, preset: Preset, settin
         for turn in range(preset.turns):
             if fresh and turn:
                 engine.shutdown()
+                del engine
                 engine = start(model, settings)
             if fresh:  # what is made lazily is made before
                 other = asks(model.config, preset, seed=900)[0]
@@ -279,6 +281,7 @@ def conversation(model: MiniGPT4ForConditionalGeneration, preset: Preset, settin
             said = asyncio.run(ids_of(engine, answer))
             ask = dataclasses.replace(ask, ids=(*ask.ids, *said, *(rng.randrange(3, vocabulary) for _ in range(16))))
         engine.shutdown()
+        del engine
         note("conversation " + ("without reuse" if fresh else "with reuse"))
     return both
 
@@ -291,6 +294,9 @@ async def ids_of(engine: Engine, ask: Ask) -> list[int]:
 
 
 def start(model: MiniGPT4ForConditionalGeneration, settings: EngineSettings) -> Engine:
+    """An engine. One that was there before holds its KV cache until nobody names it any more: delete it first."""
+    gc.collect()
+    torch.cuda.empty_cache()
     processor = SimpleNamespace(
         tokenizer=Words(model.config.get_text_config().vocab_size),
         image_processor=MiniGPT4ImageProcessor(model.config.vision_config.image_size),

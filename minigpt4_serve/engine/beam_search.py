@@ -8,6 +8,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
 from minigpt4_serve.engine.sequence import FinishReason, Sequence
+from minigpt4_serve.model.stopping import reach
 
 __all__ = ["BeamSearch", "Hypothesis"]
 
@@ -36,7 +37,7 @@ class BeamSearch:
         self._scores = {leader: 0.0}  # log probability of each that grows
         self._offers: dict[Sequence, Ids[tuple[int, float]]] = {}
         self._eos_ids = () if leader.sampling.ignore_eos else eos_ids
-        self._decode = decode
+        self._decode, self._reach = decode, reach(leader.sampling.stop)
 
     @property
     def live(self) -> list[Sequence]:
@@ -83,7 +84,5 @@ class BeamSearch:
         self._scores, self._offers = scores, {}
 
     def _holds_stop(self, ids: list[int]) -> bool:
-        """No piece is shorter than a character, so a stop string that ends here doesn't reach back further."""
-        window = max(map(len, self._rules.stop), default=0)
-        text = self._decode(ids[-window:]) if window else ""
+        text = self._decode(ids[-self._reach :]) if self._reach else ""
         return any(string in text for string in self._rules.stop)

@@ -33,6 +33,10 @@ class Seen:
     pixels: Future[torch.Tensor]
     features: torch.Tensor | None = None
 
+    def __del__(self) -> None:
+        """Nobody waits any more: what is still in the line to be decoded leaves it."""
+        self.pixels.cancel()
+
 
 class ImageCache:
     """Features of pictures, least recently used ones dropped.
@@ -66,8 +70,12 @@ class ImageCache:
         with self._lock:
             seen = [self._find(picture) for picture in pictures]
             decoding = {one.pixels for one in seen if one.features is None}
-        # Shielded: a caller who leaves must not cancel what another one waits for, too.
-        await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(pixels)) for pixels in decoding))
+        try:
+            # Shielded: a caller who leaves must not cancel what another one waits for, too.
+            await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(pixels)) for pixels in decoding))
+        except BaseException:
+            seen.clear()  # the error's traceback would keep them, as if somebody still waited
+            raise
         return seen
 
     def _find(self, picture: Picture) -> Seen:

@@ -12,17 +12,19 @@ from minigpt4_serve.engine.scheduler import Span
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration
 from minigpt4_serve.settings import EngineSettings
+from minigpt4_serve.weights.memory import gib
 
 __all__ = ["ModelRunner"]
 
 _MAX_PICTURES = 32  # in one batch: more gain nothing, and their intermediate results would need memory of their own
+_ASIDE = 2**30  # bytes of a GPU that the cache never takes: libraries, CUDA graphs and intermediate results come later
 
 
 class ModelRunner:
     """Runs one model on one device.
 
     Raises:
-        InvalidRequest: the LLM isn't of Llama's layout, or the device has no room for a single block.
+        InvalidRequest: the LLM isn't of Llama's layout, or the device has no room for the cache.
     """
 
     def __init__(self, model: MiniGPT4ForConditionalGeneration, settings: EngineSettings) -> None:
@@ -35,10 +37,20 @@ class ModelRunner:
         self.num_blocks = _num_blocks(settings, self.device, self.context_length, row_bytes * self.block_size)
         # One block more than is managed: padding rows of CUDA graphs write there.
         shape = (2, self.num_blocks + 1, self.block_size, decoder.kv_heads, decoder.head_dim)
-        self._cache = [torch.empty(shape, device=self.device, dtype=decoder.dtype) for _ in range(decoder.num_layers)]
+        layers = range(decoder.num_layers)
         # int8 products look at their input's values on the host, which can't be captured.
         capturable = self.device.type == "cuda" and decoder.plain
-        self._graphs = _DecodeGraphs(self, settings) if settings.cuda_graphs and capturable else None
+        try:
+            self._cache = [torch.empty(shape, device=self.device, dtype=decoder.dtype) for _ in layers]
+            self._graphs = _DecodeGraphs(self, settings) if settings.cuda_graphs and capturable else None
+        except torch.OutOfMemoryError as error:
+            self._cache = []
+            torch.cuda.empty_cache()
+            raise InvalidRequest(
+                f"The KV cache takes {gib(row_bytes * self.block_size * self.num_blocks)}, CUDA graphs some more; "
+                f"{self.device} has {gib(torch.cuda.mem_get_info(self.device)[0])} free beside the weights. Lower "
+                "engine.gpu_memory_share, or the cache's size where one is set, or use quantization int8 or int4."
+            ) from error
 
     def bind_thread(self) -> None:
         """To be called in the thread that calls ``step``: kernels are launched on a thread's current GPU."""
@@ -50,7 +62,8 @@ class ModelRunner:
         features: list[torch.Tensor] = []
         for at in range(0, len(pixels), _MAX_PICTURES):
             batch = torch.stack(list(pixels[at : at + _MAX_PICTURES])).to(self.device)
-            features += self._model.get_image_features(batch).to(self._decoder.dtype).unbind()
+            rows = self._model.get_image_features(batch).to(self._decoder.dtype)
+            features += [row.clone() for row in rows]  # a view would keep the whole batch alive as long as itself
         return features
 
     def copy_block(self, source: int, target: int) -> None:
@@ -201,7 +214,9 @@ def _num_blocks(settings: EngineSettings, device: torch.device, context: int, bl
         room = settings.kv_cache_bytes
     elif device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        room = int(free - total * (1 - settings.gpu_memory_share))
+        # The share is of this process alone: another engine on the same GPU has its own. Both only have to fit.
+        share = int(total * settings.gpu_memory_share) - torch.cuda.memory_reserved(device)
+        room = min(share, free - _ASIDE)
     else:
         room = 2**30
     blocks = min(useful, room // block_bytes)

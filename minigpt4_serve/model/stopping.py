@@ -1,6 +1,6 @@
 """When plain ``generate`` ends an answer, beside the end-of-sequence token. Knows ids and the tokenizer, no model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,16 @@ from transformers import StoppingCriteria
 
 from minigpt4_serve.model.tokenization_minigpt4 import MiniGPT4Tokenizer
 
-__all__ = ["StopAtText"]
+__all__ = ["StopAtText", "reach"]
+
+
+def reach(strings: Iterable[str]) -> int:
+    """How many of an answer's newest tokens must be decoded to find a string that ends with the last; 0 without any.
+
+    A token stands for a byte at least: characters that the vocabulary lacks are spelt in bytes. One more goes before
+    them, since a text loses the blank that it begins with.
+    """
+    return max((len(string.encode(errors="surrogatepass")) + 1 for string in strings), default=0)
 
 
 class StopAtText(StoppingCriteria):
@@ -20,8 +29,7 @@ class StopAtText(StoppingCriteria):
     def __init__(self, tokenizer: MiniGPT4Tokenizer, strings: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.strings = tuple(strings)
-        # No piece of text is shorter than a character, so a string can't reach back further than its length.
-        self.window = max((len(string) for string in self.strings), default=0)
+        self.window = reach(strings)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """``input_ids`` are the generated ids ``[B, T]``; True ``[B]`` where a row is finished."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.weights.files import llm_files
@@ -18,6 +18,7 @@ from minigpt4_serve.weights.geometry import Variant
 __all__ = ["MODELS", "PARTS", "Drive", "Fetched", "File", "Folder", "Model", "fetch"]
 
 _CHUNK = 2**20
+_NOTHING_LEFT = 416  # HTTP: the range that is asked for begins where the file ends, or later
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,12 @@ def _download(url: str, into: Path, on_progress: Callable[[str, int, int], None]
                 done += len(chunk)
                 on_progress(target.name, done, total)
     except (URLError, OSError, TimeoutError) as error:
+        if done and isinstance(error, HTTPError) and error.code == _NOTHING_LEFT:
+            if error.headers.get("Content-Range") == f"bytes */{done}":
+                partial.rename(target)  # it was whole, but for its name
+                return target
+            partial.unlink()  # of another file
+            return _download(url, into, on_progress)
         raise WeightsError(
             f"{url} can't be downloaded now. Run this again to go on, or save it by hand as {target}."
         ) from error
@@ -194,6 +201,7 @@ def _snapshot(part: Folder, into: Path) -> Path | str:
         from huggingface_hub import errors
     except ImportError as error:
         raise InvalidRequest("Downloads need the library huggingface_hub: install minigpt4-serve[model].") from error
+    # hub.errors.HTTPError, below, is of the library that it speaks HTTP with: httpx in some versions, httpx2 in others.
     page = f"huggingface.co/{part.repository}"
     wanted = ["*.json", "tokenizer.model", "*.safetensors", "*.bin"]
     try:
@@ -208,7 +216,7 @@ def _snapshot(part: Folder, into: Path) -> Path | str:
         )
     except errors.RepositoryNotFoundError:
         return f"{page} isn't there, or isn't public any more: give --llm a copy that you have."
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except (hub.errors.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise WeightsError(f"{page} can't be downloaded now; run this again to go on where it stopped.") from error
     shutil.rmtree(into / ".cache", ignore_errors=True)
     return into

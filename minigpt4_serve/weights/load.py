@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
@@ -47,7 +48,7 @@ def load_model(
 
     Raises:
         WeightsError: the folder isn't a complete MiniGPT-4 model; names the tensors at fault.
-        InvalidRequest: the device or the quantization isn't there on this machine.
+        InvalidRequest: the device or the quantization isn't there on this machine, or its memory is too small.
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
@@ -64,9 +65,20 @@ def load_model(
     model = model.eval().requires_grad_(False)
     merge_lora(model.language_model)
     model.config.lora_config = None
-    if settings.quantization is not None:
-        quantize(model, settings.quantization, device)
-    return model.to(device), processor
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    try:
+        if settings.quantization is not None:
+            quantize(model, settings.quantization, device)
+        return model.to(device), processor
+    except torch.OutOfMemoryError as error:
+        from minigpt4_serve.weights.memory import footprint, gib  # it counts with this module's shapes
+
+        kind = settings.quantization or str(dtype).removeprefix("torch.")
+        smaller = {"int8": "quantization int4, ", "int4": ""}.get(kind, "quantization int8 or int4, ")
+        raise InvalidRequest(
+            f"The weights take {gib(footprint(config, kind).weights)} as {kind}; {device} had {gib(free)} free. "
+            f"Use {smaller}a smaller model or a larger GPU."
+        ) from error
 
 
 def load_processor(folder: Path) -> tuple[MiniGPT4Processor, GenerationConfig]:
@@ -81,7 +93,7 @@ def load_processor(folder: Path) -> tuple[MiniGPT4Processor, GenerationConfig]:
             processor = MiniGPT4Processor.from_pretrained(folder, local_files_only=True)
             if (folder / "generation_config.json").is_file():
                 return processor, GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError) as error:  # RuntimeError: SentencePiece's
             raise WeightsError(f"{folder} can't be loaded; convert it again.") from error
     return processor, GenerationConfig()
 
@@ -103,7 +115,7 @@ def read_config(folder: Path) -> MiniGPT4Config:
         raise WeightsError(f"{folder} holds a model of type {kind!r}, not a MiniGPT-4; `minigpt4 convert` makes one.")
     try:
         return MiniGPT4Config.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise WeightsError(f"{path} describes no MiniGPT-4 that this version knows.") from error
 
 
@@ -157,9 +169,15 @@ def check_tensors(folder: Path, config: MiniGPT4Config) -> None:
     """Compare a folder's tensors with what its configuration needs.
 
     Raises:
-        WeightsError: names every tensor that is missing, left over or of another shape.
+        WeightsError: names every tensor that is missing, left over or of another shape, or no model can have that
+            configuration.
     """
-    compare_shapes(stored_shapes(folder), model_shapes(config), what=str(folder))
+    try:
+        needed = model_shapes(config)
+    except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError) as error:
+        path = folder / "config.json"
+        raise WeightsError(f"{path} describes no MiniGPT-4 that this version knows.") from error
+    compare_shapes(stored_shapes(folder), needed, what=str(folder))
 
 
 def compare_shapes(found: dict[str, tuple[int, ...]], needed: dict[str, tuple[int, ...]], *, what: str) -> None:

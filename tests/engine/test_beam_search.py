@@ -10,6 +10,8 @@ from engine_driving import COLORS, collect, idle, prompt, running
 from transformers import StoppingCriteriaList
 
 from minigpt4_serve.engine import Prompt, SamplingParams
+from minigpt4_serve.engine.beam_search import BeamSearch
+from minigpt4_serve.engine.sequence import Sequence
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
@@ -125,3 +127,26 @@ async def test_more_beams_than_there_is_room_for_are_refused(
 def test_what_does_not_go_with_beams_is_refused(other: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="Beam search"):
         SamplingParams(beams=2, **other)
+
+
+@pytest.mark.parametrize("stop", [("字",), ("。",), ("é",), ("é字",), (" #",), ("\ud800", "é")])
+def test_a_stop_string_is_found_however_its_characters_are_spelt(small_model: Any, stop: tuple[str, ...]) -> None:
+    """In bytes where the vocabulary lacks a character, with a blank of its own at the beginning."""
+    tokenizer = small_model[1].tokenizer
+    spelt = [part for character in f"a{stop[-1]}".replace(" ", "▁") for part in spell(tokenizer, character)]
+    rules = SamplingParams(beams=2, stop=stop)
+    leader = Sequence("r", 0, [1], [1], rules, seed=0)
+    leader.token_ids += spelt[:-1]
+    leader.num_computed = len(leader)
+    search = BeamSearch(leader, (), tokenizer.decode_ids)
+    assert search.offer(leader, [(spelt[-1], -0.1), (spelt[0], -0.2), (spelt[0], -0.3)])
+    search.select()
+    assert [(found.ids, found.reason) for found in search.finished] == [(tuple(spelt), "stop")]
+    ends = StopAtText(tokenizer, stop)(torch.tensor([spelt, [*spelt[:-1], spelt[0]]]), None)
+    assert ends.tolist() == [True, False]
+
+
+def spell(tokenizer: Any, character: str) -> list[int]:
+    """Ids of a character: its own, or those of its bytes."""
+    own = tokenizer.sentencepiece.piece_to_id(character)
+    return [own] if own else [tokenizer.sentencepiece.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]

@@ -119,3 +119,25 @@ async def test_a_caller_who_leaves_does_not_stop_anothers_decode() -> None:
         await first
     with pytest.raises(EngineFailed):
         await cache.resolve([picture("blue")])
+
+
+async def test_what_nobody_waits_for_any_more_is_not_decoded() -> None:
+    gate, decoded = threading.Event(), []
+
+    def slow(image: Any) -> torch.Tensor:
+        assert gate.wait(10)
+        decoded.append(image.getpixel((32, 24)))
+        return torch.ones(3, 2, 2)
+
+    cache = ImageCache(slow, max_bytes=300, decode_threads=1)
+    first, left, shared, also = (
+        asyncio.ensure_future(cache.resolve([picture(color)])) for color in ("red", "green", "blue", "blue")
+    )
+    await asyncio.sleep(0)
+    for one in (left, shared):
+        one.cancel()
+    await asyncio.wait([left, shared])
+    gate.set()
+    await asyncio.gather(first, also)
+    cache.close()
+    assert decoded == [(255, 0, 0), (0, 0, 255)]

@@ -1,6 +1,7 @@
 import http.server
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import errors, hf_api
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.weights import hub
@@ -25,6 +26,11 @@ class _Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         content = (self.folder / self.path.strip("/")).read_bytes()
         start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        if start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.end_headers()
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -93,6 +99,23 @@ def test_a_download_goes_on_where_it_was_cut_off(public: None, golden: Path, tmp
     fetched = fetch("vicuna-7b", tmp_path, given=given, on_progress=lambda _, done, total: starts.append(done))
     assert fetched.paths["vit"].read_bytes() == (golden / "weights" / "eva_vit_g.pth").read_bytes()
     assert starts[0] > 400_000
+
+
+@pytest.mark.parametrize("more", [b"", b"of something else"])
+def test_a_partial_file_without_anything_left_to_fetch(public: None, golden: Path, tmp_path: Path, more: bytes) -> None:
+    """Cut off between its last byte and its name; or left over from a longer file, as the server tells."""
+    whole = (golden / "weights" / "eva_vit_g.pth").read_bytes()
+    (tmp_path / "eva_vit_g.pth.partial").write_bytes(whole + more)
+    fetched = fetch("vicuna-7b", tmp_path, given={"llm": golden, "checkpoint": golden, "qformer": golden})
+    assert fetched.paths["vit"].read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["eva_vit_g.pth"]
+
+
+def test_a_hub_that_cannot_be_reached(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_api.api, "endpoint", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # it tries again and again
+    with pytest.raises(WeightsError, match="can't be downloaded now"):
+        fetch("v2-7b", tmp_path, given={"vit": golden, "checkpoint": golden})
 
 
 def _failing(kind: type[Exception]) -> Any:

@@ -1,6 +1,8 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from drawing import draw
 from safetensors.torch import load_file, save_file
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
-from minigpt4_serve.model import Turn
+from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, Turn
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights.load import load_model, resolve_device, resolve_dtype
+from minigpt4_serve.weights import load
+from minigpt4_serve.weights.load import load_model, load_processor, resolve_device, resolve_dtype
 
 
 @pytest.fixture
@@ -80,6 +83,40 @@ def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
 def test_a_folder_without_its_vocabulary(folder: Path) -> None:
     (folder / "tokenizer.model").unlink()
     assert str(folder) in refused(folder).message
+
+
+def test_a_vocabulary_that_is_cut_short(folder: Path) -> None:
+    os.truncate(folder / "tokenizer.model", 1000)
+    assert f"{folder} can't be loaded" in refused(folder).message
+    with pytest.raises(WeightsError, match="can't be loaded"):
+        load_processor(folder)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"text_config": {"model_type": "llama", "hidden_size": "large"}}, {"vision_config": 5}, {"num_query_tokens": "8"}],
+)
+def test_a_configuration_with_a_value_of_the_wrong_kind(folder: Path, wrong: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    assert "describes no MiniGPT-4" in refused(folder).message
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, "as bfloat16; cuda had 1.5 GiB free. Use quantization int8 or int4"), ({"quantization": "int8"}, "int4,")],
+)
+def test_weights_that_find_no_room_say_what_to_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], told: str
+) -> None:
+    full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+    monkeypatch.setattr(load, "resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * 2**29, 24 * 2**30))
+    monkeypatch.setattr(load, "quantize", full)
+    monkeypatch.setattr(MiniGPT4ForConditionalGeneration, "to", full)
+    with pytest.raises(InvalidRequest) as caught:
+        load_model(ModelSettings(path=folder, device="cuda", **settings))
+    assert told in caught.value.message
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("int8", 0.05), ("int4", 0.3)])
