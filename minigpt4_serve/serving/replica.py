@@ -59,13 +59,14 @@ class EngineReplica:
     async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]
         from minigpt4_serve.serving.metrics import EngineMeter
         from minigpt4_serve.serving.sight import JsonLines
+        from minigpt4_serve.weights.load import resolve_device
 
         JsonLines.install()
+        if resolve_device(settings.model.device).type == "cpu":
+            _step_back()  # at once: loading would take the CPUs from those who finish their answers meanwhile
         self._engine, service = load_engine(settings)
         self._meter = EngineMeter()
         await service.warm_up()
-        if self._engine.device.type == "cpu":
-            _step_back()
 
     async def generate(
         self, prompt: "Prompt", sampling: "SamplingParams", request_id: str
