@@ -1,5 +1,6 @@
 """The world of the embedded model: what is drawn is what is said, and nothing ambiguous is asked."""
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ TOOLS = Path(__file__).parents[2] / "tools" / "tiny"
 sys.path.insert(0, str(TOOLS))
 
 from questions import KINDS_OF_QUESTION, Dialogue, ask, is_right  # noqa: E402
-from wordings import NEW, TRAINED, word  # noqa: E402
+from wordings import NEW, STRANGERS, TRAINED, word  # noqa: E402
 from world import BACKGROUNDS, COLOURS, KINDS, Scene, Thing, draw, example, packed_scene, scene  # noqa: E402
 
 STAR, MOON = Thing("star", "red", 0.2, 0.2, 0.15), Thing("moon", "blue", 0.8, 0.75, 0.1)
@@ -113,6 +114,14 @@ def test_every_kind_is_asked_in_many_ways(kind: str) -> None:
     rng = random.Random(1)
     asked = [ask(scene(rng), kind, rng) for _ in range(400)]
     assert len({dialogue.turns[-1][0] for dialogue in asked if dialogue}) > 30
+
+
+def test_a_stranger_asks_every_kind_and_no_sentence_was_trained_as_it_stands() -> None:
+    trained = json.loads((TOOLS / "wordings.json").read_text(encoding="utf-8"))["trained"]
+    assert set(STRANGERS) == set(TRAINED)
+    for kind, patterns in STRANGERS.items():
+        assert len(patterns) >= 8
+        assert not set(patterns) & set(trained[kind]), kind
 
 
 def test_new_wordings_are_new() -> None:

@@ -7,6 +7,7 @@
 import argparse
 import random
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from other_hands import redraw
 from PIL import Image
 from questions import KINDS_OF_QUESTION, Dialogue, ask, is_right
+from wordings import NEW, STRANGERS, TRAINED
 from world import Scene, draw, scene
 
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
@@ -52,13 +54,15 @@ class Asked:
     dialogue: Dialogue
 
 
-def fresh(kind: str, count: int, *, new: bool = False, seed: str = "evaluation") -> list[Asked]:
+def fresh(
+    kind: str, count: int, patterns: Mapping[str, tuple[str, ...]] = TRAINED, *, seed: str = "evaluation"
+) -> list[Asked]:
     """``count`` questions of one kind about scenes of their own."""
-    rng = random.Random(zlib.crc32(f"{seed} {kind} {new}".encode()))
+    rng = random.Random(zlib.crc32(f"{seed} {kind} {patterns is not TRAINED}".encode()))
     asked: list[Asked] = []
     while len(asked) < count:
         one = scene(rng)
-        dialogue = ask(one, kind, rng, new=new)
+        dialogue = ask(one, kind, rng, patterns)
         if dialogue is not None:
             asked.append(Asked(one, dialogue))
     return asked
@@ -106,16 +110,17 @@ def main() -> None:
     drawn = {kind: [draw(one.scene) for one in asked] for kind, asked in by_kind.items()}
     print("| kind | exact | questions |\n|---|---|---|")
     for row, kinds in ROWS.items():
-        shares = [share(model, processor, by_kind[kind], drawn[kind]) for kind in kinds]
-        print(f"| {row} | {sum(shares) / len(shares):.1%} | {given.each * len(kinds)} |", flush=True)
-    new_shares = {}
-    for kind in KINDS_OF_QUESTION:
-        asked = fresh(kind, given.each // 3, new=True)
-        new_shares[kind] = share(model, processor, asked, [draw(one.scene) for one in asked])
-    mean = sum(new_shares.values()) / len(new_shares)
-    print(f"| new wordings, mean | {mean:.1%} | {len(new_shares) * (given.each // 3)} |")
-    print(f"| new refusals and greetings | {(new_shares['refusal'] + new_shares['greeting']) / 2:.1%} | |")
-    print("new wordings by kind:", " ".join(f"{kind} {value:.2f}" for kind, value in new_shares.items()))
+        right = [share(model, processor, by_kind[kind], drawn[kind]) for kind in kinds]
+        print(f"| {row} | {sum(right) / len(right):.1%} | {given.each * len(kinds)} |", flush=True)
+    for name, patterns in (("new wordings", NEW), ("asked by a stranger", STRANGERS)):
+        shares = {}
+        for kind in KINDS_OF_QUESTION:
+            asked = fresh(kind, given.each // 3, patterns)
+            shares[kind] = share(model, processor, asked, [draw(one.scene) for one in asked])
+        mean = sum(shares.values()) / len(shares)
+        print(f"| {name}, mean | {mean:.1%} | {len(shares) * (given.each // 3)} |")
+        print(f"| {name}, refusals and greetings | {(shares['refusal'] + shares['greeting']) / 2:.1%} | |")
+        print(f"{name} by kind:", " ".join(f"{kind} {value:.2f}" for kind, value in shares.items()), flush=True)
     others = [share(model, processor, by_kind[k], [redraw(one.scene) for one in by_kind[k]]) for k in FACTUAL]
     print(f"| drawn by other hands, factual kinds | {sum(others) / len(others):.1%} | {given.each * len(FACTUAL)} |")
     wrong = [share(model, processor, by_kind[k][:40], drawn[k][1:41]) for k in FACTUAL]

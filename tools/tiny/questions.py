@@ -6,10 +6,10 @@ aren't compared.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from wordings import NEW, TRAINED, word
+from wordings import TRAINED, word
 from world import COLOURS, COLUMNS, KINDS, ROWS, Scene, Thing
 
 __all__ = ["KEY_WORDS", "KINDS_OF_QUESTION", "Dialogue", "ask", "is_right"]
@@ -71,7 +71,7 @@ def _sentence(text: str) -> str:
 class _Asker:
     """One scene and the choices of one dialogue."""
 
-    def __init__(self, scene: Scene, rng: random.Random, patterns: dict[str, tuple[str, ...]]) -> None:
+    def __init__(self, scene: Scene, rng: random.Random, patterns: Mapping[str, tuple[str, ...]]) -> None:
         self.scene, self.rng, self.patterns = scene, rng, patterns
         self.things = scene.things
         self.kinds = Counter(thing.kind for thing in scene.things)
@@ -364,19 +364,21 @@ KINDS_OF_QUESTION: dict[str, float] = {
 """How often each kind is asked in training."""
 
 
-def ask(scene: Scene, kind: str, rng: random.Random, *, new: bool = False) -> Dialogue | None:
+def ask(
+    scene: Scene, kind: str, rng: random.Random, patterns: Mapping[str, tuple[str, ...]] = TRAINED
+) -> Dialogue | None:
     """A question of that kind with its true answer, or None when the scene has no clear case of it.
 
     Args:
         scene: the order of its things is the order in which answers list them.
-        new: word it as training never did (for evaluation).
+        patterns: others than the trained ones are for evaluation.
     """
-    asker = _Asker(scene, rng, NEW if new else TRAINED)
+    asker = _Asker(scene, rng, patterns)
     asked = getattr(asker, kind)()
     if asked is None:
         return None
     turns = asked if kind == "follow_up" else (asked,)
-    if len(turns) == 1 and not new and rng.random() < 0.12:  # after another exchange, nothing changes
+    if len(turns) == 1 and patterns is TRAINED and rng.random() < 0.12:  # after another exchange, nothing changes
         before = _Asker(scene, rng, TRAINED)
         turn = getattr(before, rng.choice(("count_all", "background", "exists", "greeting")))()
         turns = (turn, *turns)

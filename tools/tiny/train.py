@@ -145,12 +145,16 @@ def train_vision(run: Path, minutes: float, rate: float) -> None:
 
     model = new_model(800)
     heads = SeeingHeads(model.config.vision_config.hidden_size)
-    crowds, scenes = stock(run / "pictures", shards=4, packed=True), stock(run / "pictures", shards=18)
+    crowds, scenes = stock(run / "pictures", shards=8, packed=True), stock(run / "pictures", shards=18)
     watched = np.arange(len(scenes.scenes) - 500, len(scenes.scenes))  # never trained on
     assert model.query_tokens is not None
     assert model.qformer is not None
     queries = torch.optim.AdamW([model.query_tokens], lr=rate * 2e-3, weight_decay=0)
     queries.param_groups[0]["initial_lr"] = rate * 2e-3
+    # Full pictures and rare looks are where eyes fail: they come more often, less so towards the end.
+    rare = [sum(abs(t.turn) > 24 or t.style == "hollow" for t in s.things) for s in scenes.scenes[: watched[0]]]
+    lessons = scenes.counts[: watched[0]] + 1.5 * np.array(rare)
+    lessons /= lessons.sum()
     grain = 0.03 * torch.randn(160, 3, SIDE, SIDE)  # drawing new noise for every picture costs more than it teaches
     modules = {"vision": model.vision_model, "qformer": model.qformer, "queries": model.query_tokens, "heads": heads}
     training = Training(
@@ -162,9 +166,12 @@ def train_vision(run: Path, minutes: float, rate: float) -> None:
 
     def loss(step: int, progress: float) -> torch.Tensor:
         rng = np.random.default_rng(step)
-        crowded = rng.random() < rate * (1 - 2.5 * progress)
+        crowded = rng.random() < rate * (1 - 1.4 * progress)
         source, batch = (crowds, 32) if crowded else (scenes, 48)
-        rows = rng.integers(0, len(crowds.scenes) if crowded else watched[0], batch)
+        if crowded:
+            rows = rng.integers(0, len(crowds.scenes), batch)
+        else:
+            rows = rng.choice(watched[0], batch, p=lessons if rng.random() > progress else None)
         pixels = normalised(source.pictures[rows])
         # Pictures come lighter and darker, and never twice the same.
         at = int(rng.integers(0, len(grain) - batch))
@@ -466,13 +473,13 @@ def main() -> None:
     elif given.stage == "pictures":
         from pictures import render
 
-        render(given.run / "pictures", shards=18, packed=4, processes=given.processes)
+        render(given.run / "pictures", shards=18, packed=8, processes=given.processes)
     elif given.stage == "vision":
         train_vision(given.run, given.minutes, given.rate)
     elif given.stage == "oracle":
         train_oracle(given.run, given.minutes)
     elif given.stage == "ridge":
-        look(given.run, shards=5)
+        look(given.run, shards=6)
         if (given.run / "oracle.pt").exists():
             fit_projection(given.run)
         else:

@@ -1,14 +1,17 @@
 """How people ask: patterns for every kind of question, in words only. Knows no scenes and no answers.
 
 ``[a|b|]`` stands for any of its parts, ``{x}`` for a thing with "the", ``{y}`` for another, ``{a}`` for one with "a",
-``{n}`` for several, ``{c}`` for a colour. ``NEW`` holds wordings for evaluation only: training must not see them.
+``{n}`` for several, ``{c}`` for a colour. ``NEW`` and ``STRANGERS`` hold wordings for evaluation only: training must
+not see them.
 """
 
 import functools
+import json
 import random
 import re
+from pathlib import Path
 
-__all__ = ["NEW", "TRAINED", "word"]
+__all__ = ["NEW", "STRANGERS", "TRAINED", "word"]
 
 _PIC = "[picture|image|drawing|photo|pic]"
 _IN = f"[| in [this|the] {_PIC}| here| there]"
@@ -617,6 +620,10 @@ TRAINED: dict[str, tuple[str, ...]] = {
 TRAINED |= {side: _what_is(side) for side in _SIDES} | {f"{side}_yn": _is_it(side) for side in _SIDES}
 """Patterns by kind."""
 
+_BY_OTHERS = json.loads(Path(__file__).with_name("wordings.json").read_text(encoding="utf-8"))
+STRANGERS: dict[str, tuple[str, ...]] = {kind: tuple(patterns) for kind, patterns in _BY_OTHERS["strangers"].items()}
+"""Wordings that only evaluation asks, by somebody who had seen no other wording and no answer."""
+
 NEW: dict[str, tuple[str, ...]] = {
     "colour": ("what hue is {x}", "{x}: what colour is it", "i cannot tell the colour of {x}, can you"),
     "which": ("i see something {c}; what is it", "something is {c}. what", "what would you call the {c} thing"),
@@ -816,6 +823,8 @@ _FORBIDDEN = (
     ),
 )
 TRAINED["refusal"] = _FORBIDDEN
+# Whoever writes patterns thinks in patterns: plain sentences by others say it in ways that no pattern has.
+TRAINED = {kind: (*patterns, *_BY_OTHERS["trained"].get(kind, ())) for kind, patterns in TRAINED.items()}
 TRAINED = {
     kind: patterns if kind == "greeting" else tuple(_LEAD + pattern + _TAIL for pattern in patterns)
     for kind, patterns in TRAINED.items()

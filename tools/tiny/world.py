@@ -136,8 +136,10 @@ def scene(rng: random.Random, *, most: int = 4) -> Scene:
 
 
 def packed_scene(rng: random.Random) -> Scene:
-    """A crowd of sixteen: how seeing is learnt first, since every corner of the picture teaches something."""
-    style = rng.choices(STYLES, _STYLE_SHARES)[0]
+    """A crowd of sixteen: how seeing is learnt first, since every corner of the picture teaches something. What scenes
+    show too rarely to learn it there, things upside down or hollow, is frequent here.
+    """
+    style = rng.choices(STYLES, (6, 3, 2))[0]
     things = tuple(
         Thing(
             rng.choice(KINDS),
@@ -145,7 +147,7 @@ def packed_scene(rng: random.Random) -> Scene:
             (column + 0.5 + rng.uniform(-0.1, 0.1)) / 4,
             (row + 0.5 + rng.uniform(-0.1, 0.1)) / 4,
             rng.uniform(0.075, 0.115),
-            _turn(rng),
+            _turn(rng, any_way=0.4),
             style,
         )
         for row in range(4)
@@ -154,8 +156,8 @@ def packed_scene(rng: random.Random) -> Scene:
     return Scene(things, rng.choice(tuple(BACKGROUNDS)), noise=rng.choice((0, 4)), seed=rng.getrandbits(32))
 
 
-def _turn(rng: random.Random) -> float:
-    return rng.uniform(-24, 24) if rng.random() < 0.88 else rng.uniform(-180, 180)
+def _turn(rng: random.Random, *, any_way: float = 0.12) -> float:
+    return rng.uniform(-24, 24) if rng.random() < 1 - any_way else rng.uniform(-180, 180)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
