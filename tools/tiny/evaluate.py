@@ -63,9 +63,15 @@ def fresh(
     while len(asked) < count:
         one = scene(rng)
         dialogue = ask(one, kind, rng, patterns)
-        if dialogue is not None:
+        if dialogue is not None and not _was_told(dialogue):
             asked.append(Asked(one, dialogue))
     return asked
+
+
+def _was_told(dialogue: Dialogue) -> bool:
+    """Does an earlier answer hold this one's last fact? Blind models repeat it: no evidence of seeing."""
+    fact = dialogue.answer.rstrip(".").split()[-1]
+    return dialogue.kind == "follow_up" and any(fact in answer for _, answer in dialogue.turns[:-1])
 
 
 def load(folder: Path) -> tuple[MiniGPT4ForConditionalGeneration, MiniGPT4Processor]:

@@ -280,7 +280,7 @@ class _Asker:
         return self.words("greeting"), GREETING
 
     def follow_up(self) -> tuple[tuple[str, str], ...] | None:
-        """Two turns; the second says "it" or "they", and its answer isn't in the first."""
+        """Two turns; the second says "it" or "they"."""
         rng = self.rng
         turns = rng.choice((self._then_more_of_it, self._then_more_of_it, self._then_its_place, self._then_a_list))()
         if turns is None:
@@ -306,6 +306,8 @@ class _Asker:
         exists = (self.words("exists", a=_a(name), n=plural(name)), f"Yes, there is {_a(name)}.")
         ask_colour = (self.words("colour", x=self._it()), colour)
         ask_place = (self.words("where", x=self._it()), place)
+        if len(self.things) == 1 and self.rng.random() < 0.5:
+            return self.short(), self.rng.choice((ask_colour, ask_place))
         return self.rng.choice(
             (
                 ((self.words("where", x=f"the {name}"), place), ask_colour),
