@@ -152,7 +152,7 @@ class LocalModel:
 
 
 class RemoteModel:
-    """The only model of a server that speaks the OpenAI API.
+    """A model of a server that speaks the OpenAI API.
 
     Args:
         base_url: ``/v1`` is added if it has no path.
