@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving_app import serving
+from serving_app import few_steps, serving
 
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.serving.chat import ChatService
@@ -118,29 +117,17 @@ def test_limits_are_told_and_kept(small_model: Any, tmp_path: Path) -> None:
         assert client.get("/v1/models", headers=_bearer(key)).status_code == 200, "looking costs nothing"
 
 
-def test_a_stream_is_in_progress_until_its_end_or_the_clients(
-    small_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_is_in_progress_until_its_end_or_the_clients(small_model: Any, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     key = add_key(file, "guest", KeyLimits(concurrent_requests=1))
     long = {**HELLO, "max_tokens": 400, "min_tokens": 300, "temperature": 0, "stream": True}
     with serving(small_model, keys_file=file) as (client, service):
-        # The engine makes thirty steps and no more until it may: the stream has begun and can't be over.
-        steps = threading.Semaphore(30)
-        real = service.engine._runner.step  # type: ignore[union-attr]
-
-        def step(*given: Any) -> Any:
-            assert steps.acquire(timeout=60)
-            return real(*given)
-
-        monkeypatch.setattr(service.engine._runner, "step", step)  # type: ignore[union-attr]
-        with client.stream("POST", CHAT, json=long, headers=_bearer(key)) as stream:
+        with few_steps(service), client.stream("POST", CHAT, json=long, headers=_bearer(key)) as stream:
             pieces = stream.iter_text()  # kept: an iterator that is dropped closes the stream
             next(pieces)
             refused = client.post(CHAT, json=HELLO, headers=_bearer(key))
             assert refused.status_code == 429
             assert "in progress" in refused.json()["error"]["message"]
-        steps.release(10_000)
         for _ in range(100):
             if client.post(CHAT, json=HELLO, headers=_bearer(key)).status_code == 200:
                 break

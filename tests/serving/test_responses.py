@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import openai
 import pytest
 from drawing import draw, encode
 from openai.types.responses import Response
-from serving_app import serving
+from serving_app import few_steps, serving
 
 RESPONSES = "/v1/responses"
 PICTURE = "data:image/png;base64," + base64.b64encode(encode(draw("red"))).decode()
@@ -201,24 +202,32 @@ def test_what_can_not_be_done_is_refused_by_its_name(served: httpx.Client, field
     assert answer.json()["error"]["param"] == param
 
 
-def test_a_stream_that_breaks_ends_in_a_failed_response(small_model: Any) -> None:
-    with serving(small_model) as (served, service):
-        url = f"{served.base_url}/v1"
-        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            stream = client.responses.create(
-                model="small", input="Hello", max_output_tokens=400, temperature=1.0, stream=True
-            )
-            events = []
-            for event in stream:
-                events.append(event)
-                if event.type == "response.output_text.delta":
-                    service.engine.shutdown()
-        assert events[-1].type in ("response.failed", "response.completed", "response.incomplete")
-        if events[-1].type == "response.failed":
-            error = events[-1].response.error
-            assert error is not None
-            assert error.code == "server_error"
-            assert "engine" in error.message
+def test_a_stream_that_breaks_ends_in_a_failed_response(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("secret words of a driver")
+
+    with (
+        serving(small_model) as (served, service),
+        openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0) as client,
+        ExitStack() as held,
+    ):
+        held.enter_context(few_steps(service))
+        long = {"min_tokens": 400}
+        stream = client.responses.create(
+            model="small", input="Hello", max_output_tokens=400, temperature=1.0, stream=True, extra_body=long
+        )
+        events = []
+        for event in stream:
+            events.append(event)
+            if event.type == "response.output_text.delta":
+                monkeypatch.setattr(service.engine._scheduler, "schedule", broken)  # type: ignore[union-attr]
+                held.close()
+        assert events[-1].type == "response.failed"
+        error = events[-1].response.error
+        assert error is not None
+        assert error.code == "server_error"
+        assert "engine" in error.message
+        assert "secret" not in error.message
 
 
 def test_a_deadline_ends_an_answer(small_model: Any) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import socket
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from drawing import draw, encode
-from serving_app import serving
+from serving_app import few_steps, serving, wait_until_told
 
 from minigpt4_serve.engine import EngineStats
 from minigpt4_serve.errors import Overloaded
@@ -220,8 +221,11 @@ def test_the_answer_bears_the_clients_name_for_it_or_one_of_ours(client: httpx.C
 def test_a_client_that_leaves_frees_its_slot(served: tuple[httpx.Client, ChatService]) -> None:
     client, service = served
     before = service.engine.stats().aborted
-    with client.stream("POST", CHAT, json=_question(max_tokens=400, stop=[], stream=True, temperature=1.0)) as answer:
-        next(answer.iter_text())
+    long = _question(max_tokens=400, min_tokens=400, stream=True, temperature=1.0)
+    with few_steps(service):
+        with client.stream("POST", CHAT, json=long) as answer:
+            next(answer.iter_text())
+        wait_until_told(service)
     stats = _settled(service)
     assert stats.aborted == before + 1
 
@@ -232,11 +236,13 @@ def test_a_client_that_leaves_before_its_whole_answer_frees_its_slot(
     client, service = served
     before = service.engine.stats()
     body = json.dumps(_question(max_tokens=400, min_tokens=400, temperature=1.0)).encode()
-    with _sent(client, body, len(body)):
-        deadline = time.monotonic() + 10
-        while service.engine.stats().requests == before.requests:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+    with few_steps(service):
+        with _sent(client, body, len(body)):
+            deadline = time.monotonic() + 10
+            while service.engine.stats().generated_tokens == before.generated_tokens:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        wait_until_told(service)
     assert _settled(service).aborted == before.aborted + 1
 
 
@@ -252,8 +258,9 @@ def _sent(client: httpx.Client, body: bytes, declared: int) -> Iterator[socket.s
 def test_when_full_nobody_is_asked_for_the_rest_of_the_body(small_model: Any) -> None:
     with serving(small_model, engine=EngineSettings(max_running=1, max_waiting=0)) as (client, service):
         long = _question(max_tokens=400, min_tokens=400, temperature=1.0, stream=True)
-        with client.stream("POST", CHAT, json=long) as answer:
-            next(answer.iter_text())
+        with few_steps(service), client.stream("POST", CHAT, json=long) as answer:
+            pieces = answer.iter_text()  # kept: an iterator that is dropped closes the stream
+            next(pieces)
             before = service.engine.stats()
             with _sent(client, b"{", declared=1_000_000) as connection:
                 assert connection.recv(100).startswith(b"HTTP/1.1 429 ")
@@ -318,13 +325,17 @@ def test_a_key_is_wanted_everywhere_but_for_health(small_model: Any) -> None:
 def test_when_busy_some_wait_and_see_their_place_and_others_are_refused(small_model: Any) -> None:
     settings = EngineSettings(max_running=1, max_waiting=1)
 
-    async def crowd(url: str) -> list[httpx.Response]:
+    async def crowd(url: str, service: ChatService) -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            body = _question(max_tokens=150, temperature=1.5, seed=1, stream=True, stop=[])
-            return await asyncio.gather(*(client.post(CHAT, json=body) for _ in range(6)))
+            body = _question(max_tokens=150, min_tokens=100, temperature=1.5, seed=1, stream=True)
+            with few_steps(service):
+                asked = [asyncio.ensure_future(client.post(CHAT, json=body)) for _ in range(6)]
+                for refused in itertools.islice(asyncio.as_completed(asked), 4):
+                    assert (await refused).status_code == 429
+            return await asyncio.gather(*asked)
 
     with serving(small_model, engine=settings) as (client, service):
-        answers = asyncio.run(crowd(str(client.base_url)))
+        answers = asyncio.run(crowd(str(client.base_url), service))
         _settled(service)
     statuses = sorted(answer.status_code for answer in answers)
     assert statuses == [200, 200, 429, 429, 429, 429]
