@@ -118,7 +118,7 @@ def test_every_kind_is_asked_in_many_ways(kind: str) -> None:
 
 def test_a_stranger_asks_every_kind_and_no_sentence_was_trained_as_it_stands() -> None:
     trained = json.loads((TOOLS / "wordings.json").read_text(encoding="utf-8"))["trained"]
-    assert set(STRANGERS) == set(TRAINED)
+    assert set(STRANGERS) == {kind for kind in TRAINED if not kind.startswith("follow_")}
     for kind, patterns in STRANGERS.items():
         assert len(patterns) >= 8
         assert not set(patterns) & set(trained[kind]), kind

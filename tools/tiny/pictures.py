@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,15 +87,15 @@ def render(folder: Path, *, shards: int, packed: int, processes: int) -> None:
     print()
 
 
-def stock(folder: Path, *, shards: int, packed: bool = False) -> Stock:
-    """The first files of a folder that ``render`` filled. Scenes are made anew from their seeds."""
+def stock(folder: Path, shards: Sequence[int], *, packed: bool = False) -> Stock:
+    """These files of a folder that ``render`` filled. Scenes are made anew from their seeds."""
     name = "packed" if packed else "scenes"
-    scenes = [one for seed in range(shards) for one in _scenes(seed, packed)]
+    scenes = [one for seed in shards for one in _scenes(seed, packed)]
     shown = np.zeros((len(scenes), _MOST, 6 + GEOMETRY), np.float32)
     for i, one in enumerate(scenes):
         shown[i, : len(one.things)] = targets(one.things)
     return Stock(
-        np.concatenate([np.load(folder / f"{name}-{seed:04}.npy", mmap_mode="r") for seed in range(shards)]),
+        np.concatenate([np.load(folder / f"{name}-{seed:04}.npy", mmap_mode="r") for seed in shards]),
         scenes,
         shown,
         np.array([len(one.things) for one in scenes]),

@@ -286,15 +286,20 @@ class _Asker:
         if turns is None:
             return None
         first, (asked, answer) = turns
-        asked = rng.choice(("and ", "", "ok, ", "so ", "now ")) + asked[0].lower() + asked[1:]
+        asked = asked[0].lower() + asked[1:]
+        if not asked.startswith("and"):
+            asked = rng.choice(("and ", "", "ok, ", "so ", "now ")) + asked
         if rng.random() < 0.7:
             asked = asked[0].upper() + asked[1:]
         if asked[-1].isalpha():
             asked += rng.choice(("?", "?", ""))
         return first, (asked, answer)
 
-    def _it(self) -> str:
-        return self.rng.choice(("it", "it", "that", "that one"))
+    def _of_it(self, kind: str) -> str:
+        """A question of that kind about what was spoken of: with "it" in its place, or without a word for it."""
+        if f"follow_{kind}" in self.patterns and self.rng.random() < 0.4:
+            return self.words(f"follow_{kind}")
+        return self.words(kind, x=self.rng.choice(("it", "it", "that", "that one")))
 
     def _then_more_of_it(self) -> tuple[tuple[str, str], tuple[str, str]] | None:
         found = self.named(colour=False, where=lambda thing: thing.has_certain_place)
@@ -304,8 +309,8 @@ class _Asker:
         colour = f"The {name} is {thing.colour}."
         place = f"The {name} is {_place(thing)}."
         exists = (self.words("exists", a=_a(name), n=plural(name)), f"Yes, there is {_a(name)}.")
-        ask_colour = (self.words("colour", x=self._it()), colour)
-        ask_place = (self.words("where", x=self._it()), place)
+        ask_colour = (self._of_it("colour"), colour)
+        ask_place = (self._of_it("where"), place)
         if len(self.things) == 1 and self.rng.random() < 0.5:
             return self.short(), self.rng.choice((ask_colour, ask_place))
         return self.rng.choice(
@@ -334,12 +339,14 @@ class _Asker:
             first, name = asked, _full(thing)
         if not thing.has_certain_place:
             return None
-        return first, (self.words("where", x=self._it()), f"The {name} is {_place(thing)}.")
+        return first, (self._of_it("where"), f"The {name} is {_place(thing)}.")
 
     def _then_a_list(self) -> tuple[tuple[str, str], tuple[str, str]]:
         many = ("what are they", "what are these", "which ones", "name them", "list them", "what")
         one = ("what is it", "which one", "name it", "what")
         asked = self.rng.choice(one if len(self.things) == 1 else many)
+        if "follow_list" in self.patterns and len(self.things) > 1 and self.rng.random() < 0.5:
+            asked = self.words("follow_list")
         return self.count_all(), (asked, _sentence(_listed(self.things)))
 
 
@@ -357,11 +364,11 @@ KINDS_OF_QUESTION: dict[str, float] = {
     "smallest": 1.2,
     "background": 0.5,
     "short": 1,
-    "caption": 0.8,
+    "caption": 1.2,
     "detail": 1,
     "refusal": 1.2,
     "greeting": 0.4,
-    "follow_up": 1.6,
+    "follow_up": 2,
 }
 """How often each kind is asked in training."""
 

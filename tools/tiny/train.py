@@ -23,6 +23,10 @@ __all__ = ["Training"]
 
 HEADS = Path(__file__).parent / "heads.safetensors"
 """What the eyes were asked while they learnt: not part of the model, but needed to go on training."""
+_SCENES, _CROWDS = range(44), range(16)
+"""Shards that the eyes learn from. A third of them was learnt by heart: 96 % of these were right, 91 % of others."""
+_UNSEEN = range(44, 54)
+"""The words are learnt about pictures that are new to the eyes: there they err as they will err anywhere."""
 
 
 class Training:
@@ -145,7 +149,7 @@ def train_vision(run: Path, minutes: float, rate: float) -> None:
 
     model = new_model(800)
     heads = SeeingHeads(model.config.vision_config.hidden_size)
-    crowds, scenes = stock(run / "pictures", shards=8, packed=True), stock(run / "pictures", shards=18)
+    crowds, scenes = stock(run / "pictures", _CROWDS, packed=True), stock(run / "pictures", _SCENES)
     watched = np.arange(len(scenes.scenes) - 500, len(scenes.scenes))  # never trained on
     assert model.query_tokens is not None
     assert model.qformer is not None
@@ -272,15 +276,15 @@ def eyes_of(run: Path, model: Any) -> Any:
 
 
 @torch.no_grad()
-def look(run: Path, shards: int) -> None:
-    """What the trained eyes make of the first pictures: rows of the Q-Former and which cells they claim to see."""
+def look(run: Path) -> None:
+    """What the trained eyes make of new pictures: rows of the Q-Former and which cells they claim to see."""
     import numpy as np
     from pictures import stock
     from vision import normalised, presence_of, see
 
     model = new_model(tokenizer_of(run).vocab_size).eval()
     heads = eyes_of(run, model).eval()
-    scenes = stock(run / "pictures", shards=shards)
+    scenes = stock(run / "pictures", _UNSEEN)
     torch.manual_seed(0)
     rows, presence = [], []
     for start in range(0, len(scenes.scenes), 100):
@@ -308,7 +312,7 @@ def fit_projection(run: Path) -> None:
     held = torch.load(run / "oracle.pt", weights_only=True)["modules"]
     load_modules({"language": model.language_model, "oracle": oracle}, held)
     seen = torch.load(run / "seen.pt", weights_only=True)
-    scenes = stock(run / "pictures", shards=1).scenes[:3000]
+    scenes = stock(run / "pictures", _UNSEEN[:1]).scenes[:3000]
     ordered = [in_order(one, seen["presence"][n].numpy()) for n, one in enumerate(scenes)]
     told = oracle.rows(
         [replace(one, things=tuple(things)) for one, (things, _) in zip(scenes, ordered, strict=True)],
@@ -329,7 +333,7 @@ def refit_projection(run: Path) -> None:
     model = new_model(tokenizer_of(run).vocab_size).eval()
     model.load_state_dict(torch.load(run / "joined.pt", weights_only=True))
     given = torch.load(run / "seen.pt", weights_only=True)["rows"][:4000].float()
-    pictures = stock(run / "pictures", shards=1).pictures[:4000]
+    pictures = stock(run / "pictures", _UNSEEN[:1]).pictures[:4000]
     before = torch.cat([see(model, normalised(pictures[i : i + 100]))[1] for i in range(0, len(pictures), 100)])
     _regress(model.language_projection, given, model.language_projection(before))
     eyes_of(run, model)
@@ -367,7 +371,7 @@ def tune(rank: int, run: Path, minutes: float, processes: int) -> None:
     model.load_state_dict(torch.load(run / "joined.pt", weights_only=True))
     model.language_model.set_attn_implementation("bins")
     seen = torch.load(run / "seen.pt", weights_only=True)
-    scenes = stock(run / "pictures", shards=len(seen["rows"]) // 4000).scenes
+    scenes = stock(run / "pictures", _UNSEEN).scenes
     modules: dict[str, nn.Module | nn.Parameter] = {
         "language": model.language_model,
         "projection": model.language_projection,
@@ -473,13 +477,13 @@ def main() -> None:
     elif given.stage == "pictures":
         from pictures import render
 
-        render(given.run / "pictures", shards=18, packed=8, processes=given.processes)
+        render(given.run / "pictures", shards=_UNSEEN.stop, packed=len(_CROWDS), processes=given.processes)
     elif given.stage == "vision":
         train_vision(given.run, given.minutes, given.rate)
     elif given.stage == "oracle":
         train_oracle(given.run, given.minutes)
     elif given.stage == "ridge":
-        look(given.run, shards=6)
+        look(given.run)
         if (given.run / "oracle.pt").exists():
             fit_projection(given.run)
         else:

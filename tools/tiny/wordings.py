@@ -104,7 +104,7 @@ def _is_it(side: str) -> tuple[str, ...]:
     return (*patterns, f"seen from {{y}}, is {{x}} {from_there}")
 
 
-TRAINED: dict[str, tuple[str, ...]] = {
+_PATTERNS: dict[str, tuple[str, ...]] = {
     "colour": (
         f"[what|which] {_COLOUR} is {{x}}{_IN}",
         f"[what|which] {_COLOUR} does {{x}} have{_IN}",
@@ -619,8 +619,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
         "[hello|hi|hey] [how are you|what's up|nice to see you|how is it going]",
     ),
 }
-TRAINED |= {side: _what_is(side) for side in _SIDES} | {f"{side}_yn": _is_it(side) for side in _SIDES}
-"""Patterns by kind."""
+_PATTERNS |= {side: _what_is(side) for side in _SIDES} | {f"{side}_yn": _is_it(side) for side in _SIDES}
 
 _BY_OTHERS = json.loads(Path(__file__).with_name("wordings.json").read_text(encoding="utf-8"))
 STRANGERS: dict[str, tuple[str, ...]] = {kind: tuple(patterns) for kind, patterns in _BY_OTHERS["strangers"].items()}
@@ -824,13 +823,17 @@ _FORBIDDEN = (
         "|length of the nile]"
     ),
 )
-TRAINED["refusal"] = _FORBIDDEN
-# Whoever writes patterns thinks in patterns: plain sentences by others say it in ways that no pattern has.
-TRAINED = {kind: (*patterns, *_BY_OTHERS["trained"].get(kind, ())) for kind, patterns in TRAINED.items()}
-TRAINED = {
-    kind: patterns if kind == "greeting" else tuple(_LEAD + pattern + _TAIL for pattern in patterns)
-    for kind, patterns in TRAINED.items()
+_PATTERNS["refusal"] = _FORBIDDEN
+
+_PLAIN = ("greeting", "follow_colour", "follow_where", "follow_list")
+TRAINED: dict[str, tuple[str, ...]] = {
+    kind: tuple(
+        pattern if kind in _PLAIN else _LEAD + pattern + _TAIL for pattern in (*_PATTERNS.get(kind, ()), *sentences)
+    )
+    for kind, sentences in _BY_OTHERS["trained"].items()
 }
+"""Patterns by kind. Whoever writes patterns thinks in patterns: plain sentences by others say it as no pattern does."""
+
 NEW["refusal"] = (
     "what is the artist's shoe size",
     "which gallery sold this painting and for how much",
