@@ -84,7 +84,7 @@ class ChatServer:
             return
         server, thread = self._running
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         for listening in server.servers:
             listening.close()
         self._running = None

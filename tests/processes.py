@@ -2,6 +2,7 @@
 
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -16,10 +17,12 @@ MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 
 def free_port() -> int:
-    """A port on loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on loopback that nobody uses now. The system hands out others: nobody gets it by chance meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)  # below Linux's own choice, above Ray's
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run(
@@ -148,11 +151,11 @@ def _started(
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(timeout=60)
+            process.wait(timeout=150)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        reader.join(timeout=5)
+        reader.join(timeout=30)
         process.stdout.close()
 
 
