@@ -18,7 +18,8 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from minigpt4_bots.settings import AnswerSettings, ServerSettings
 from minigpt4_serve import errors
-from minigpt4_serve.errors import MiniGPT4Error, Overloaded, ServerUnreachable
+from minigpt4_serve.client.failures import retry_after
+from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited, ServerUnreachable
 
 __all__ = ["CutShort", "End", "Event", "Full", "Piece", "ServerLimits", "VisionServer", "Waiting"]
 
@@ -29,6 +30,7 @@ _BY_CODE = {
     for kind in (
         errors.AuthenticationFailed,
         errors.ContextLengthExceeded,
+        errors.DeadlineExceeded,
         errors.EngineFailed,
         errors.InvalidImage,
         errors.ModelNotFound,
@@ -40,6 +42,7 @@ _BY_STATUS: dict[int, type[MiniGPT4Error]] = {
     401: errors.AuthenticationFailed,
     403: errors.AuthenticationFailed,
     404: errors.ModelNotFound,
+    408: errors.DeadlineExceeded,
     413: errors.PayloadTooLarge,
     422: errors.InvalidRequest,
     502: errors.ServerUnreachable,
@@ -153,6 +156,7 @@ class VisionServer:
 
         Raises:
             Overloaded: still full after ``patience_s``.
+            RateLimited: the key's share is used up, for longer than that.
             CutShort: the connection broke after the first piece.
             MiniGPT4Error: anything else, by kind.
         """
@@ -166,7 +170,7 @@ class VisionServer:
                         yield event
                 return
             except Overloaded as full:
-                wait_s = full.retry_after or retry_s
+                full.retry_after = wait_s = full.retry_after or retry_s
                 if self._clock() + wait_s > patience_ends:
                     raise
                 retry_s *= 2
@@ -256,8 +260,10 @@ def _translate(error: openai.OpenAIError) -> MiniGPT4Error:
         return ServerUnreachable("The server can't be reached.")
     status = error.status_code
     if status == 429:
-        wait = _number(error.response.headers, "retry-after")
-        return Overloaded("The server is full.", retry_after=wait if wait is not None else 0.0)
+        wait = retry_after(error) or 0.0
+        if error.code == RateLimited.code:
+            return RateLimited("The key's share of the server is used up.", retry_after=wait)
+        return Overloaded("The server is full.", retry_after=wait)
     return _by_body(error.body, status)
 
 

@@ -177,7 +177,8 @@ def test_each_person_reads_their_language(setting: str, spoken: str | None, lang
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (8.4, "8 s"), (89, "89 s"), (100, "2 min"), (3600, "60 min"), (7200, "2 h")]
+    ("seconds", "text"),
+    [(0.2, "1 s"), (8, "8 s"), (8.4, "9 s"), (89, "89 s"), (100, "2 min"), (3600, "60 min"), (18_100, "6 h")],
 )
 def test_waits_are_told_as_people_do(seconds: float, text: str) -> None:
     assert Texts("en").seconds(seconds) == text
