@@ -39,7 +39,7 @@ def test_a_page_with_its_own_server() -> None:
                 page.get_by_label("Your question").fill("What color is the tree?")
                 page.keyboard.press("Enter")
                 answer = page.locator(".answer").last
-                expect(page.locator(".answer")).to_have_count(2)
+                expect(page.locator(".answer")).to_have_count(2, timeout=60_000)
                 expect(answer).to_contain_text("prompt tokens from the cache", timeout=60_000)
                 SCREENSHOTS.mkdir(parents=True, exist_ok=True)
                 page.screenshot(path=SCREENSHOTS / "tiny.png")

@@ -21,7 +21,7 @@ from minigpt4_bots.markup import safe_markdown, utf16_length
 from minigpt4_bots.question import Attachment, NotFetched, Question, Quoted, TooLarge
 from minigpt4_bots.settings import BotSettings
 from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone
-from minigpt4_bots.traffic import Rate
+from minigpt4_bots.traffic import Rate, Urgency
 
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded
 from minigpt4_serve.serving.auth import Admission
@@ -139,7 +139,7 @@ async def scene(vision: FakeVision, tmp_path: Path) -> AsyncIterator[Scene]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -490,17 +490,19 @@ async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, m
         trouble.setattr(scene.bot.storage, call, fail)
         with pytest.raises(sqlite3.OperationalError):
             await scene.ask("In trouble", file_of(RED))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await scene.ask("Afterwards", file_of(RED))
     assert scene.last.endswith("Afterwards")
 
 
 async def test_who_floods_is_told_one_thing_at_a_time(scene: Scene) -> None:
-    words = [f"Reply {number}" for number in range(5)]
-    scene.bot.traffic.hold("chat", 0.1)
-    await asyncio.gather(
-        *(scene.bot.reply(ANNA, scene.room, text) for text in words), scene.bot.reply(BEN, scene.room, "Hi")
-    )
+    async with scene.bot.traffic.slot("chat", Urgency.FIRST):  # the room's only one
+        first = asyncio.create_task(scene.bot.reply(ANNA, scene.room, "Reply 0"))
+        await asyncio.sleep(0)  # it has begun to wait
+        for number in range(1, 5):
+            await scene.bot.reply(ANNA, scene.room, f"Reply {number}")
+        other = asyncio.create_task(scene.bot.reply(BEN, scene.room, "Hi"))
+    await asyncio.gather(first, other)
     assert scene.room.texts == ["Reply 0", "Hi"]
     await scene.bot.reply(ANNA, scene.room, "Later")
     assert scene.last == "Later"
@@ -606,7 +608,8 @@ async def test_what_can_not_be_explained_at_the_end_is_left_for_the_next_start(s
     assert len(scene.bot.storage.unfinished_answers("test")) == 1
 
 
-async def test_closing_explains_what_it_cuts_off(scene: Scene) -> None:
+async def test_closing_explains_what_it_cuts_off(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_bots.answering._GOODBYE_S", 60.0)
     scene.vision.on("Slow", Reply(pieces=["Part", "x"], hold=asyncio.Event()))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
     await until(lambda: scene.room.texts == ["Part"])

@@ -413,6 +413,7 @@ def test_the_key_needs_no_hard_links_and_is_waited_for(tmp_path: Path, monkeypat
         raise PermissionError
 
     monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr("minigpt4_bots.privacy._OTHER_BOT_WRITES_S", 60.0)
     assert Pseudonyms.beside(tmp_path / "one").of("a", "b", "c")
     # The other bot has made the file, and writes into it only now.
     (tmp_path / "two.key").touch()
