@@ -344,17 +344,17 @@ async def test_a_full_server_is_asked_again(scene: Scene) -> None:
     ("reply", "says"),
     [
         (Reply(status=429, headers={"retry-after": "3600"}), "⚠️ The server is busy. Try again in 60 min."),
-        (Reply(status=503, code="engine_failed"), "⚠️ The picture server is restarting."),
+        (Reply(status=503, code="engine_failed"), "⚠️ The picture server failed while answering."),
         (Reply(status=401), "⚠️ The picture server doesn't accept this bot's key."),
         (Reply(status=400, code="invalid_image"), "⚠️ The server can't read this picture."),
         (Reply(status=400, code="context_length_exceeded"), "⚠️ This conversation has become too long."),
         (Reply(status=400, code="whatever"), "⚠️ The server refused the question."),
         (Reply(status=404, code="model_not_found"), "⚠️ The server doesn't have the model"),
         (Reply(status=413), "⚠️ The pictures are too large"),
-        (Reply(status=500), "⚠️ Something went wrong."),
+        (Reply(status=500), "⚠️ The picture server failed"),
         (Reply(pieces=["x"], break_after=0), "⚠️ The picture server can't be reached"),
         (Reply(pieces=["Half ", "x"], break_after=1), "Half \n\n⚠️ The connection to the server was lost"),
-        (Reply(pieces=["Half ", "x"], error_after=1, code="engine_failed"), "Half \n\n⚠️ The picture server is restart"),
+        (Reply(pieces=["Half ", "x"], error_after=1, code="engine_failed"), "Half \n\n⚠️ The picture server failed"),
         (Reply(pieces=["Half ", "x"], error_after=1, code="deadline_exceeded"), "Half \n\n⚠️ The time for this answer"),
         (Reply(status=408), "⚠️ The time for this answer ran out."),
         (Reply(pieces=[]), "The model gave no answer."),
@@ -433,7 +433,7 @@ async def test_how_long_to_wait_is_told_even_if_the_server_does_not_say(vision: 
     vision.on("Full", Reply(status=429))
     async with scene_of(vision, tmp_path, server={"base_url": vision.url, "patience_s": 0}) as scene:
         await scene.ask("Full", file_of(RED))
-        assert scene.last == "⚠️ The server is busy. Try again in 2 s."
+        assert scene.last == "⚠️ The server is busy. Try again in 5 s."
 
 
 async def test_failures_do_not_use_up_the_quota_and_can_be_tried_again(vision: FakeVision, tmp_path: Path) -> None:

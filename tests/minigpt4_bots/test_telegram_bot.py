@@ -345,7 +345,7 @@ async def test_the_place_in_line_is_shown(here: Scene, anna: int) -> None:
     [
         (Reply(status=429, headers={"retry-after": "600"}), "⚠️ The server is busy. Try again in 10 min."),
         (Reply(status=400, code="invalid_image"), "⚠️ The server can't read this picture."),
-        (Reply(status=500), "⚠️ Something went wrong."),
+        (Reply(status=500), "⚠️ The picture server failed while answering."),
         (Reply(pieces=["Half", "x"], break_after=1), "Half\n\n⚠️ The connection to the server was lost"),
     ],
     ids=["full", "bad picture", "broken", "cut"],
