@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from PIL import Image
+from processes import free_port
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -69,7 +70,6 @@ class ChatServer:
             Route("/v1/models", self._models),
         ]
         listening = socket.create_server(("127.0.0.1", self.port))
-        self.port = listening.getsockname()[1]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="critical", lifespan="off", timeout_graceful_shutdown=1
         )
@@ -147,7 +147,7 @@ class ChatServer:
 @contextmanager
 def chat_server(**card: Any) -> Iterator[ChatServer]:
     """A running server on loopback."""
-    server = ChatServer(0, card)
+    server = ChatServer(free_port(), card)
     server.start()
     try:
         yield server

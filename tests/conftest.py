@@ -8,8 +8,11 @@ import hypothesis
 import pytest
 from processes import Server, free_port, serving
 
-# The same examples in every run: what passed yesterday passes today, and a failure can be repeated.
-hypothesis.settings.register_profile("same", derandomize=True)
+# The same examples in every run: what passed yesterday passes today, and a failure can be repeated. How long an example
+# takes, or is thought of, says more of the machine than of the code.
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("same")
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -17,16 +17,20 @@ MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 
 def free_port() -> int:
-    """A port on loopback that nobody uses now. The system hands out others: nobody gets it by chance meanwhile."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)  # below Linux's own choice, above Ray's
+    """A port on loopback that nobody uses now.
+
+    None of those that the system hands out by itself, from 32768 on: until a process that was just started listens,
+    some connection may have got it. Nor one of those that Ray gives to its workers, below 20000.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("no port is free")
 
 
 def run(
-    *words: str, timeout: float = 120, stdin: str | None = None, **environment: str
+    *words: str, timeout: float = 280, stdin: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """``minigpt4 WORDS`` to its end."""
     return subprocess.run(
@@ -155,7 +159,7 @@ def _started(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        reader.join(timeout=30)
+        reader.join(timeout=60)
         process.stdout.close()
 
 

@@ -38,7 +38,8 @@ from minigpt4_bots.streaming import Buttons, ChatGone, Content, Display, Stage, 
 from minigpt4_bots.texts import Texts, choose_language
 from minigpt4_bots.traffic import Rate, Traffic, Urgency
 from minigpt4_serve.client.chat import ChatServer, End, Full, Piece, Waiting
-from minigpt4_serve.errors import MiniGPT4Error, Overloaded
+from minigpt4_serve.client.failures import in_words
+from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited
 
 __all__ = ["Answering", "Outlet"]
 
@@ -439,7 +440,14 @@ class Answering:
             display.finish("\n".join(notes))
         except MiniGPT4Error as error:
             self._gate.withdraw(number)
-            _log.warning("an answer failed: %s", error.code)
+            if isinstance(error, RateLimited):  # only an operator can do more about it than wait
+                _log.error(
+                    "This bot's key has used up its share of the vision server, for another %s. Raise the key's "
+                    "limits, or lower this bot's own: 'limits' in its settings.",
+                    in_words(error.retry_after),
+                )
+            else:
+                _log.warning("an answer failed: %s", error.code)
             display.finish(self._error_text(texts, error))
         except Exception:
             self._gate.withdraw(number)
