@@ -86,7 +86,7 @@ def small_model() -> object:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real ``minigpt4 serve`` with the embedded model, three engines of it: one Ray cluster for all tests."""
-    scale = {"engines": 3, "cpus_per_engine": 0.2, "drain_s": 120}
+    scale = {"engines": 3, "cpus_per_engine": 0.2, "drain_s": 300}
     settings = {
         "model_name": "minigpt4-tiny",
         "engine": {"max_running": 8, "max_waiting": 4, "cpu_threads": 1},
