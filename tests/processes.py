@@ -94,14 +94,14 @@ def _title(pid: int) -> str:
 
 
 @contextmanager
-def running_server(*words: str, timeout: float = 240, **environment: str) -> Iterator[str]:
+def running_server(*words: str, timeout: float = 420, **environment: str) -> Iterator[str]:
     """``minigpt4 serve`` on a free port; yields its address when it says that it is ready, stops it by Ctrl-C."""
     with serving(*words, timeout=timeout, **environment) as server:
         yield server.url
 
 
 @contextmanager
-def serving(*words: str, timeout: float = 240, **environment: str) -> Iterator[Server]:
+def serving(*words: str, timeout: float = 420, **environment: str) -> Iterator[Server]:
     """As ``running_server``, for tests that do things to its processes."""
     port = free_port()
     with _started("serve", "--port", str(port), *words, **environment) as (process, lines):
@@ -112,7 +112,7 @@ def serving(*words: str, timeout: float = 240, **environment: str) -> Iterator[S
 
 @contextmanager
 def running(
-    *words: str, ready: str, timeout: float = 240, folder: Path | None = None, **environment: str
+    *words: str, ready: str, timeout: float = 420, folder: Path | None = None, **environment: str
 ) -> Iterator[list[str]]:
     """``minigpt4 WORDS`` from the line that begins with ``ready`` until Ctrl-C ends it; yields the lines so far.
 
