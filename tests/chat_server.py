@@ -6,6 +6,7 @@ It checks what clients send, can be switched off and on at the same address, and
 import asyncio
 import base64
 import io
+import itertools
 import json
 import socket
 import threading
@@ -124,7 +125,7 @@ class ChatServer:
                     await asyncio.sleep(0.1)
             yield _chunk({"role": "assistant", "content": ""})
             if "slow" in asked:
-                for number in range(3000):
+                for number in itertools.count():
                     yield _chunk({"content": f"word{number} "})
                     await asyncio.sleep(0.05)
             text = next((text for key, text in SCRIPTED.items() if key in asked), None)

@@ -16,7 +16,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 
 from minigpt4_serve.web.tasks import EXAMPLES_FOLDER
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=120_000)
 Shoot = Callable[[Page, str], None]
 Visit = Callable[..., Page]
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
