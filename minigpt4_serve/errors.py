@@ -12,6 +12,7 @@
     │  └─ RateLimited                  429  rate_limit_exceeded
     ├─ EngineFailed                    503  engine_failed
     ├─ ServerUnreachable               503  server_unreachable    (clients only)
+    │  └─ CutShort                     503  cut_short
     └─ WeightsError                    500  weights_error         (missing, unexpected tensor names)
 
 Every message is one or two sentences for the person who meets it and says what to do. Text of third-party exceptions
@@ -24,6 +25,7 @@ from typing import Any
 __all__ = [
     "AuthenticationFailed",
     "ContextLengthExceeded",
+    "CutShort",
     "DeadlineExceeded",
     "EngineFailed",
     "InvalidImage",
@@ -155,10 +157,16 @@ class EngineFailed(MiniGPT4Error):
 
 
 class ServerUnreachable(MiniGPT4Error):
-    """A client couldn't reach the server, or lost it in the middle of an answer."""
+    """A client couldn't reach the server."""
 
     code = "server_unreachable"
     status = 503
+
+
+class CutShort(ServerUnreachable):
+    """A client lost the server in the middle of an answer."""
+
+    code = "cut_short"
 
 
 class WeightsError(MiniGPT4Error):

@@ -6,6 +6,7 @@ It checks what clients send, can be switched off and on at the same address, and
 import asyncio
 import base64
 import io
+import itertools
 import json
 import socket
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import uvicorn
 from PIL import Image
+from processes import free_port
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -69,7 +71,6 @@ class ChatServer:
             Route("/v1/models", self._models),
         ]
         listening = socket.create_server(("127.0.0.1", self.port))
-        self.port = listening.getsockname()[1]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="critical", lifespan="off", timeout_graceful_shutdown=1
         )
@@ -84,7 +85,7 @@ class ChatServer:
             return
         server, thread = self._running
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         for listening in server.servers:
             listening.close()
         self._running = None
@@ -124,7 +125,7 @@ class ChatServer:
                     await asyncio.sleep(0.1)
             yield _chunk({"role": "assistant", "content": ""})
             if "slow" in asked:
-                for number in range(3000):
+                for number in itertools.count():
                     yield _chunk({"content": f"word{number} "})
                     await asyncio.sleep(0.05)
             text = next((text for key, text in SCRIPTED.items() if key in asked), None)
@@ -147,7 +148,7 @@ class ChatServer:
 @contextmanager
 def chat_server(**card: Any) -> Iterator[ChatServer]:
     """A running server on loopback."""
-    server = ChatServer(0, card)
+    server = ChatServer(free_port(), card)
     server.start()
     try:
         yield server

@@ -1,11 +1,13 @@
 """What tests of the engine share: requests, whole answers, and the plain path that they are compared with."""
 
 import asyncio
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from drawing import draw, encode
 from transformers import StoppingCriteriaList
@@ -42,6 +44,53 @@ def running(small_model: Any, **settings: Any) -> Iterator[Engine]:
         yield engine
     finally:
         engine.shutdown()
+
+
+@dataclass
+class Rations:
+    """Steps that an engine may make.
+
+    Attributes:
+        spent: set when the engine stands in a step that it may not make yet.
+    """
+
+    left: threading.Semaphore
+    spent: threading.Event
+
+    def take(self) -> None:
+        """One step's, as soon as there is one."""
+        if not self.left.acquire(blocking=False):
+            self.spent.set()
+            assert self.left.acquire(timeout=120)
+
+    def allow(self, steps: int) -> None:
+        """So many more."""
+        self.spent.clear()
+        self.left.release(steps)
+
+    async def used_up(self) -> None:
+        """Returns when the engine has made all its steps and waits in the next one."""
+        assert await asyncio.to_thread(self.spent.wait, 60)
+
+
+@contextmanager
+def few_steps(engine: Engine, steps: int = 30) -> Iterator[Rations]:
+    """Until the end the engine makes so many steps and no more: a long answer has begun and can't be over.
+
+    A test that instead hopes to be faster than four hundred tokens fails on a machine that others use.
+    """
+    rations, real = Rations(threading.Semaphore(steps), threading.Event()), engine._runner.step
+
+    def step(*given: Any) -> Any:
+        rations.take()
+        return real(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._runner, "step", step)
+        try:
+            yield rations
+        finally:
+            rations.allow(100_000)
 
 
 def prompt(small_model: Any, turns: Sequence[Turn], colors: Sequence[str] = ()) -> Prompt:
@@ -85,10 +134,31 @@ def plain_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[in
 
 
 async def idle(engine: Engine) -> None:
-    """Returns when nothing runs or waits; fails after ten seconds."""
-    async with asyncio.timeout(10):
-        while (stats := engine.stats()).running or stats.waiting:
+    """Returns when nothing runs, waits or is held; fails after a minute."""
+    async with asyncio.timeout(60):
+        while (stats := engine.stats()).running or stats.waiting or stats.blocks_held or engine._load:
             await asyncio.sleep(0.002)
 
 
-__all__ = ["COLORS", "PICTURES", "Picture", "Whole", "add", "collect", "idle", "plain_ids", "prompt", "running"]
+async def arrived(engine: Engine, sequences: int) -> None:
+    """Returns when so many sequences have come, and the engine's thread has seen them or will before its next step."""
+    async with asyncio.timeout(60):
+        while engine._load < sequences or engine._arriving:
+            await asyncio.sleep(0.002)
+
+
+__all__ = [
+    "COLORS",
+    "PICTURES",
+    "Picture",
+    "Rations",
+    "Whole",
+    "add",
+    "arrived",
+    "collect",
+    "few_steps",
+    "idle",
+    "plain_ids",
+    "prompt",
+    "running",
+]

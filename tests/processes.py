@@ -2,6 +2,7 @@
 
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -16,14 +17,20 @@ MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 
 def free_port() -> int:
-    """A port on loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on loopback that nobody uses now.
+
+    None of those that the system hands out by itself, from 32768 on: until a process that was just started listens,
+    some connection may have got it. Nor one of those that Ray gives to its workers, below 20000.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def run(
-    *words: str, timeout: float = 120, stdin: str | None = None, **environment: str
+    *words: str, timeout: float = 280, stdin: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """``minigpt4 WORDS`` to its end."""
     return subprocess.run(
@@ -87,14 +94,14 @@ def _title(pid: int) -> str:
 
 
 @contextmanager
-def running_server(*words: str, timeout: float = 240, **environment: str) -> Iterator[str]:
+def running_server(*words: str, timeout: float = 420, **environment: str) -> Iterator[str]:
     """``minigpt4 serve`` on a free port; yields its address when it says that it is ready, stops it by Ctrl-C."""
     with serving(*words, timeout=timeout, **environment) as server:
         yield server.url
 
 
 @contextmanager
-def serving(*words: str, timeout: float = 240, **environment: str) -> Iterator[Server]:
+def serving(*words: str, timeout: float = 420, **environment: str) -> Iterator[Server]:
     """As ``running_server``, for tests that do things to its processes."""
     port = free_port()
     with _started("serve", "--port", str(port), *words, **environment) as (process, lines):
@@ -105,7 +112,7 @@ def serving(*words: str, timeout: float = 240, **environment: str) -> Iterator[S
 
 @contextmanager
 def running(
-    *words: str, ready: str, timeout: float = 240, folder: Path | None = None, **environment: str
+    *words: str, ready: str, timeout: float = 420, folder: Path | None = None, **environment: str
 ) -> Iterator[list[str]]:
     """``minigpt4 WORDS`` from the line that begins with ``ready`` until Ctrl-C ends it; yields the lines so far.
 
@@ -148,11 +155,11 @@ def _started(
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(timeout=60)
+            process.wait(timeout=150)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        reader.join(timeout=5)
+        reader.join(timeout=60)
         process.stdout.close()
 
 

@@ -1,51 +1,48 @@
 """The HTTP application over a real engine with a small model, on loopback, without Ray."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import engine_driving
 import httpx
-import pytest
 import uvicorn
-from processes import free_port
 
-from minigpt4_serve.engine import Engine
+from minigpt4_serve.engine import Engine, EngineStats
 from minigpt4_serve.serving.chat import ChatService
 from minigpt4_serve.serving.routes import create_app
 from minigpt4_serve.settings import ServeSettings
 
 
 @contextmanager
-def few_steps(service: ChatService, steps: int = 30) -> Iterator[None]:
-    """Until the end the engine makes so many steps and no more: a long answer has begun and can't be over.
-
-    A test that instead hopes to be faster than four hundred tokens fails on a machine that others use.
-    """
-    engine = service.engine
-    assert isinstance(engine, Engine)
-    ration, runner, real = threading.Semaphore(steps), engine._runner, engine._runner.step
-
-    def step(*given: Any) -> Any:
-        assert ration.acquire(timeout=60)
-        return real(*given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "step", step)
-        try:
-            yield
-        finally:
-            ration.release(100_000)
+def few_steps(service: ChatService) -> Iterator[None]:
+    """As ``engine_driving.few_steps``. Ask for greedy answers: what is sampled may meet a stop string in any step."""
+    assert isinstance(service.engine, Engine)
+    with engine_driving.few_steps(service.engine):
+        yield
 
 
 def wait_until_told(service: ChatService) -> None:
-    """Until the engine's next step will hear that somebody left."""
+    """Until the engine's next step will hear that whoever was answered left, if it hasn't heard of it already."""
     assert isinstance(service.engine, Engine)
-    deadline = time.monotonic() + 20
-    while service.engine._inbox.empty():
+    deadline = time.monotonic() + 60
+    while service.engine._inbox.empty() and service.engine.stats().running:
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def settled(service: ChatService) -> EngineStats:
+    """Statistics once nothing runs, waits or is held any more."""
+    engine = service.engine
+    assert isinstance(engine, Engine)
+    deadline = time.monotonic() + 60
+    while (stats := engine.stats()).running or stats.waiting or stats.blocks_held or engine._load:
+        assert time.monotonic() < deadline, stats
+        time.sleep(0.005)
+    return stats
 
 
 @contextmanager
@@ -56,16 +53,18 @@ def serving(small_model: Any, **settings: Any) -> Iterator[tuple[httpx.Client, C
     engine = Engine(model, processor, chosen.engine)
     engine.start()
     service = ChatService(processor, model.generation_config, engine, chosen)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(service), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    listening = socket.create_server(("127.0.0.1", 0))
+    # A connection stays open for as long as a test may pause: none is closed under a question.
+    server = uvicorn.Server(uvicorn.Config(create_app(service), timeout_keep_alive=600, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     while not server.started:
         time.sleep(0.01)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=120) as client:
             yield client, service
     finally:
         server.should_exit = True
         thread.join()
+        listening.close()
         engine.shutdown()

@@ -65,7 +65,7 @@ def test_the_commands_shown_are_understood(text: str) -> None:
         assert settings["command"] == "minigpt4-mcp"
         shown.add(" ".join(["", *settings["args"]]))
     assert shown
-    helped = subprocess.run([f"{BIN}/minigpt4-mcp", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    helped = subprocess.run([f"{BIN}/minigpt4-mcp", "--help"], capture_output=True, text=True, timeout=280, check=True)
     for arguments in shown:
         for option in re.findall(r"--[a-z-]+", arguments):
             assert option in helped.stdout, option

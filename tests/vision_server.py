@@ -138,7 +138,7 @@ def vision_server(**script: Any) -> Iterator[VisionServer]:
     finally:
         server.hang.set()
         running.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         listening.close()
 
 

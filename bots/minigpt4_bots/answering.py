@@ -37,8 +37,9 @@ from minigpt4_bots.storage import Storage
 from minigpt4_bots.streaming import Buttons, ChatGone, Content, Display, Stage, TryLater, deliver
 from minigpt4_bots.texts import Texts, choose_language
 from minigpt4_bots.traffic import Rate, Traffic, Urgency
-from minigpt4_bots.vision import End, Full, Piece, VisionServer, Waiting
-from minigpt4_serve.errors import MiniGPT4Error, Overloaded
+from minigpt4_serve.client.chat import ChatServer, End, Full, Piece, Waiting
+from minigpt4_serve.client.failures import in_words
+from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited
 
 __all__ = ["Answering", "Outlet"]
 
@@ -84,7 +85,7 @@ class Answering:
         settings: BotSettings,
         platform: str,
         *,
-        server: VisionServer,
+        server: ChatServer,
         memory: Memory,
         gate: Gate,
         storage: Storage,
@@ -118,12 +119,18 @@ class Answering:
         Raises:
             InvalidRequest: the database can't be used.
         """
-        storage = Storage(settings.database)
+        storage, server = Storage(settings.database), settings.server
         pseudonyms = Pseudonyms.beside(settings.database)
         return cls(
             settings,
             platform,
-            server=VisionServer(settings.server, settings.answers),
+            server=ChatServer(
+                server.base_url,
+                server.api_key,
+                model=server.model,
+                timeout_s=server.timeout_s,
+                patience_s=server.patience_s,
+            ),
             memory=Memory(lifetime_s=settings.pictures.lifetime_s, max_bytes=settings.pictures.memory_bytes),
             gate=Gate(settings, storage, pseudonyms, file=file),
             storage=storage,
@@ -344,7 +351,7 @@ class Answering:
                 # Whom even a few seconds don't reach is told at the next start.
                 if active.whole is not None and not active.done.is_set():
                     active.whole.cancel()
-        await self._server.close()
+        await self._server.aclose()
         self.storage.close()
 
     # The way itself
@@ -433,7 +440,14 @@ class Answering:
             display.finish("\n".join(notes))
         except MiniGPT4Error as error:
             self._gate.withdraw(number)
-            _log.warning("an answer failed: %s", error.code)
+            if isinstance(error, RateLimited):  # only an operator can do more about it than wait
+                _log.error(
+                    "This bot's key has used up its share of the vision server, for another %s. Raise the key's "
+                    "limits, or lower this bot's own: 'limits' in its settings.",
+                    in_words(error.retry_after),
+                )
+            else:
+                _log.warning("an answer failed: %s", error.code)
             display.finish(self._error_text(texts, error))
         except Exception:
             self._gate.withdraw(number)
@@ -457,18 +471,22 @@ class Answering:
         # Beside the question itself.
         turns = keep_newest_words(turns, self._settings.answers.max_turns + 1)
         messages = to_messages(turns, self._settings.answers.system_prompt)
+        options: dict[str, float] = {"max_tokens": self._settings.answers.max_tokens}
+        chosen = self._settings.answers.temperature if temperature is None else temperature
+        if chosen is not None:
+            options["temperature"] = chosen
         # Closed at once when this task is cancelled: that is what frees the server's slot.
-        async with contextlib.aclosing(self._server.answer(messages, temperature=temperature)) as events:
+        async with contextlib.aclosing(self._server.answer(messages, **options)) as events:
             async for event in events:
                 match event:
                     case Piece(text):
                         spoken.append(text)
                         display.feed(text)
-                    case Waiting(position, wait_s):
-                        display.set_status(_waiting_text(texts, position, wait_s))
+                    case Waiting(ahead, wait_s):
+                        display.set_status(_waiting_text(texts, ahead, wait_s))
                     case Full(retry_in_s):
                         display.set_status(texts("progress.full", wait=texts.seconds(retry_in_s)))
-                    case End(reason, dropped_messages):
+                    case End(reason=reason, dropped_messages=dropped_messages):
                         if reason == "length":
                             notes.append(texts("answer.cut"))
                         if dropped_messages:
@@ -522,9 +540,9 @@ class Answering:
         return texts(name if texts.has(name) else "error.internal_error", wait=wait)
 
 
-def _waiting_text(texts: Texts, position: int, wait_s: float | None) -> str:
-    if position == 0:
+def _waiting_text(texts: Texts, ahead: int, wait_s: float | None) -> str:
+    if ahead == 0:
         return texts("progress.next")
     if wait_s:
-        return texts("progress.waiting_time", position=position, wait=texts.seconds(wait_s))
-    return texts("progress.waiting", position=position)
+        return texts("progress.waiting_time", position=ahead, wait=texts.seconds(wait_s))
+    return texts("progress.waiting", position=ahead)

@@ -13,7 +13,7 @@ from minigpt4_bots.privacy import Pseudonyms
 from minigpt4_bots.question import Attachment, NotFetched, Question, Quoted, TooLarge
 from minigpt4_bots.settings import BotSettings
 from minigpt4_bots.texts import Texts
-from minigpt4_bots.vision import VisionServer
+from minigpt4_serve.client.chat import ChatServer
 from minigpt4_serve.errors import InvalidImage, PayloadTooLarge
 from minigpt4_serve.pictures import ImageLimits, Picture, check_picture
 
@@ -85,7 +85,7 @@ class Collector:
     """
 
     def __init__(
-        self, settings: BotSettings, platform: str, *, server: VisionServer, memory: Memory, pseudonyms: Pseudonyms
+        self, settings: BotSettings, platform: str, *, server: ChatServer, memory: Memory, pseudonyms: Pseudonyms
     ) -> None:
         self._settings = settings
         self._platform = platform
@@ -95,14 +95,14 @@ class Collector:
 
     async def most_pictures(self) -> int:
         """Pictures of one conversation, as we and the server allow."""
-        limits, ours = await self._server.limits(), self._settings.pictures.max_count
-        return min(ours, limits.max_images or ours)
+        card, ours = await self._server.card(), self._settings.pictures.max_count
+        return min(ours, card.max_images or ours)
 
     async def collect(self, question: Question, owner: str, texts: Texts) -> Collected:
         """The question's own turn with its pictures, below the conversation it goes on."""
-        limits = await self._server.limits()
+        card = await self._server.card()
         pictures_allowed = self._settings.pictures
-        max_bytes = min(pictures_allowed.max_bytes, limits.max_image_bytes or pictures_allowed.max_bytes)
+        max_bytes = min(pictures_allowed.max_bytes, card.max_image_bytes or pictures_allowed.max_bytes)
         loader = _Loader(await self.most_pictures(), max_bytes)
         was_forgotten = False
         if question.fetch is not None:

@@ -17,12 +17,11 @@ from pydantic import SecretStr
 
 from minigpt4_serve.client.address import server_address
 from minigpt4_serve.client.failures import as_ours, by_code
-from minigpt4_serve.errors import EngineFailed, MiniGPT4Error, ModelNotFound, Overloaded, ServerUnreachable
+from minigpt4_serve.errors import CutShort, EngineFailed, MiniGPT4Error, ModelNotFound, Overloaded, ServerUnreachable
 
 __all__ = ["ChatServer", "End", "Event", "Full", "ModelCard", "Piece", "Waiting"]
 
 _CARD_LIFETIME_S = 60.0
-_FIRST_RETRY_S = 2.0
 _STANDARD = frozenset({"max_tokens", "seed", "stop", "temperature", "top_p"})
 """Options that every server knows; the others are minigpt4-serve's own."""
 
@@ -138,6 +137,8 @@ class ChatServer:
     async def card(self, *, fresh: bool = False) -> ModelCard:
         """The model's card, remembered for a minute; ``fresh`` asks again.
 
+        If the server can't be asked, an older card will do, or the name of the wanted model, but when ``fresh``.
+
         Raises:
             ModelNotFound: the server lists no model, or not the wanted one.
             MiniGPT4Error: the server can't be asked.
@@ -148,6 +149,9 @@ class ChatServer:
             listed = await self._client.models.list()
             cards = [card.to_dict() for card in listed.data]
         except openai.OpenAIError as error:
+            known = self._card or (ModelCard(self._wanted) if self._wanted else None)
+            if known is not None and not fresh:
+                return known
             raise as_ours(error) from error
         except (TypeError, ValueError, AttributeError) as error:  # something else answers at this address
             raise EngineFailed("The server's list of models can't be understood.") from error
@@ -167,11 +171,10 @@ class ChatServer:
 
         Raises:
             Overloaded: still full after ``patience_s``.
-            ServerUnreachable: it can't be reached, or was lost in the middle.
+            ServerUnreachable: it can't be reached; ``CutShort``: it was lost in the middle.
             MiniGPT4Error: anything else, by kind.
         """
         patience_ends = self._clock() + self._patience_s
-        retry_s = _FIRST_RETRY_S
         while True:
             try:
                 async with aclosing(self._stream(messages, options)) as events:
@@ -179,10 +182,9 @@ class ChatServer:
                         yield event
                 return
             except Overloaded as full:
-                wait_s = full.retry_after or retry_s
+                wait_s = full.retry_after
                 if self._clock() + wait_s > patience_ends:
                     raise
-                retry_s *= 2
             except ModelNotFound:
                 self._card_until = 0.0  # the server may serve another model since
                 raise
@@ -231,7 +233,7 @@ async def _events(lines: AsyncIterator[str], dropped: int) -> AsyncIterator[Even
     """Server-sent lines → events.
 
     Raises:
-        ServerUnreachable: the lines end, or break, before the answer does.
+        CutShort, ServerUnreachable: the lines end, or break, before the answer does.
         MiniGPT4Error: what the server reports.
     """
     begun = False
@@ -280,7 +282,7 @@ def _end(reason: str, last: Mapping[str, Any], dropped: int) -> End:
 
 def _broken(begun: bool) -> MiniGPT4Error:
     if begun:
-        return ServerUnreachable("The connection to the server was lost in the middle of the answer.")
+        return CutShort("The connection to the server was lost in the middle of the answer.")
     return ServerUnreachable("The server can't be reached.")
 
 

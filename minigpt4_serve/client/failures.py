@@ -30,6 +30,7 @@ __all__ = ["as_ours", "by_code", "in_words", "retry_after"]
 
 _log = logging.getLogger(__name__)
 
+_AWAY = "The vision server can't be reached; try again later or go on without looking."
 _FAILED = "The vision server failed while answering; try again later."
 _UNREADABLE = (
     "The vision server's answer can't be understood; its operator must check that it is an OpenAI-compatible one."
@@ -57,6 +58,8 @@ _BY_STATUS: dict[int, MiniGPT4Error] = {
     404: ModelNotFound("The vision server has no such model or address; its operator must correct the settings."),
     408: _BY_CODE["deadline_exceeded"],
     413: _BY_CODE["payload_too_large"],
+    502: ServerUnreachable(_AWAY),
+    504: ServerUnreachable(_AWAY),
     422: InvalidRequest("The vision server refused this request; ask a plain question about fewer pictures."),
 }
 
@@ -70,7 +73,7 @@ def as_ours(error: Exception) -> MiniGPT4Error:
     if isinstance(error, openai.APITimeoutError):
         return ServerUnreachable("The vision server did not answer in time; try again later.")
     if isinstance(error, openai.APIConnectionError):
-        return ServerUnreachable("The vision server can't be reached; try again later or go on without looking.")
+        return ServerUnreachable(_AWAY)
     if status == 429 or code in (Overloaded.code, RateLimited.code):
         wait = retry_after(error) or 5.0
         if code == RateLimited.code:

@@ -194,8 +194,9 @@ class Engine:
             while finished < len(request.answers):
                 outcome = await self._hear(request)
                 if outcome is None:
-                    position = self._position(request)
-                    yield Delta(queue_position=position, expected_wait_s=self._expected_wait(position))
+                    position = self._position(request, position)
+                    if position > 0:
+                        yield Delta(queue_position=position, expected_wait_s=self._expected_wait(position))
                     continue
                 if isinstance(outcome, MiniGPT4Error):
                     raise outcome
@@ -278,14 +279,14 @@ class Engine:
         except TimeoutError:
             return None if request.admitted is None else await request.outbox.get()
 
-    def _position(self, request: Request) -> int:
-        """Its place in the line: 1 is next."""
+    def _position(self, request: Request, told: int) -> int:
+        """Its place in the line, 1 is next; what was ``told`` as long as it isn't there yet, or just got its slot."""
         ahead: set[str] = set()
         for sequence in list(self._scheduler.waiting):  # copied in one go: the engine's thread goes on
             if sequence.request_id == request.id:
-                break
+                return len(ahead) + 1
             ahead.add(sequence.request_id)
-        return len(ahead) + 1
+        return told
 
     def _make_request(
         self, prompt: Prompt, pictures: list[Seen], sampling: SamplingParams, request_id: str, came: float

@@ -110,7 +110,7 @@ def test_the_llm_command_line_sees_pictures(server_url: str, picture: Path, tmp_
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr

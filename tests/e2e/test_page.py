@@ -25,22 +25,22 @@ def test_a_page_with_its_own_server() -> None:
         (api,) = re.findall(r"The server: (\S+)", "".join(printed))
         with sync_playwright() as playwright:
             quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-            with playwright.chromium.launch(executable_path=chromium, args=quiet) as browser:
+            with playwright.chromium.launch(executable_path=chromium, args=quiet, timeout=200_000) as browser:
                 page = browser.new_page(reduced_motion="reduce", viewport={"width": 1280, "height": 800})
-                page.set_default_timeout(60_000)
+                page.set_default_timeout(120_000)
                 page.goto(page_url)
                 page.get_by_label("Password").fill(PASSWORD)
                 page.get_by_role("button", name="Come in").click()
-                expect(page.locator(".model")).to_have_text("minigpt4-tiny", timeout=60_000)
+                expect(page.locator(".model")).to_have_text("minigpt4-tiny", timeout=120_000)
                 page.get_by_role("button", name="What is in this picture?").click()
                 answer = page.locator(".answer").last
-                expect(answer).to_contain_text("red house", timeout=60_000)
-                expect(answer).to_contain_text("prompt tokens from the cache", timeout=60_000)
+                expect(answer).to_contain_text("red house", timeout=120_000)
+                expect(answer).to_contain_text("prompt tokens from the cache", timeout=120_000)
                 page.get_by_label("Your question").fill("What color is the tree?")
                 page.keyboard.press("Enter")
                 answer = page.locator(".answer").last
-                expect(page.locator(".answer")).to_have_count(2)
-                expect(answer).to_contain_text("prompt tokens from the cache", timeout=60_000)
+                expect(page.locator(".answer")).to_have_count(2, timeout=120_000)
+                expect(answer).to_contain_text("prompt tokens from the cache", timeout=120_000)
                 SCREENSHOTS.mkdir(parents=True, exist_ok=True)
                 page.screenshot(path=SCREENSHOTS / "tiny.png")
                 cached, read = map(int, re.findall(r"(\d+) of (\d+) prompt", answer.inner_text())[0])

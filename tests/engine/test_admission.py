@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from engine_driving import collect, idle, prompt, running
+from engine_driving import collect, few_steps, idle, prompt, running
 
 from minigpt4_serve.engine import SamplingParams
 from minigpt4_serve.errors import Overloaded
@@ -49,14 +49,24 @@ async def test_who_waits_hears_of_its_place_again_and_again(small_model: Any, mo
                 places[name].append(delta.queue_position)
                 waits.append((delta.queue_position, delta.expected_wait_s))
 
+    async def hear(name: str, place: int) -> None:
+        while places[name][-2:] != [place] * 2:
+            await asyncio.sleep(0.002)
+
     with running(small_model, max_running=1, max_waiting=4) as engine:
-        async with asyncio.TaskGroup() as group:
-            for name in places:
-                group.create_task(follow(name))
+        async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+            with few_steps(engine) as rations:
+                group.create_task(follow("first"))
+                await rations.used_up()
+                for name in ("second", "third"):  # they come during a step: the engine's thread hasn't seen them yet
+                    group.create_task(follow(name))
+                await hear("second", 1)
+                await hear("third", 2)
+                rations.allow(long.max_tokens)  # now the second one is answered
+                await hear("third", 1)
         await idle(engine)
     assert places["first"] == []
     assert places["second"] == [1] * len(places["second"])
-    assert len(places["second"]) > 1
     # Nobody is ever put back in the line.
     assert places["third"] == sorted(places["third"], reverse=True)
     assert places["third"][0] == 2
@@ -73,13 +83,14 @@ async def test_room_is_known_before_anything_is_asked(small_model: Any) -> None:
         with pytest.raises(Overloaded):
             engine.check_room(2)
         first, second = (engine.generate(asked, long, request_id=name) for name in ("first", "second"))
-        await anext(first)
-        engine.check_room()
-        await anext(second)
-        with pytest.raises(Overloaded) as refused:
+        with few_steps(engine):
+            await anext(first)
             engine.check_room()
-        assert refused.value.retry_after > 0
-        await first.aclose()  # type: ignore[attr-defined]
-        await second.aclose()  # type: ignore[attr-defined]
+            await anext(second)
+            with pytest.raises(Overloaded) as refused:
+                engine.check_room()
+            assert refused.value.retry_after > 0
+            await first.aclose()  # type: ignore[attr-defined]
+            await second.aclose()  # type: ignore[attr-defined]
         await idle(engine)
         engine.check_room()

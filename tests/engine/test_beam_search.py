@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_driving import COLORS, collect, idle, prompt, running
+from engine_driving import COLORS, collect, few_steps, idle, prompt, running
 from transformers import StoppingCriteriaList
 
 from minigpt4_serve.engine import Prompt, SamplingParams
@@ -97,11 +97,11 @@ async def test_an_aborted_search_frees_all_its_slots(small_model: Any) -> None:
     asked = prompt(small_model, [Turn("user", "What?")])
     with running(small_model) as engine:
         rules = SamplingParams(beams=3, n=2, max_tokens=300, ignore_eos=True)
-        task = asyncio.create_task(collect(engine, asked, rules, "r"))
-        while engine.stats().generated_tokens < 10 and not task.done():
-            await asyncio.sleep(0.001)
-        engine.abort("r")
-        answers = await asyncio.wait_for(task, 10)
+        with few_steps(engine) as rations:
+            task = asyncio.create_task(collect(engine, asked, rules, "r"))
+            await rations.used_up()
+            engine.abort("r")
+        answers = await asyncio.wait_for(task, 60)
         await idle(engine)
         assert [answer.finish_reason for answer in answers] == ["abort", "abort"]
         assert (engine.stats().blocks_held, engine._load) == (0, 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_driving import COLORS, PICTURES, Whole, collect, idle, plain_ids, prompt, running
+from engine_driving import COLORS, PICTURES, Whole, arrived, collect, few_steps, idle, plain_ids, prompt, running
 
 from minigpt4_serve.engine import Engine, Prompt, SamplingParams
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidImage, InvalidRequest, Overloaded
@@ -47,10 +47,10 @@ def ask(small_model: Any, text: str = "What is it?", *colors: str) -> Prompt:
 async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
     """200 requests: chats of several turns and pictures, all lengths and orders, in a cache that is far too small."""
     torch.set_num_threads(1)
-    rng = random.Random(5)
     asked: list[tuple[Prompt, SamplingParams, Whole]] = []
 
     async def chat(engine: Engine, number: int) -> None:
+        rng = random.Random(number)  # its own: who is answered first must not change what others say
         turns: list[Turn] = []
         colors: list[str] = []
         for turn in range(rng.choice([1, 1, 2, 3])):
@@ -61,7 +61,7 @@ async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
             if len(question.token_ids) + 40 > engine.context_length:
                 break
             rules = SamplingParams(
-                max_tokens=rng.choice([1, 8, 20, 40]),
+                max_tokens=rng.choice([1, 8, 30, 40]),
                 stop=rng.choice([(), ("###",), ("e", "###")]),
                 repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
             )
@@ -73,8 +73,8 @@ async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
         while numbers:
             await chat(engine, numbers.pop())
 
-    with running(small_model, max_running=12, num_blocks=34, block_size=8, max_prefill_tokens=50) as engine:
-        numbers = list(range(125))
+    with running(small_model, max_running=12, num_blocks=30, block_size=8, max_prefill_tokens=50) as engine:
+        numbers = list(range(140))
         await asyncio.gather(*(talk(engine, numbers) for _ in range(12)))
         stats = engine.stats()
     assert len(asked) >= 200
@@ -102,13 +102,16 @@ async def test_sampled_answers_depend_on_their_seed_alone(small_model: Any) -> N
     assert other.ids != alone.ids
     # Preempted and computed again, it is still the same.
     with running(small_model, max_running=8, num_blocks=20, block_size=8) as engine:
-        (tight,), *_ = await asyncio.gather(
-            collect(engine, question, rules, "tight"),
-            *(
-                collect(engine, ask(small_model, f"{i}, " * 9), replace(GREEDY, max_tokens=60), f"t{i}")
-                for i in range(5)
-            ),
-        )
+        with few_steps(engine, 0):
+            answering = asyncio.gather(
+                collect(engine, question, rules, "tight"),
+                *(
+                    collect(engine, ask(small_model, f"{i}, " * 9), replace(GREEDY, max_tokens=60), f"t{i}")
+                    for i in range(5)
+                ),
+            )
+            await arrived(engine, 6)
+        (tight,), *_ = await answering
         assert engine.stats().preemptions > 0
     assert tight.ids == alone.ids
 
@@ -138,17 +141,20 @@ async def test_a_burst_takes_few_steps(small_model: Any) -> None:
     lengths = [rng.randint(8, 56) for _ in range(31)]
     lengths.append(1024 - sum(lengths))
     with running(small_model, max_running=16, max_prefill_tokens=512) as engine:
-        await asyncio.gather(
-            *(
-                collect(
-                    engine,
-                    ask(small_model, words(random.Random(i)), "red"),
-                    SamplingParams(max_tokens=length, ignore_eos=True),
-                    str(i),
+        with few_steps(engine, 0):
+            answering = asyncio.gather(
+                *(
+                    collect(
+                        engine,
+                        ask(small_model, words(random.Random(i)), "red"),
+                        SamplingParams(max_tokens=length, ignore_eos=True),
+                        str(i),
+                    )
+                    for i, length in enumerate(lengths)
                 )
-                for i, length in enumerate(lengths)
             )
-        )
+            await arrived(engine, 32)
+        await answering
         stats = engine.stats()
     assert stats.generated_tokens == 1024
     assert stats.decode_steps <= 95
@@ -225,16 +231,17 @@ async def test_after_an_abort_slot_and_blocks_are_free_and_the_caller_hears_of_i
         async def listen() -> None:
             answers.extend(await collect(engine, ask(small_model, "What?", "red"), rules, "long"))
 
-        listening = asyncio.create_task(listen())
-        while not engine.stats().generated_tokens:
-            await asyncio.sleep(0.001)
-        steps = engine.stats().steps
-        engine.abort("long")
-        engine.abort("nobody")
-        await asyncio.wait_for(listening, 10)
+        with few_steps(engine) as rations:
+            listening = asyncio.create_task(listen())
+            await rations.used_up()
+            steps = engine.stats().steps
+            engine.abort("long")
+            engine.abort("nobody")
+        await asyncio.wait_for(listening, 60)
+        await idle(engine)
         stats = engine.stats()
         assert (stats.running, stats.blocks_held, stats.aborted) == (0, 0, 1)
-        assert stats.steps <= steps + 2  # the one that ran when it was called, and none after it took effect
+        assert stats.steps == steps + 1  # the one that ran when it was called, and none after it took effect
     assert answers[0].finish_reason == "abort"
     assert answers[0].usage is not None
     assert answers[0].usage.completion_tokens == len(answers[0].ids) < 400
@@ -250,12 +257,19 @@ async def test_an_abort_while_pictures_are_decoded_is_not_lost(small_model: Any,
             await go_on.wait()
             return await resolve(pictures)
 
-        monkeypatch.setattr(engine._images, "resolve", slowly)
-        task = asyncio.create_task(collect(engine, ask(small_model, "What?", "red"), rules, "early"))
-        await begun.wait()
-        engine.abort("early")
-        go_on.set()
+        with few_steps(engine) as rations:
+            # Someone else's step runs meanwhile: request and abort lie before the engine at the same time.
+            other = asyncio.create_task(collect(engine, ask(small_model), rules, "other"))
+            await rations.used_up()
+            monkeypatch.setattr(engine._images, "resolve", slowly)
+            task = asyncio.create_task(collect(engine, ask(small_model, "What?", "red"), rules, "early"))
+            await begun.wait()
+            engine.abort("early")
+            go_on.set()
+            await arrived(engine, 2)
+            engine.abort("other")
         (answer,) = await asyncio.wait_for(task, 60)
+        await other
         assert answer.finish_reason == "abort"
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 0
@@ -267,8 +281,9 @@ async def test_leaving_the_iteration_frees_the_slot(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True, n=3)
     with running(small_model) as engine:
         deltas = engine.generate(ask(small_model), rules, request_id="left")
-        await anext(deltas)
-        await deltas.aclose()  # type: ignore[attr-defined]
+        with few_steps(engine):
+            await anext(deltas)
+            await deltas.aclose()  # type: ignore[attr-defined]
         await idle(engine)
         assert (engine.stats().blocks_held, engine.stats().aborted) == (0, 1)
         # The same name may be used again, and an old stream's end doesn't touch its successor.
@@ -298,11 +313,13 @@ async def test_leaving_while_pictures_are_decoded_frees_the_place_in_line(small_
 async def test_a_name_that_is_taken_is_refused_and_its_owner_not_disturbed(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=60, ignore_eos=True)
     with running(small_model) as engine:
-        first = asyncio.create_task(collect(engine, ask(small_model), rules, "same"))
-        while not engine.stats().running:
-            await asyncio.sleep(0.001)
+        with few_steps(engine) as rations:
+            first = asyncio.create_task(collect(engine, ask(small_model), rules, "same"))
+            await rations.used_up()
+            second = asyncio.create_task(collect(engine, ask(small_model), GREEDY, "same"))
+            await arrived(engine, 2)
         with pytest.raises(InvalidRequest, match="name"):
-            await collect(engine, ask(small_model), GREEDY, "same")
+            await second
         assert len((await first)[0].ids) == 60
         assert engine._load == 0
 
@@ -310,21 +327,26 @@ async def test_a_name_that_is_taken_is_refused_and_its_owner_not_disturbed(small
 async def test_when_full_it_refuses_with_the_expected_wait(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=100, ignore_eos=True)
     with running(small_model, max_running=2, max_waiting=1) as engine:
-        tasks = [asyncio.create_task(collect(engine, ask(small_model), rules, str(i))) for i in range(3)]
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded) as caught:
-            await collect(engine, ask(small_model), rules, "one more")
+        with few_steps(engine):
+            tasks = [asyncio.create_task(collect(engine, ask(small_model), rules, str(i))) for i in range(3)]
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded) as caught:
+                await collect(engine, ask(small_model), rules, "one more")
         assert caught.value.retry_after > 0
         assert all(answers[0].finish_reason == "length" for answers in await asyncio.gather(*tasks))
         await collect(engine, ask(small_model), GREEDY, "now there is room")
 
 
-async def test_who_waits_hears_its_place_first(small_model: Any) -> None:
+async def test_who_waits_hears_its_place_first(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_serve.engine.engine._POSITION_EVERY_S", 600.0)  # once, however long it waits
     rules = SamplingParams(max_tokens=50, ignore_eos=True)
     with running(small_model, max_running=1) as engine:
-        task = asyncio.create_task(collect(engine, ask(small_model), rules, "first"))
-        await asyncio.sleep(0)
-        deltas = [delta async for delta in engine.generate(ask(small_model), rules, request_id="second")]
+        second = engine.generate(ask(small_model), rules, request_id="second")
+        with few_steps(engine):
+            task = asyncio.create_task(collect(engine, ask(small_model), rules, "first"))
+            await asyncio.sleep(0)
+            deltas = [await anext(second)]
+        deltas += [delta async for delta in second]
         await task
     assert deltas[0].queue_position == 1
     assert deltas[0].expected_wait_s is not None

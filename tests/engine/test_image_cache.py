@@ -102,7 +102,7 @@ async def test_a_caller_who_leaves_does_not_stop_anothers_decode() -> None:
     gate = threading.Event()
 
     def slow(image: Any) -> torch.Tensor:
-        assert gate.wait(10)
+        assert gate.wait(120)
         return torch.ones(3, 2, 2)
 
     cache = ImageCache(slow, max_bytes=300, decode_threads=1)
@@ -125,7 +125,7 @@ async def test_what_nobody_waits_for_any_more_is_not_decoded() -> None:
     gate, decoded = threading.Event(), []
 
     def slow(image: Any) -> torch.Tensor:
-        assert gate.wait(10)
+        assert gate.wait(120)
         decoded.append(image.getpixel((32, 24)))
         return torch.ones(3, 2, 2)
 

@@ -262,7 +262,7 @@ class FakeDiscord:
 
     # ------------------------------------------------------------------ what the bot did
 
-    async def until(self, happened: Callable[[], Any], *, within: float = 45.0, what: str = "") -> Any:
+    async def until(self, happened: Callable[[], Any], *, within: float = 120.0, what: str = "") -> Any:
         """Wait for the bot; returns what ``happened`` gave when it was true."""
         async with self._changed:
             try:
@@ -287,12 +287,12 @@ class FakeDiscord:
         """All words of all answers so far, finished or not."""
         return "\n".join(message.content for message in self.answers_to(asked))
 
-    async def first_sign(self, asked: Message | Interaction, *, within: float = 45.0) -> Message:
+    async def first_sign(self, asked: Message | Interaction, *, within: float = 120.0) -> Message:
         """The first message of an answer, finished or not."""
         found: list[Message] = await self.until(lambda: self.answers_to(asked), within=within, what="a sign of life")
         return found[0]
 
-    async def answer_to(self, asked: Message | Interaction, *, ends: str = "", within: float = 60.0) -> Answer:
+    async def answer_to(self, asked: Message | Interaction, *, ends: str = "", within: float = 120.0) -> Answer:
         """The finished answer: nothing in it is thinking or can be stopped.
 
         ``ends``: (part of) the label of a button that its last message must have. Answers of several messages need it:
@@ -791,7 +791,8 @@ async def running_discord() -> AsyncIterator[FakeDiscord]:
     port = runner.addresses[0][1]
     discord.url = f"http://127.0.0.1:{port}"
     try:
-        yield discord
+        async with discord.limits.standstill.watched():
+            yield discord
     finally:
         await runner.cleanup()
 

@@ -14,7 +14,7 @@ from fakes.vision import FakeVision
 GENEROUS = "limits: {user_per_minute: null, user_per_day: null, chat_per_minute: null}\n"
 
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """What the fake gives the bot instead of 3 s to acknowledge: a busy machine may stop for longer than that."""
 
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from fakes.standstill import Standstill
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Limits:
         }
     )
 
+    standstill: Standstill = field(default_factory=Standstill)
+
     def enter(self, route: str, place: str) -> tuple[dict[str, str], web.Response | None]:
         """Headers for the answer, and the refusal if there is no room."""
         now = time.time()
@@ -53,7 +56,7 @@ class Limits:
         wait = self._use(window, now)
         headers = {
             "X-RateLimit-Limit": str(window.limit),
-            "X-RateLimit-Remaining": str(window.limit - window.used),
+            "X-RateLimit-Remaining": str(max(0, window.limit - window.used)),
             "X-RateLimit-Reset": f"{window.ends:.3f}",
             "X-RateLimit-Reset-After": f"{max(0.0, window.ends - now):.3f}",
             "X-RateLimit-Bucket": f"{abs(hash(route)):x}",
@@ -65,11 +68,10 @@ class Limits:
         self.refused.append((now, route, place))
         return headers, _refusal(wait, "user", headers)
 
-    @staticmethod
-    def _use(window: Window, now: float) -> float | None:
+    def _use(self, window: Window, now: float) -> float | None:
         if now >= window.ends:
             window.used, window.ends = 0, now + window.seconds
-        if window.used >= window.limit:
+        if window.used >= window.limit and not self.standstill.just_over():
             return window.ends - now
         window.used += 1
         return None

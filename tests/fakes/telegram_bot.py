@@ -1,14 +1,13 @@
 """The real ``minigpt4-telegram`` between a fake Telegram and a fake vision server."""
 
-import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bot_processes import BotProcess, running_bot
+from bot_processes import BotProcess, running_bot, until
 from drawing import draw, encode
 from fakes.telegram import BOT, TOKEN, FakeTelegram, Sent
 from fakes.vision import FakeVision
@@ -29,12 +28,6 @@ def mention(text: str = "") -> str:
 
 def environment(telegram: FakeTelegram, base_url: str) -> dict[str, str]:
     return {"TELEGRAM_TOKEN": TOKEN, "TELEGRAM_BASE_URL": f"{telegram.url}/bot", "MINIGPT4_BASE_URL": base_url}
-
-
-async def until(condition: Callable[[], object], within_s: float = 40) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @dataclass

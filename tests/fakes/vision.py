@@ -26,6 +26,8 @@ class Reply:
     status: int = 200
     code: str | None = None
     """Of the error, with a status that isn't 200."""
+    body: dict[str, Any] | None = None
+    """With a status that isn't 200; one with ``code`` is made up if there is none."""
     headers: dict[str, str] = field(default_factory=dict)
     comments: list[str] = field(default_factory=list)
     """Sent before the first piece."""
@@ -131,7 +133,7 @@ class FakeVision:
                 reply = self.default
         if reply.status != 200:
             error = {"message": "SECRET server text", "type": "x", "param": None, "code": reply.code}
-            return web.json_response({"error": error}, status=reply.status, headers=reply.headers)
+            return web.json_response(reply.body or {"error": error}, status=reply.status, headers=reply.headers)
         self.running_now += 1
         self.most_at_once = max(self.most_at_once, self.running_now)
         try:

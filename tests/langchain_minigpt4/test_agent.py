@@ -197,7 +197,7 @@ async def test_a_cancelled_agent_stops_the_answer_at_the_server(server: VisionSe
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert await asyncio.to_thread(server.left.wait, 30)
+    assert await asyncio.to_thread(server.left.wait, 60)
 
 
 async def test_the_event_loop_neither_decodes_nor_encodes_pictures(

@@ -1,7 +1,6 @@
 """The vision tool against a strict stand-in server: handles, files, answers, failures, LangChain's own suites."""
 
 import base64
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from langchain_core.tools import BaseTool
 from langchain_minigpt4 import MiniGPT4VisionTool
 from langchain_tests.integration_tests import ToolsIntegrationTests
 from langchain_tests.unit_tests import ToolsUnitTests
+from processes import free_port
 from vision_server import KEY, Refusal, VisionServer, vision_server
 
 SECRET = "sk-the-real-key-77"
@@ -161,12 +161,6 @@ def test_boxes_come_as_data_and_words(server: VisionServer) -> None:
     assert "{<25>" not in str(message.content)
 
 
-def _closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _busy(server: VisionServer) -> dict[str, Any]:
     server.answers = [Refusal(429, "overloaded", {"retry-after": "33"})]
     return {}
@@ -197,7 +191,7 @@ def _args(**args: Any) -> dict[str, Any]:
 # name → (preparation of the server that gives the tool's settings, the call's arguments, words of the sentence)
 FAILURES: dict[str, tuple[Callable[[VisionServer], dict[str, Any]], dict[str, Any], str]] = {
     "server down": (
-        lambda _: {"base_url": f"http://127.0.0.1:{_closed_port()}/v1", "max_wait_s": 0},
+        lambda _: {"base_url": f"http://127.0.0.1:{free_port()}/v1", "max_wait_s": 0},
         _args(),
         "can't be reached",
     ),

@@ -1,10 +1,13 @@
 """The core against a scripted vision server, with a stage in memory instead of a platform."""
 
 import asyncio
+import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,14 @@ from minigpt4_bots.markup import safe_markdown, utf16_length
 from minigpt4_bots.question import Attachment, NotFetched, Question, Quoted, TooLarge
 from minigpt4_bots.settings import BotSettings
 from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone
-from minigpt4_bots.traffic import Rate
+from minigpt4_bots.traffic import Rate, Urgency
+
+from minigpt4_serve.errors import MiniGPT4Error, Overloaded
+from minigpt4_serve.serving.auth import Admission
+from minigpt4_serve.serving.deadline import before
+from minigpt4_serve.serving.keys import ApiKey, KeyLimits
+from minigpt4_serve.serving.quotas import Ledger, LocalQuotas
+from minigpt4_serve.serving.refusals import error_response
 
 ANNA = Asker("test", "1", "chat")
 BEN = Asker("test", "2", "chat")
@@ -129,7 +139,7 @@ async def scene(vision: FakeVision, tmp_path: Path) -> AsyncIterator[Scene]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -334,17 +344,19 @@ async def test_a_full_server_is_asked_again(scene: Scene) -> None:
     ("reply", "says"),
     [
         (Reply(status=429, headers={"retry-after": "3600"}), "⚠️ The server is busy. Try again in 60 min."),
-        (Reply(status=503, code="engine_failed"), "⚠️ The picture server is restarting."),
+        (Reply(status=503, code="engine_failed"), "⚠️ The picture server failed while answering."),
         (Reply(status=401), "⚠️ The picture server doesn't accept this bot's key."),
         (Reply(status=400, code="invalid_image"), "⚠️ The server can't read this picture."),
         (Reply(status=400, code="context_length_exceeded"), "⚠️ This conversation has become too long."),
         (Reply(status=400, code="whatever"), "⚠️ The server refused the question."),
         (Reply(status=404, code="model_not_found"), "⚠️ The server doesn't have the model"),
         (Reply(status=413), "⚠️ The pictures are too large"),
-        (Reply(status=500), "⚠️ Something went wrong."),
+        (Reply(status=500), "⚠️ The picture server failed"),
         (Reply(pieces=["x"], break_after=0), "⚠️ The picture server can't be reached"),
         (Reply(pieces=["Half ", "x"], break_after=1), "Half \n\n⚠️ The connection to the server was lost"),
-        (Reply(pieces=["Half ", "x"], error_after=1, code="engine_failed"), "Half \n\n⚠️ The picture server is restart"),
+        (Reply(pieces=["Half ", "x"], error_after=1, code="engine_failed"), "Half \n\n⚠️ The picture server failed"),
+        (Reply(pieces=["Half ", "x"], error_after=1, code="deadline_exceeded"), "Half \n\n⚠️ The time for this answer"),
+        (Reply(status=408), "⚠️ The time for this answer ran out."),
         (Reply(pieces=[]), "The model gave no answer."),
         (Reply(pieces=["Long"], finish_reason="length"), "Long\n\nThe answer reached its longest allowed length."),
         (Reply(pieces=["Ok"], finish_reason=None), "Ok"),
@@ -356,6 +368,72 @@ async def test_errors_are_one_plain_sentence(scene: Scene, reply: Reply, says: s
     await scene.ask("Try", file_of(RED))
     assert scene.last.startswith(says)
     assert "SECRET" not in scene.last
+
+
+async def _a_key_with(limits: KeyLimits) -> None:
+    """Two requests with a picture each, at 13:30 UTC, by one key on minigpt4-serve."""
+    quotas = LocalQuotas(Ledger(lambda: 86400 * 20_000 + 13.5 * 3600))
+    key = ApiKey(id="bot", name="bot", sha256="0" * 64, created=datetime.now(UTC), limits=limits)
+    for _ in range(2):
+        admission = Admission(key, quotas)
+        await admission.begin()
+        await admission.charge(1)
+
+
+async def _a_full_house() -> None:
+    raise Overloaded.full(7.2)
+
+
+async def _a_deadline() -> None:
+    async with before(asyncio.get_running_loop().time()):
+        await asyncio.Event().wait()
+
+
+_SHARE = "⚠️ This bot's share of the picture server is used up. Try again in "
+_OPERATOR = "This bot's key has used up its share of the vision server, for another "
+
+
+@pytest.mark.parametrize(
+    ("refused", "says", "logged"),
+    [
+        (_a_full_house, "⚠️ The server is busy. Try again in 8 s.", "an answer failed: overloaded"),
+        (partial(_a_key_with, KeyLimits(requests_per_minute=1)), f"{_SHARE}60 s.", f"{_OPERATOR}60 seconds."),
+        (partial(_a_key_with, KeyLimits(concurrent_requests=1)), f"{_SHARE}1 s.", f"{_OPERATOR}1 second."),
+        (partial(_a_key_with, KeyLimits(images_per_day=1)), f"{_SHARE}11 h.", f"{_OPERATOR}11 hours."),
+        (
+            _a_deadline,
+            "⚠️ The time for this answer ran out. Ask for a shorter one, or try again in a minute.",
+            "an answer failed: deadline_exceeded",
+        ),
+    ],
+    ids=["full", "a minute's requests", "requests at once", "a day's pictures", "deadline"],
+)
+async def test_what_our_server_refuses_is_told_apart(
+    refused: Callable[[], Awaitable[None]],
+    says: str,
+    logged: str,
+    vision: FakeVision,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(MiniGPT4Error) as raised:
+        await refused()
+    real = error_response(raised.value)
+    headers = {name: real.headers[name] for name in ("retry-after", "x-should-retry") if name in real.headers}
+    vision.on("Try", Reply(status=real.status_code, body=json.loads(bytes(real.body)), headers=headers))
+    async with scene_of(vision, tmp_path, server={"base_url": vision.url, "patience_s": 0}) as scene:
+        await scene.ask("Try", file_of(RED))
+        assert scene.room.texts == [says]
+    (record,) = [record for record in caplog.records if record.name == "minigpt4_bots.answering"]
+    assert record.getMessage().startswith(logged)
+    assert len(scene.vision.about("Try")) == 1
+
+
+async def test_how_long_to_wait_is_told_even_if_the_server_does_not_say(vision: FakeVision, tmp_path: Path) -> None:
+    vision.on("Full", Reply(status=429))
+    async with scene_of(vision, tmp_path, server={"base_url": vision.url, "patience_s": 0}) as scene:
+        await scene.ask("Full", file_of(RED))
+        assert scene.last == "⚠️ The server is busy. Try again in 5 s."
 
 
 async def test_failures_do_not_use_up_the_quota_and_can_be_tried_again(vision: FakeVision, tmp_path: Path) -> None:
@@ -412,17 +490,19 @@ async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, m
         trouble.setattr(scene.bot.storage, call, fail)
         with pytest.raises(sqlite3.OperationalError):
             await scene.ask("In trouble", file_of(RED))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await scene.ask("Afterwards", file_of(RED))
     assert scene.last.endswith("Afterwards")
 
 
 async def test_who_floods_is_told_one_thing_at_a_time(scene: Scene) -> None:
-    words = [f"Reply {number}" for number in range(5)]
-    scene.bot.traffic.hold("chat", 0.1)
-    await asyncio.gather(
-        *(scene.bot.reply(ANNA, scene.room, text) for text in words), scene.bot.reply(BEN, scene.room, "Hi")
-    )
+    async with scene.bot.traffic.slot("chat", Urgency.FIRST):  # the room's only one
+        first = asyncio.create_task(scene.bot.reply(ANNA, scene.room, "Reply 0"))
+        await asyncio.sleep(0)  # it has begun to wait
+        for number in range(1, 5):
+            await scene.bot.reply(ANNA, scene.room, f"Reply {number}")
+        other = asyncio.create_task(scene.bot.reply(BEN, scene.room, "Hi"))
+    await asyncio.gather(first, other)
     assert scene.room.texts == ["Reply 0", "Hi"]
     await scene.bot.reply(ANNA, scene.room, "Later")
     assert scene.last == "Later"
@@ -528,7 +608,8 @@ async def test_what_can_not_be_explained_at_the_end_is_left_for_the_next_start(s
     assert len(scene.bot.storage.unfinished_answers("test")) == 1
 
 
-async def test_closing_explains_what_it_cuts_off(scene: Scene) -> None:
+async def test_closing_explains_what_it_cuts_off(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_bots.answering._GOODBYE_S", 60.0)
     scene.vision.on("Slow", Reply(pieces=["Part", "x"], hold=asyncio.Event()))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
     await until(lambda: scene.room.texts == ["Part"])

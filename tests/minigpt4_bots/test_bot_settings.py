@@ -177,7 +177,8 @@ def test_each_person_reads_their_language(setting: str, spoken: str | None, lang
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (8.4, "8 s"), (89, "89 s"), (100, "2 min"), (3600, "60 min"), (7200, "2 h")]
+    ("seconds", "text"),
+    [(0.2, "1 s"), (8, "8 s"), (8.4, "9 s"), (89, "89 s"), (100, "2 min"), (3600, "60 min"), (18_100, "6 h")],
 )
 def test_waits_are_told_as_people_do(seconds: float, text: str) -> None:
     assert Texts("en").seconds(seconds) == text
@@ -412,6 +413,7 @@ def test_the_key_needs_no_hard_links_and_is_waited_for(tmp_path: Path, monkeypat
         raise PermissionError
 
     monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr("minigpt4_bots.privacy._OTHER_BOT_WRITES_S", 60.0)
     assert Pseudonyms.beside(tmp_path / "one").of("a", "b", "c")
     # The other bot has made the file, and writes into it only now.
     (tmp_path / "two.key").touch()

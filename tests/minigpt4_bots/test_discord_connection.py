@@ -49,7 +49,7 @@ async def test_without_signals_for_loops_it_runs_until_it_is_cancelled(
     monkeypatch.setattr(discord_connection, "_quieten_library", lambda: None)
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", windows)
     running = asyncio.create_task(discord_connection.run(BotSettings(database=tmp_path / "db"), None, "token"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await connected.wait()
         running.cancel()  # as asyncio.run does on Ctrl-C
         await running

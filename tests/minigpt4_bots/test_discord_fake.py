@@ -37,6 +37,7 @@ class Library(discord.Client):
 @pytest.fixture
 async def world() -> AsyncIterator[FakeDiscord]:
     async with running_discord() as fake:
+        fake.acknowledge_seconds = 600.0  # instead of 3: this very process may stand still for longer than that
         yield fake
 
 
@@ -93,7 +94,7 @@ async def test_a_torn_connection_is_resumed_and_nothing_is_missed(world: FakeDis
     for code in (None, 4000):
         await world.gateway.drop(code)
         await world.says(channel, ann, "while you were away", mention=True)
-        assert "away" in (await asyncio.wait_for(library.met.get(), 10)).content
+        assert "away" in (await asyncio.wait_for(library.met.get(), 60)).content
     assert (world.gateway.identified, world.gateway.resumed) == (1, 2)
 
 
@@ -122,7 +123,7 @@ async def test_rate_limits_are_fixed_windows_per_channel(world: FakeDiscord, lib
     world.limits.sizes["send"] = (5, 1.0)
     one, other = await world.channel(), await world.channel()
     place = library.get_partial_messageable(int(one.id))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await place.send("0")  # teaches the library the bucket
         await asyncio.gather(*(place.send(str(n)) for n in range(1, 9)))
         await library.get_partial_messageable(int(other.id)).send("elsewhere")
@@ -152,10 +153,10 @@ async def test_interactions_are_answered_once_in_time_and_for_a_while(world: Fak
             discord.http.Route("POST", "/interactions/{id}/{token}/callback", id=int(asked.id), token=asked.token),
             json={"type": 5},
         )
-    world.interaction_seconds = 0.0
+    world.interaction_seconds = -1.0
     with pytest.raises(discord.HTTPException, match="Invalid Webhook Token"):
         await interaction.edit_original_response(content="too late")
-    world.acknowledge_seconds = 0.0
+    world.acknowledge_seconds = -1.0
     await world.command(channel, ann, "ask", question="again?")
     with pytest.raises(discord.NotFound, match="Unknown interaction"):
         await (await library.asked.get()).response.send_message("late")

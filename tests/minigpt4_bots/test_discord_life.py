@@ -2,11 +2,12 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from bot_processes import running_bot
+from bot_processes import running_bot, until
 from fakes.discord_bot import GENEROUS, Scene, environment, picture, scene
 from fakes.discord_gateway import MESSAGE_CONTENT
 from fakes.discord_world import Message
@@ -26,7 +27,7 @@ async def works(stage: Scene, text: str = "does it work?") -> None:
     """A question of a new person in a new channel is answered."""
     channel, ann = await stage.discord.channel(), stage.discord.user()
     asked = await stage.discord.says(channel, ann, text, attachments=[picture()], mention=True)
-    assert f"You asked: {text}" in (await stage.discord.answer_to(asked, within=60)).text
+    assert f"You asked: {text}" in (await stage.discord.answer_to(asked)).text
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ async def test_lost_connections_are_made_again_and_questions_survive(stage: Scen
         assert gateway.identified == 1
         gateway.forget_sessions()
         await gateway.drop()
-        await _connected_again(stage, identified=2)
+        await until(lambda: gateway.identified == 2)
         await works(stage, "with a new session")
         # An answer goes on while the connection is lost.
         hold = asyncio.Event()
@@ -128,10 +129,11 @@ async def test_with_the_content_intent_it_sees_what_is_replied_to(stage: Scene) 
 
 async def test_after_a_kill_no_answer_is_left_unexplained_and_quotas_hold(stage: Scene) -> None:
     settings = "limits: {user_per_minute: null, user_per_day: 2}\n"
+    today = time.time() // 86400
     discord = stage.discord
     channel, unlucky = await discord.channel(), await discord.channel()
     ann, ben, cid, dan = (discord.user(name) for name in ("ann", "ben", "cid", "dan"))
-    stage.vision.on("endless", Reply(["and on "] * 2000, delay_s=0.05))
+    stage.vision.on("endless", Reply(["and on ", "and on"], hold=asyncio.Event()))
     stage.vision.on("secret words", Reply(["never"], hold=asyncio.Event()))
     discord.lost_replies.add(unlucky.id)  # the bot is killed before it knows of its own message there
     async with stage.running(settings) as bot:
@@ -161,14 +163,16 @@ async def test_after_a_kill_no_answer_is_left_unexplained_and_quotas_hold(stage:
         await works(stage)
         for text, expected in (("once more", "once more"), ("and more", "all your questions for today")):
             asked = await discord.says(channel, ann, text, attachments=[picture()], mention=True)
-            assert expected in (await discord.answer_to(asked)).text
+            answer = await discord.answer_to(asked)
+            if time.time() // 86400 == today:  # at midnight they are counted anew, and rightly
+                assert expected in answer.text
 
 
 async def test_a_goodbye_explains_and_the_next_life_goes_on(stage: Scene) -> None:
     discord = stage.discord
     channel, ann, ben = await discord.channel(), discord.user(), discord.user("ben")
     red = picture()
-    stage.vision.on("endless", Reply(["and on "] * 2000, delay_s=0.05))
+    stage.vision.on("endless", Reply(["and on ", "and on"], hold=asyncio.Event()))
     async with stage.running() as bot:
         asked = await discord.says(channel, ann, "what?", attachments=[red], mention=True)
         answer = await discord.answer_to(asked)
@@ -188,7 +192,7 @@ async def test_a_goodbye_explains_and_the_next_life_goes_on(stage: Scene) -> Non
         refused = await discord.answer_to(await discord.clicks(answer.last, ben, "Regenerate"))
         assert "Only the person who asked" in refused.text
         await discord.clicks(answer.last, ann, "Regenerate")
-        await discord.until(lambda: len(stage.vision.about("what?")) == 2, within=30)
+        await discord.until(lambda: len(stage.vision.about("what?")) == 2)
         assert stage.vision.about("what?")[1].pictures == [red.data]
         # Conversations are read from the channel.
         follow_up = await discord.says(channel, ben, "since when?", reply_to=answer.last)
@@ -249,12 +253,6 @@ async def test_who_may_ask_is_read_again_while_it_runs(stage: Scene) -> None:
         asked = await stage.discord.says(channel, stage.discord.user(), "I?", attachments=[picture()], mention=True)
         assert "can't use this bot" in (await stage.discord.answer_to(asked)).text
     assert stage.vision.about("may I?") == []
-
-
-async def _connected_again(stage: Scene, *, identified: int) -> None:
-    async with asyncio.timeout(60):
-        while stage.discord.gateway.identified < identified:
-            await asyncio.sleep(0.05)
 
 
 def test_help_of_the_command_line() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from bad_input import ADDRESSES, BODIES, CHAT, PARAMETERS, PICTURES, Bad, says
 from drawing import draw, encode
-from serving_app import serving
+from serving_app import serving, settled
 
 from minigpt4_serve.fetch import PictureFetcher
 from minigpt4_serve.serving.chat import ChatService
@@ -72,6 +73,13 @@ class _Names:
         return [str(entry[4][0]) for entry in found]
 
 
+class _Fetcher(PictureFetcher):
+    """Waits in vain only where nothing comes; a machine that is busy with other things makes nobody else late."""
+
+    async def fetch(self, url: str) -> bytes:
+        return await PictureFetcher.fetch(replace(self, timeout_s=0.3 if url.endswith("/never") else 60), url)
+
+
 @pytest.fixture(scope="module")
 def served(small_model: Any) -> Iterator[Served]:
     limits = {
@@ -80,10 +88,9 @@ def served(small_model: Any) -> Iterator[Served]:
         "max_image_pixels": 10_000_000,
         "max_image_frames": 20,
         "allowed_hosts": ("*",),
-        "fetch_timeout_s": 0.3,
     }
     with serving(small_model, engine=EngineSettings(max_running=4), **limits) as (client, service):
-        fetcher = PictureFetcher(2**20, timeout_s=0.3, resolve=_Names(), transport=httpx.MockTransport(_web))
+        fetcher = _Fetcher(2**20, resolve=_Names(), transport=httpx.MockTransport(_web))
         service._pictures = PictureReader(service.settings, fetcher)
         yield client, service
 
@@ -106,7 +113,7 @@ def test_each_gets_its_status_shape_and_reason(served: Served, bad: Bad) -> None
     computed, waited = time.process_time() - computed, time.monotonic() - waited
     assert answer.status_code == bad.status, answer.text
     assert computed < 1, "a refusal must be cheap"
-    assert waited < 20, "a busy machine may take longer than the second that a quiet one takes at most"
+    assert waited < 60, "a busy machine may take longer than the second that a quiet one takes at most"
     assert answer.headers["x-request-id"]
     if bad.code is None:
         return
@@ -133,13 +140,13 @@ def test_afterwards_nothing_is_left_and_the_server_still_answers(served: Served)
     client, service = served
     for bad in TABLE:  # once before counting: what is made when first needed is made now
         _send(client, bad)
-    _settle(service)
+    settled(service)
     files, memory = _files(), _resident()
     peak = _Peak()
     with peak:
         for bad in TABLE:
             _send(client, bad)
-    _settle(service)
+    settled(service)
     assert _files() <= files + 1, "a connection may come and go"
     assert service.engine._load == 0  # type: ignore[union-attr]
     # Bodies of two megabytes as text, bytes and pixels come and go; a bomb that went off would take hundreds.
@@ -148,13 +155,6 @@ def test_afterwards_nothing_is_left_and_the_server_still_answers(served: Served)
     answer = client.post(CHAT, content=says())
     assert answer.status_code == 200
     assert client.get("/health").status_code == 200
-
-
-def _settle(service: ChatService) -> None:
-    deadline = time.monotonic() + 20
-    while (stats := service.engine.stats()).running or stats.waiting or stats.blocks_held:  # type: ignore[union-attr]
-        assert time.monotonic() < deadline, stats
-        time.sleep(0.01)
 
 
 def _files() -> int:

@@ -214,7 +214,7 @@ def test_a_stream_that_breaks_ends_in_a_failed_response(small_model: Any, monkey
         held.enter_context(few_steps(service))
         long = {"min_tokens": 400}
         stream = client.responses.create(
-            model="small", input="Hello", max_output_tokens=400, temperature=1.0, stream=True, extra_body=long
+            model="small", input="Hello", max_output_tokens=400, temperature=0, stream=True, extra_body=long
         )
         events = []
         for event in stream:
@@ -232,7 +232,9 @@ def test_a_stream_that_breaks_ends_in_a_failed_response(small_model: Any, monkey
 
 def test_a_deadline_ends_an_answer(small_model: Any) -> None:
     with serving(small_model) as (served, service):
-        late = served.post(RESPONSES, json={"input": "Hello", "max_output_tokens": 400, "timeout": 0.001})
+        late = served.post(
+            RESPONSES, json={"input": "Hello", "max_output_tokens": 400, "min_tokens": 400, "timeout": 0.001}
+        )
         assert late.status_code == 408
         assert late.json()["error"]["code"] == "deadline_exceeded"
         assert late.headers["x-should-retry"] == "false"

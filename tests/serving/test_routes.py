@@ -13,9 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from drawing import draw, encode
-from serving_app import few_steps, serving, wait_until_told
+from serving_app import few_steps, serving, settled, wait_until_told
 
-from minigpt4_serve.engine import EngineStats
 from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.pictures import Picture
 from minigpt4_serve.serving.api import parse_chat_request
@@ -50,15 +49,6 @@ def _events(text: str) -> list[dict[str, Any]]:
     blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
     assert blocks[-1] == "data: [DONE]"
     return [json.loads(block.removeprefix("data: ")) for block in blocks[:-1]]
-
-
-def _settled(service: ChatService) -> EngineStats:
-    """Statistics once nothing runs any more."""
-    deadline = time.monotonic() + 10
-    while (stats := service.engine.stats()).running or stats.waiting or stats.blocks_held:
-        assert time.monotonic() < deadline, stats
-        time.sleep(0.005)
-    return stats
 
 
 def test_whole_and_streamed_answers_are_the_same(client: httpx.Client) -> None:
@@ -221,12 +211,12 @@ def test_the_answer_bears_the_clients_name_for_it_or_one_of_ours(client: httpx.C
 def test_a_client_that_leaves_frees_its_slot(served: tuple[httpx.Client, ChatService]) -> None:
     client, service = served
     before = service.engine.stats().aborted
-    long = _question(max_tokens=400, min_tokens=400, stream=True, temperature=1.0)
+    long = _question(max_tokens=400, min_tokens=400, stream=True)
     with few_steps(service):
         with client.stream("POST", CHAT, json=long) as answer:
             next(answer.iter_text())
         wait_until_told(service)
-    stats = _settled(service)
+    stats = settled(service)
     assert stats.aborted == before + 1
 
 
@@ -235,29 +225,29 @@ def test_a_client_that_leaves_before_its_whole_answer_frees_its_slot(
 ) -> None:
     client, service = served
     before = service.engine.stats()
-    body = json.dumps(_question(max_tokens=400, min_tokens=400, temperature=1.0)).encode()
+    body = json.dumps(_question(max_tokens=400, min_tokens=400)).encode()
     with few_steps(service):
         with _sent(client, body, len(body)):
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while service.engine.stats().generated_tokens == before.generated_tokens:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
         wait_until_told(service)
-    assert _settled(service).aborted == before.aborted + 1
+    assert settled(service).aborted == before.aborted + 1
 
 
 @contextmanager
 def _sent(client: httpx.Client, body: bytes, declared: int) -> Iterator[socket.socket]:
     """A connection on which a question was sent, or only a part of what was declared."""
     head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {declared}\r\n\r\n"
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as connection:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=120) as connection:
         connection.sendall(head.encode() + body)
         yield connection
 
 
 def test_when_full_nobody_is_asked_for_the_rest_of_the_body(small_model: Any) -> None:
     with serving(small_model, engine=EngineSettings(max_running=1, max_waiting=0)) as (client, service):
-        long = _question(max_tokens=400, min_tokens=400, temperature=1.0, stream=True)
+        long = _question(max_tokens=400, min_tokens=400, stream=True)
         with few_steps(service), client.stream("POST", CHAT, json=long) as answer:
             pieces = answer.iter_text()  # kept: an iterator that is dropped closes the stream
             next(pieces)
@@ -267,7 +257,7 @@ def test_when_full_nobody_is_asked_for_the_rest_of_the_body(small_model: Any) ->
             refused = client.post(CHAT, json=_question("What is it?", "red"))
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
-        assert _settled(service).image_decodes == before.image_decodes
+        assert settled(service).image_decodes == before.image_decodes
         with _sent(client, b"{", declared=1_000_000):
             assert client.post(CHAT, json=_question()).status_code == 200, "an unfinished body takes nobody's place"
 
@@ -326,8 +316,8 @@ def test_when_busy_some_wait_and_see_their_place_and_others_are_refused(small_mo
     settings = EngineSettings(max_running=1, max_waiting=1)
 
     async def crowd(url: str, service: ChatService) -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            body = _question(max_tokens=150, min_tokens=100, temperature=1.5, seed=1, stream=True)
+        async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+            body = _question(max_tokens=150, min_tokens=100, stream=True)
             with few_steps(service):
                 asked = [asyncio.ensure_future(client.post(CHAT, json=body)) for _ in range(6)]
                 for refused in itertools.islice(asyncio.as_completed(asked), 4):
@@ -336,7 +326,7 @@ def test_when_busy_some_wait_and_see_their_place_and_others_are_refused(small_mo
 
     with serving(small_model, engine=settings) as (client, service):
         answers = asyncio.run(crowd(str(client.base_url), service))
-        _settled(service)
+        settled(service)
     statuses = sorted(answer.status_code for answer in answers)
     assert statuses == [200, 200, 429, 429, 429, 429]
     refused = [answer for answer in answers if answer.status_code == 429]

@@ -3,18 +3,18 @@
 import socket
 
 import pytest
-from processes import free_port
 
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.serving.shared_socket import SharedSocket, receive_socket
 
 
 def test_who_connects_while_a_process_is_replaced_is_answered_by_the_next() -> None:
-    port = free_port()
-    shared = SharedSocket("127.0.0.1", port)
+    shared = SharedSocket("127.0.0.1", 0)
+    with receive_socket(shared.path) as listening:
+        port = listening.getsockname()[1]
     try:
         for number in range(3):
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:  # nobody accepts yet
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:  # nobody accepts yet
                 with receive_socket(shared.path) as listening:
                     connection, _ = listening.accept()
                 with connection:
@@ -24,7 +24,7 @@ def test_who_connects_while_a_process_is_replaced_is_answered_by_the_next() -> N
         shared.close()
         shared.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=10)
+        socket.create_connection(("127.0.0.1", port), timeout=60)
     with pytest.raises(OSError, match="No such file"):
         receive_socket(shared.path)
 
@@ -32,11 +32,11 @@ def test_who_connects_while_a_process_is_replaced_is_answered_by_the_next() -> N
 @pytest.mark.parametrize("host", ["nohost.invalid", "192.0.2.77", "2001:db8::1"])
 def test_an_address_that_is_not_ours_is_named(host: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{host} is not an address of this machine"):
-        SharedSocket(host, free_port())
+        SharedSocket(host, 0)
 
 
 def test_who_is_killed_before_the_socket_reaches_it_costs_nobody_else() -> None:
-    shared = SharedSocket("127.0.0.1", free_port())
+    shared = SharedSocket("127.0.0.1", 0)
     try:
         for _ in range(20):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:

@@ -72,7 +72,7 @@ def browser() -> Iterator[Browser]:
     arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
     camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=[*arguments, *camera])
+        chromium = playwright.chromium.launch(executable_path=found, args=[*arguments, *camera], timeout=200_000)
         yield chromium
         chromium.close()
 
@@ -86,7 +86,7 @@ def visit(browser: Browser, page_url: str) -> Iterator[Visit]:
 
     def open_page(url: str = page_url, **settings: object) -> Page:
         person = browser.new_context(reduced_motion="reduce", **settings)  # type: ignore[arg-type]
-        person.set_default_timeout(60_000)
+        person.set_default_timeout(120_000)
         people.append(person)
         page = person.new_page()
         person.on("requestfinished", lambda request: asked.append(request.url))

@@ -90,7 +90,7 @@ async def test_twenty_people_at_once(page_url: str, scripted: ChatServer) -> Non
 
         talks = [asyncio.create_task(talk(number)) for number in range(PEOPLE)]
         # Nobody is answered before all are being served: all twenty stream at the same time.
-        for _ in range(600):
+        for _ in range(1200):
             if len(scripted.requests) == PEOPLE:
                 break
             await asyncio.sleep(0.1)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -85,18 +86,27 @@ async def test_another_word_does_not(body: bytes, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_guesses_beside_a_wrong_one_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4_serve.web.door._PAUSE_S", 0.3)
+    paused, go_on = asyncio.Event(), asyncio.Event()
+
+    async def pause(_: float) -> None:
+        paused.set()
+        await go_on.wait()
+
+    monkeypatch.setattr("minigpt4_serve.web.door.asyncio", SimpleNamespace(Lock=asyncio.Lock, sleep=pause))
     async with _door(PASSWORD) as client:
 
         async def enter(word: str) -> httpx.Response:
             return await client.post("/enter", data={"password": word})
 
-        first, *others = await asyncio.gather(enter("wrong"), *(enter(f"wrong {n}") for n in range(5)), enter(PASSWORD))
-        assert first.status_code == 401
+        first = asyncio.create_task(enter("wrong"))
+        await paused.wait()
+        others = await asyncio.gather(*(enter(f"wrong {n}") for n in range(5)), enter(PASSWORD))
         assert {other.status_code for other in others} == {429}
         assert {other.headers["retry-after"] for other in others} == {"1"}
         assert "set-cookie" not in others[-1].headers
         assert "Try again" in others[-1].text
+        go_on.set()
+        assert (await first).status_code == 401
         assert (await enter(PASSWORD)).status_code == 303
 
 

@@ -44,7 +44,7 @@ async def _ask(talk: Talk, server: ChatServer, shelf: Shelf, text: str, *picture
 
 
 async def _until(condition: object) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if condition():  # type: ignore[operator]
             return
         await asyncio.sleep(0.05)

@@ -246,7 +246,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(files: Path, number:
         assert running.stdout.readline() == "in the middle\n"
         assert [path.name.startswith(".model.") for path in made.iterdir()] == [True]
         running.send_signal(number)
-        _, errors = running.communicate(timeout=60)
+        _, errors = running.communicate(timeout=280)
     assert running.returncode == code
     assert "Traceback" not in errors
     if number == signal.SIGKILL:
@@ -277,7 +277,7 @@ def test_a_limit_on_the_size_of_files(files: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
     with start("from minigpt4_serve.cli import main; main()", words(files), preexec_fn=limit) as running:
-        _, errors = running.communicate(timeout=120)
+        _, errors = running.communicate(timeout=280)
     assert running.returncode == 1
     assert errors.splitlines()[-1].startswith(f"minigpt4: {files / 'made' / 'model'} can't hold files as large")
     assert list((files / "made").iterdir()) == []

@@ -6,6 +6,7 @@ files to the same names and placeholders.
 
 from functools import cache
 from importlib.resources import files
+from math import ceil
 
 import yaml
 
@@ -54,9 +55,9 @@ class Texts:
         return f"{size / 2**20:.3g}"
 
     def seconds(self, seconds: float) -> str:
-        """A wait for people: ``8 s``, ``3 min``, ``5 h``; never less than a second."""
+        """A wait for people: ``8 s``, ``3 min``, ``5 h``; rounded up, so that nobody comes back too early."""
         if seconds < 90:
-            return self("time.seconds", n=max(1, round(seconds)))
+            return self("time.seconds", n=max(1, ceil(seconds)))
         if seconds < 90 * 60:
-            return self("time.minutes", n=round(seconds / 60))
-        return self("time.hours", n=round(seconds / 3600))
+            return self("time.minutes", n=ceil(seconds / 60))
+        return self("time.hours", n=ceil(seconds / 3600))
