@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mcp.client.stdio  # noqa: F401 - it keeps the stderr of its import, which must not be one test's capture
 import pytest
 from drawing import draw, encode
 from scripted_model import ScriptedModel, looks, repeats
