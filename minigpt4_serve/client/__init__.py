@@ -1,4 +1,4 @@
-"""What agents' integrations share: asking any OpenAI-compatible vision server about pictures from anywhere.
+"""What agents' integrations, bots and the page share: asking any OpenAI-compatible vision server about pictures.
 
 Knows HTTP, pictures and the error tree; no LangChain, no MCP, no torch. Everything that could be wrong with a picture
 is found here, before the server is bothered; every failure is a ``MiniGPT4Error`` whose sentence an agent can act on.

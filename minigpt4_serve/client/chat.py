@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from minigpt4_serve.client.address import server_address
 from minigpt4_serve.client.failures import as_ours, by_code
-from minigpt4_serve.errors import CutShort, EngineFailed, MiniGPT4Error, ModelNotFound, Overloaded, ServerUnreachable
+from minigpt4_serve.errors import CutShort, EngineFailed, ModelNotFound, Overloaded, ServerUnreachable
 
 __all__ = ["ChatServer", "End", "Event", "Full", "ModelCard", "Piece", "Waiting"]
 
@@ -137,7 +137,7 @@ class ChatServer:
     async def card(self, *, fresh: bool = False) -> ModelCard:
         """The model's card, remembered for a minute; ``fresh`` asks again.
 
-        If the server can't be asked, an older card will do, or the name of the wanted model, but when ``fresh``.
+        If the server can't be asked, an older card or the wanted model's name will do, unless ``fresh``.
 
         Raises:
             ModelNotFound: the server lists no model, or not the wanted one.
@@ -280,7 +280,7 @@ def _end(reason: str, last: Mapping[str, Any], dropped: int) -> End:
     )
 
 
-def _broken(begun: bool) -> MiniGPT4Error:
+def _broken(begun: bool) -> ServerUnreachable:
     if begun:
         return CutShort("The connection to the server was lost in the middle of the answer.")
     return ServerUnreachable("The server can't be reached.")

@@ -58,9 +58,9 @@ _BY_STATUS: dict[int, MiniGPT4Error] = {
     404: ModelNotFound("The vision server has no such model or address; its operator must correct the settings."),
     408: _BY_CODE["deadline_exceeded"],
     413: _BY_CODE["payload_too_large"],
+    422: InvalidRequest("The vision server refused this request; ask a plain question about fewer pictures."),
     502: ServerUnreachable(_AWAY),
     504: ServerUnreachable(_AWAY),
-    422: InvalidRequest("The vision server refused this request; ask a plain question about fewer pictures."),
 }
 
 
