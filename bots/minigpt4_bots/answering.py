@@ -4,8 +4,9 @@ The one place that brings the core together. Knows no platform: adapters build `
 call
 
 * ``Answering.ask(question, outlet)`` for a new or edited question; returns when the answer is complete;
-* ``stop(asker, message)``, ``regenerate(asker, message, outlet)`` for the buttons and commands;
-* ``reset(asker)``, ``forget(asker)``; ``texts(asker)`` for every sentence; ``help(…)`` and ``privacy(…)``;
+* ``stop_shown(asker, message)``, ``regenerate(asker, message, outlet)`` for the buttons;
+* ``stop(asker)``, ``reset(asker)``, ``forget(asker)``, ``help(…)``, ``privacy(…)`` for the commands;
+* ``texts(asker)`` for every sentence;
 * ``explain_unfinished(explain)`` once at the start, ``housekeeping()`` as a task, ``close()`` at the end.
 """
 
@@ -47,6 +48,8 @@ _log = logging.getLogger(__name__)
 
 _PRUNE_EVERY_S = 30.0
 _GOODBYE_S = 5.0
+_KNOWN_WITHIN_S = 1.5
+"""A button's message whose id the platform hasn't told yet is waited for: Discord gives a click up after 3 s."""
 
 
 class Outlet(Stage, Protocol):
@@ -71,6 +74,8 @@ class _Active:
     whole: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
     """In which the answer is given, its last words included."""
     messages: set[MessageKey] = field(default_factory=set)
+    sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while one more is sent: people may see it, and press its button, before its id is known here."""
     note: str = ""
     """Why it was stopped."""
     goes_on: bool = True
@@ -193,7 +198,7 @@ class Answering:
 
     async def why_not_regenerate(self, asker: Asker, message: MessageKey) -> str | None:
         """The sentence that ``regenerate`` would return at once; None if it would answer."""
-        showing = next((one for one in self._active.values() if message in one.messages), None)
+        showing = await self._shown_by(message)
         if showing is not None and showing.display.finished:
             await showing.done.wait()  # only its last words are to be shown
         owner = self._gate.user(asker)
@@ -208,21 +213,17 @@ class Answering:
         refusal = self._gate.check(asker)
         return None if refusal is None else self._refusal_text(texts, refusal)
 
-    def stop(self, asker: Asker, message: MessageKey | None = None) -> str:
-        """Stop the answer shown by ``message``, or the asker's own; returns what to tell them."""
-        owner = self._gate.user(asker)
+    def stop(self, asker: Asker) -> str:
+        """Stop the asker's own answer; returns what to tell them."""
+        return self._stop_active(self._active.get(self._gate.user(asker)), self.texts(asker))
+
+    async def stop_shown(self, asker: Asker, message: MessageKey) -> str:
+        """Stop the answer that ``message`` belongs to; returns what to tell who pressed its button."""
+        active = await self._shown_by(message)
         texts = self.texts(asker)
-        if message is None:
-            active = self._active.get(owner)
-        else:
-            found = next(((who, one) for who, one in self._active.items() if message in one.messages), None)
-            if found is not None and found[0] != owner and not self._gate.is_admin(asker):
-                return texts("stopped.other")
-            active = found[1] if found else None
-        if active is None or active.display.finished:
-            return texts("stopped.nothing")
-        self._stop(active, texts("stopped.note"))
-        return texts("stopped.done")
+        if active is not None and active.place.owner != self._gate.user(asker) and not self._gate.is_admin(asker):
+            return texts("stopped.other")
+        return self._stop_active(active, texts)
 
     def reset(self, asker: Asker) -> str:
         """The asker's next question here begins a new conversation; returns what to tell them."""
@@ -390,7 +391,15 @@ class Answering:
                 self._fill(display, question, texts, collect, spoken, number, temperature)
             )
             writing = asyncio.create_task(
-                deliver(display, outlet, self.traffic, outlet.traffic_key, first=first, on_message=note_message)
+                deliver(
+                    display,
+                    outlet,
+                    self.traffic,
+                    outlet.traffic_key,
+                    first=first,
+                    on_message=note_message,
+                    sending=active.sending,
+                )
             )
             await asyncio.wait({active.work, writing}, return_when=asyncio.FIRST_COMPLETED)
             if not display.finished:
@@ -508,6 +517,21 @@ class Answering:
         else:
             self._memory.reset(active.place)
 
+    async def _shown_by(self, message: MessageKey) -> _Active | None:
+        """The answer being given that the message belongs to."""
+
+        def find() -> _Active | None:
+            return next((active for active in self._active.values() if message in active.messages), None)
+
+        if find() is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_KNOWN_WITHIN_S):
+                    for active in list(self._active.values()):
+                        if active.question.chat == message.chat:
+                            async with active.sending:
+                                pass  # now its id is known
+        return find()
+
     def _question_of(self, answer: MessageKey) -> tuple[MessageKey | None, Turn | None]:
         found = self._memory.get(answer)
         if found is None or found.role != "assistant" or found.parent is None:
@@ -518,6 +542,12 @@ class Answering:
         with contextlib.suppress(TryLater, ChatGone):
             async with self.traffic.slot(outlet.traffic_key, Urgency.TIDY):
                 await outlet.delete(message)
+
+    def _stop_active(self, active: _Active | None, texts: Texts) -> str:
+        if active is None or active.display.finished:
+            return texts("stopped.nothing")
+        self._stop(active, texts("stopped.note"))
+        return texts("stopped.done")
 
     def _stop(self, active: _Active, note: str) -> None:
         active.note = note

@@ -132,7 +132,7 @@ class Interactions:
         answering, asker = self._bot.answering, self._asker(interaction)
         texts = answering.texts(asker)
         assert interaction.message is not None
-        said = answering.stop(asker, MessageKey(asker.channel, str(interaction.message.id)))
+        said = await answering.stop_shown(asker, MessageKey(asker.channel, str(interaction.message.id)))
         if said == texts("stopped.done"):
             await interaction.response.defer()  # the answer itself says that it was stopped
         elif said == texts("stopped.nothing"):

@@ -206,6 +206,7 @@ async def deliver(
     *,
     first: str | None = None,
     on_message: Callable[[str], None] = lambda _: None,
+    sending: asyncio.Lock | None = None,
 ) -> list[str]:
     """Write until the display is finished and all of it is shown; returns the ids of the messages that stay.
 
@@ -216,11 +217,12 @@ async def deliver(
         chat: whose rates hold.
         first: a message to write into instead of sending a new one.
         on_message: told the id of each new message at once.
+        sending: held while there may be a message whose id isn't known yet.
 
     Raises:
         ChatGone: nothing can be written there any more, or the platform refused for 15 minutes.
     """
-    delivery = _Delivery(display, stage, first, on_message)
+    delivery = _Delivery(display, stage, first, on_message, sending or asyncio.Lock())
     changed = asyncio.Event()
     ticket: Ticket | None = None
     failing_since: float | None = None
@@ -266,10 +268,18 @@ async def deliver(
 class _Delivery:
     """Which message shows which page."""
 
-    def __init__(self, display: Display, stage: Stage, first: str | None, on_message: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        display: Display,
+        stage: Stage,
+        first: str | None,
+        on_message: Callable[[str], None],
+        sending: asyncio.Lock,
+    ) -> None:
         self._display = display
         self._stage = stage
         self._on_message = on_message
+        self._sending = sending
         self._message_of: dict[int, str] = {}
         self._placeholder = first
         """Shows the status; becomes page 0, or is deleted if growing text was shown by previews."""
@@ -309,18 +319,22 @@ class _Delivery:
         elif (message := self._message_of.get(write.page)) is not None:
             await self._stage.edit(message, write.content)
         else:
-            self._message_of[write.page] = message = await self._stage.send(write.content)
-            self._on_message(message)
+            self._message_of[write.page] = await self._send(write.content)
         self._display.written(write)
 
     async def _write_first(self, content: Content, *, keep: bool) -> None:
         if self._placeholder is None:
-            self._placeholder = await self._stage.send(content)
-            self._on_message(self._placeholder)
+            self._placeholder = await self._send(content)
         else:
             await self._stage.edit(self._placeholder, content)
         if keep:
             self._message_of[0], self._placeholder = self._placeholder, None
+
+    async def _send(self, content: Content) -> str:
+        async with self._sending:
+            message = await self._stage.send(content)
+            self._on_message(message)
+        return message
 
     def lost(self, page: int, *, remains: bool) -> None:
         message = self._message_of.pop(page, None)

@@ -17,6 +17,7 @@ import httpx
 from telegram import Bot, BotCommand, CallbackQuery, Message, Update
 from telegram.error import BadRequest, Conflict, NetworkError, TelegramError
 
+from minigpt4_bots.access import Asker
 from minigpt4_bots.answering import Answering
 from minigpt4_bots.conversation import MessageKey
 from minigpt4_bots.settings import TelegramSettings
@@ -185,9 +186,12 @@ class TelegramBot:
             return
         asker = asker_of(message, query.from_user)
         if query.data == Buttons.STOP.value:
-            self._spawn(self._acknowledge(query, self._answering.stop(asker, key)))
+            self._spawn(self._stop_shown(query, asker, key))
         else:
             self._spawn(self._regenerate(query, message, key))
+
+    async def _stop_shown(self, query: CallbackQuery, asker: Asker, key: MessageKey) -> None:
+        await self._acknowledge(query, await self._answering.stop_shown(asker, key))
 
     async def _regenerate(self, query: CallbackQuery, message: Message, key: MessageKey) -> None:
         asker = asker_of(message, query.from_user)

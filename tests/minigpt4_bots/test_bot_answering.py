@@ -44,6 +44,8 @@ class Room:
     traffic_key: str = "chat"
     sent: int = 0
     is_gone: bool = False
+    telling: asyncio.Event | None = None
+    """Until then messages are seen by all, but the bot isn't told their ids."""
 
     def measure(self, text: str, spoiler: bool) -> int:
         return utf16_length(safe_markdown(text, spoiler=spoiler))
@@ -55,8 +57,11 @@ class Room:
         if self.is_gone:
             raise ChatGone
         self.sent += 1
-        self.shown[f"b{self.sent}"] = content
-        return f"b{self.sent}"
+        message = f"b{self.sent}"
+        self.shown[message] = content
+        if self.telling is not None:
+            await self.telling.wait()
+        return message
 
     async def edit(self, message: str, content: Content) -> None:
         if message not in self.shown:
@@ -459,13 +464,38 @@ async def test_stop_frees_the_servers_slot(scene: Scene) -> None:
     scene.vision.on("Slow", Reply(pieces=["Part", " rest"], hold=asyncio.Event()))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
     await until(lambda: scene.room.texts == ["Part"])
-    assert scene.bot.stop(BEN, MessageKey("chat", "b1")) == "Only the person who asked can do this."
+    assert await scene.bot.stop_shown(BEN, MessageKey("chat", "b1")) == "Only the person who asked can do this."
     assert scene.bot.stop(BEN) == "I'm not answering you at the moment."
-    assert scene.bot.stop(ANNA, MessageKey("chat", "b1")) == "Stopped."
+    assert await scene.bot.stop_shown(ANNA, MessageKey("chat", "b1")) == "Stopped."
     await asking
     assert scene.room.texts == ["Part\n\n⏹ Stopped."]
     await until(lambda: scene.vision.aborted == 1)
     assert scene.vision.running_now == 0
+
+
+async def test_a_button_works_before_the_bot_knows_its_message(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(pieces=["Part", " rest"], hold=asyncio.Event()))
+    scene.room.telling = asyncio.Event()
+    asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
+    await until(lambda: scene.room.shown)
+    presses = [asyncio.create_task(scene.bot.stop_shown(who, MessageKey("chat", "b1"))) for who in (BEN, ANNA)]
+    await asyncio.sleep(0)
+    scene.room.telling.set()
+    assert await asyncio.gather(*presses) == ["Only the person who asked can do this.", "Stopped."]
+    await asking
+    assert "⏹ Stopped." in scene.last
+
+
+async def test_the_button_of_a_message_that_nobody_knows_does_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt4_bots.answering._KNOWN_WITHIN_S", 0.01)
+    scene.room.telling = asyncio.Event()
+    asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
+    await until(lambda: scene.room.shown)
+    assert await scene.bot.stop_shown(ANNA, MessageKey("chat", "x9")) == "I'm not answering you at the moment."
+    scene.room.telling.set()
+    await asking
 
 
 async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
