@@ -73,11 +73,12 @@ def quick_traffic() -> Traffic:
     return Traffic([Rate(1000, 0.1)], lambda _: [Rate(1, 0.001)])
 
 
-@given(TEXTS.filter(str.strip), st.booleans(), st.sampled_from([0.0, 0.3]), st.randoms(use_true_random=False))
+@given(TEXTS.filter(str.strip), st.booleans(), st.sampled_from([0.0, 0.3]), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_the_complete_final_text_always_arrives(
-    text: str, previews: bool, refusals: float, chance: random.Random
-) -> None:
+def test_the_complete_final_text_always_arrives(text: str, previews: bool, refusals: float, seed: int) -> None:
+    # Not ``st.randoms``: how often tasks draw depends on the clock, and Hypothesis ends an example that draws often.
+    chance = random.Random(seed)
+
     async def scene() -> tuple[FakeStage, list[str]]:
         stage = FakeStage(previews=previews, refusals=refusals, chance=chance)
         display = display_for(stage)
