@@ -66,7 +66,7 @@ async def until(condition: Callable[[], object], within_s: float = 120) -> None:
     """Wait for what nothing announces."""
     async with asyncio.timeout(within_s):
         while not condition():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

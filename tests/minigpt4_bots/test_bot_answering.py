@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bot_processes import until
 from drawing import draw, encode
 from fakes.vision import FakeVision, Reply
 from minigpt4_bots.access import Asker
@@ -141,12 +142,6 @@ async def scene_of(vision: FakeVision, folder: Path, **changes: Any) -> AsyncIte
 async def scene(vision: FakeVision, tmp_path: Path) -> AsyncIterator[Scene]:
     async with scene_of(vision, tmp_path) as scene:
         yield scene
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def png(colour: str) -> bytes:

@@ -2,11 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 from answer_texts import TEXTS, pages_of
+from bot_processes import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minigpt4_bots.markup import safe_markdown, utf16_length
@@ -57,12 +57,6 @@ class FakeStage:
     async def preview(self, content: Content) -> None:
         self._maybe_refuse()
         self.drafts.append(content.text)
-
-
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not happened():
-            await asyncio.sleep(0.002)
 
 
 def display_for(stage: FakeStage) -> Display:
