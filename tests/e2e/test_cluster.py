@@ -20,6 +20,7 @@ import pytest
 from drawing import encode
 from PIL import Image
 from processes import Server
+from waiting import until
 
 from minigpt4_serve.serving.metrics import METRICS
 
@@ -138,11 +139,6 @@ class Load:
     outcomes: list[Outcome] = field(default_factory=list)
     running: dict[int, Outcome] = field(default_factory=dict)
 
-    async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(240):
-            while not true():
-                await asyncio.sleep(0.01)
-
 
 @asynccontextmanager
 async def _asking(client: httpx.AsyncClient, *, workers: int, first: int, tokens: int = 200) -> AsyncIterator[Load]:
@@ -188,7 +184,7 @@ async def test_follow_ups_reach_the_replica_with_their_picture(client: httpx.Asy
     assert len(after) == 3
     asked = {engine["name"]: engine["requests"] for engine in before}
     assert all(engine["requests"] > asked.get(engine["name"], 0) + 2 for engine in after), "not all engines take part"
-    assert _grown("image_decodes", before, after) <= len(pictures) + hits.count(False)
+    assert _grown("image_decodes", before, after) <= 1.1 * len(pictures)
 
 
 CAPACITY = 3 * (8 + 4)
@@ -262,9 +258,9 @@ async def test_a_killed_engine_loses_nobody_who_had_not_begun(cluster: Server, c
     killed = cluster.replicas("engine")[0]
     async with _asking(client, workers=18, first=3000, tokens=150) as load:
         # Two engines have slots for sixteen: whichever is killed, somebody is being answered there.
-        await load.until(lambda: sum(one.begun for one in load.running.values()) > 16)
+        await until(lambda: sum(one.begun for one in load.running.values()) > 16, within_s=240)
         os.kill(killed, signal.SIGKILL)
-        await load.until(lambda: len(load.outcomes) > 36)
+        await until(lambda: len(load.outcomes) > 36, within_s=240)
     cut = [outcome for outcome in load.outcomes if not outcome.whole]
     assert cut, "nobody was on the engine that was killed"
     assert {(outcome.status, outcome.error) for outcome in cut} == {(200, "engine_failed")}
@@ -284,7 +280,7 @@ async def test_a_rolling_update_loses_nobody(cluster: Server, client: httpx.Asyn
     before = {engine["name"] for engine in await _engines(client)}
     http_before = cluster.replicas("http")
     async with _asking(client, workers=3, first=10000) as load:
-        await load.until(lambda: len(load.outcomes) > 2)
+        await until(lambda: len(load.outcomes) > 2, within_s=240)
         cluster.process.send_signal(signal.SIGHUP)
         # Five processes load the model one after the other, on two cores that are busy answering.
         await asyncio.to_thread(cluster.wait_for, "Ready again", 600)

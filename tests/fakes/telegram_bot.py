@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bot_processes import BotProcess, running_bot, until
+from bot_processes import BotProcess, running_bot
 from drawing import draw, encode
 from fakes.telegram import BOT, TOKEN, FakeTelegram, Sent
 from fakes.vision import FakeVision
+from waiting import until
 
 GENEROUS = "limits: {user_per_minute: null, user_per_day: null, chat_per_minute: null}\n"
 RED, BLUE = encode(draw("red")), encode(draw("blue"))

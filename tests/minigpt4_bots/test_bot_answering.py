@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bot_processes import until
 from drawing import draw, encode
 from fakes.vision import FakeVision, Reply
 from minigpt4_bots.access import Asker
@@ -23,6 +22,7 @@ from minigpt4_bots.question import Attachment, NotFetched, Question, Quoted, Too
 from minigpt4_bots.settings import BotSettings
 from minigpt4_bots.streaming import Buttons, ChatGone, Content, MessageGone
 from minigpt4_bots.traffic import Rate, Urgency
+from waiting import until
 
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded
 from minigpt4_serve.serving.auth import Admission

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 from answer_texts import TEXTS, pages_of
-from bot_processes import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minigpt4_bots.markup import safe_markdown, utf16_length
 from minigpt4_bots.streaming import Buttons, ChatGone, Content, Display, MessageGone, TryLater, deliver
 from minigpt4_bots.traffic import Rate, Traffic
+from waiting import until
 
 
 @dataclass

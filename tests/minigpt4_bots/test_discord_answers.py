@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from bot_processes import until
 from fakes.discord import Interaction, Upload
 from fakes.discord_bot import GENEROUS, PATIENCE_S, Scene, picture, scene
 from fakes.discord_world import Channel, Message, User, would_ping
 from fakes.vision import Reply
+from waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from bot_processes import until
 from fakes.discord_bot import Scene, picture, scene
 from fakes.vision import Reply
+from waiting import until
 
 PEOPLE = 200
 WORDS = [f"word{number} " for number in range(20)]

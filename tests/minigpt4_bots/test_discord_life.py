@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from bot_processes import running_bot, until
+from bot_processes import running_bot
 from fakes.discord_bot import GENEROUS, Scene, environment, picture, scene
 from fakes.discord_gateway import MESSAGE_CONTENT
 from fakes.discord_world import Message
 from fakes.vision import Reply
+from waiting import until
 
 pytestmark = pytest.mark.timeout(600)  # several starts of a process each
 

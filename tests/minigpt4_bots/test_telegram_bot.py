@@ -12,8 +12,9 @@ import pytest
 import pytest_asyncio
 from drawing import draw, encode
 from fakes.telegram import BOT, Refused, Sent
-from fakes.telegram_bot import BLUE, RED, Scene, mention, scene, somebody, until
+from fakes.telegram_bot import BLUE, RED, Scene, mention, scene, somebody
 from fakes.vision import Reply
+from waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -4,8 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from fakes.telegram_bot import RED, Scene, mention, scene, somebody, until
+from fakes.telegram_bot import RED, Scene, mention, scene, somebody
 from fakes.vision import Reply
+from waiting import until
 
 PEOPLE = 200
 WORDS = [f"word{number} " for number in range(20)]

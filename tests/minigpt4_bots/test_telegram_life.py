@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from bot_processes import running_bot
 from fakes.telegram import Refused
-from fakes.telegram_bot import GENEROUS, RED, Scene, environment, mention, scene, somebody, until
+from fakes.telegram_bot import GENEROUS, RED, Scene, environment, mention, scene, somebody
 from fakes.vision import Reply
 from processes import free_port
+from waiting import until
 
 pytestmark = pytest.mark.timeout(600)  # several starts of a process each
 
