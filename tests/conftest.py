@@ -1,6 +1,7 @@
 """What all tests share: a small random model with the recorded tokenizer, and drawn pictures."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,39 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("same")
 
-GOLDEN = Path(__file__).parent / "golden"
+# Torch reads it when it is imported, here and in the processes that tests start: tensors as small as the tests' are
+# slower on more threads, and test processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+SHARED_PROCESSES = ("cluster", "page_url")
+"""Fixtures that start a process for the whole session; the one that takes longest comes first."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a process or a module's fixtures on one worker, and begin with what takes longest."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_turn)
+
+
+def _group(item: pytest.Item) -> str:
+    return _shared_process(item) or item.path.relative_to(TESTS).with_suffix("").as_posix()
+
+
+def _turn(item: pytest.Item) -> int:
+    if shared := _shared_process(item):
+        return SHARED_PROCESSES.index(shared)
+    return len(SHARED_PROCESSES) + (item.get_closest_marker("e2e") is None)
+
+
+def _shared_process(item: pytest.Item) -> str | None:
+    fixtures = getattr(item, "fixturenames", ())
+    return next((name for name in SHARED_PROCESSES if name in fixtures), None)
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,24 @@ from pathlib import Path
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 
-def free_port() -> int:
-    """A port on loopback that nobody uses now.
+def _ports() -> Iterator[int]:
+    """Ports for this process to try, each one once; other processes of the same test run have others.
 
     None of those that the system hands out by itself, from 32768 on: until a process that was just started listens,
-    some connection may have got it. Nor one of those that Ray gives to its workers, below 20000.
+    some connection may have got it.
     """
-    for port in random.sample(range(20_000, 32_000), 100):
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = range(20_000 + worker, 32_000, workers)
+    yield from random.sample(own, len(own))
+
+
+_untried = _ports()
+
+
+def free_port() -> int:
+    """A port on loopback that nobody uses now, and that no other call returns."""
+    for port in _untried:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
