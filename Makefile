@@ -14,13 +14,14 @@ CPU ?= $(wildcard .venv/.cpu)
 WORKERS ?= 3
 PYTEST := $(RUN) pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-nightly lint check env env-dev clean help
+.PHONY: demo test test-slow test-nightly coverage lint check env env-dev clean help
 
 help:
 	@echo "make demo          start the real server with the embedded model and ask it about a picture (KEEP=1 leaves it running)"
 	@echo "make test          run the tests that every commit must pass (ARGS=… for pytest, WORKERS=… test processes)"
 	@echo "make test-slow     run the tests that take minutes each: several clusters, long loads, training"
 	@echo "make test-nightly  run what takes longer still"
+	@echo "make coverage      make test, measured: what share of each package's branches the tests run, and its floor"
 	@echo "make lint          check formatting, lint, types, import rules"
 	@echo "make check         lint and test"
 	@echo "make env           install what serving needs into .venv; CPU=1 leaves CUDA's libraries out (with any target)"
@@ -39,6 +40,10 @@ test-slow: env-dev
 test-nightly: env-dev
 	@$(PYTEST) -m nightly $(ARGS)
 
+coverage: PYTEST += --cov --cov-report=
+coverage: test
+	@$(RUN) python -m tools.coverage_floors
+
 lint: env-dev
 	@$(RUN) ruff format --check .
 	@$(RUN) ruff check .
@@ -51,12 +56,14 @@ check: lint test
 # Installed only when the lock or the project file changed. Compiled at once: where PYTHONDONTWRITEBYTECODE is set, as in
 # many containers, each process would compile torch anew.
 env: .venv/.env
+	@:
 env-dev: .venv/.env-dev
+	@:
 
 ifeq ($(filter-out 0,$(CPU)),)
 
 .venv/.env: uv.lock pyproject.toml | $(UV)
-	@echo "Installing what serving needs into .venv (5.9 GB with CUDA's libraries; CPU=1 leaves them out) …"
+	@echo "Installing what serving needs into .venv (6.2 GB with CUDA's libraries; CPU=1 leaves them out) …"
 	@$(UV) sync --frozen --inexact --no-dev --extra serve --extra web --compile-bytecode
 	@touch $@
 
@@ -68,11 +75,11 @@ ifeq ($(filter-out 0,$(CPU)),)
 else
 
 .venv/.env: .venv/.cpu
-	@$(UV) pip install --torch-backend=cpu --constraints $< --compile-bytecode --editable '.[serve,web]'
+	@$(UV) pip install --python .venv --torch-backend=cpu --constraints $< --compile-bytecode --editable '.[serve,web]'
 	@touch $@
 
 .venv/.env-dev: .venv/.cpu
-	@$(UV) pip install --torch-backend=cpu --constraints $< --compile-bytecode --editable . --group dev
+	@$(UV) pip install --python .venv --torch-backend=cpu --constraints $< --compile-bytecode --editable . --group dev
 	@touch .venv/.env $@
 
 # uv.lock as constraints, with its hashes; torch has none, since it is another build than the one that is locked.
