@@ -2,12 +2,30 @@
 
 import base64
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minigpt4_serve.weights.convert import convert
 
 VARIANTS = {"v1_vicuna": "vicuna", "v1_llama2": "llama2", "v2": "v2"}
+
+
+@dataclass(frozen=True)
+class ConvertedServer:
+    """A running ``minigpt4 serve --model … --keys-file …`` with a converted model folder.
+
+    Attributes:
+        url: without ``/v1``.
+        keys_file: where ``minigpt4 keys`` adds and revokes keys.
+        key: one without limits.
+        expected: what the original answered, from ``expected.json``.
+    """
+
+    url: str
+    keys_file: Path
+    key: str
+    expected: dict[str, Any]
 
 
 def convert_recorded(golden: Path, variant: str, out: Path) -> dict[str, Any]:
