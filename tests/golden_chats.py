@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from processes import Server
+
 from minigpt4_serve.weights.convert import convert
 
 VARIANTS = {"v1_vicuna": "vicuna", "v1_llama2": "llama2", "v2": "v2"}
@@ -13,16 +15,20 @@ VARIANTS = {"v1_vicuna": "vicuna", "v1_llama2": "llama2", "v2": "v2"}
 
 @dataclass(frozen=True)
 class ConvertedServer:
-    """A running ``minigpt4 serve --model … --keys-file …`` with a converted model folder.
+    """A running ``minigpt4 serve`` with a converted model folder and a keys file.
 
     Attributes:
-        url: without ``/v1``.
+        server: its address and process.
+        settings_file: what ``--config`` names.
+        settings: its content.
         keys_file: where ``minigpt4 keys`` adds and revokes keys.
         key: one without limits.
         expected: what the original answered, from ``expected.json``.
     """
 
-    url: str
+    server: Server
+    settings_file: Path
+    settings: dict[str, Any]
     keys_file: Path
     key: str
     expected: dict[str, Any]

@@ -1,11 +1,13 @@
-"""A second server for tests that need keys or a converted checkpoint: started once for both."""
+"""A second server for tests that need keys, a converted checkpoint or a single engine: started once for all."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from golden_chats import ConvertedServer, convert_recorded
-from processes import running_server
+from processes import serving
 
 from minigpt4_serve.serving.keys import KeyLimits, add_key
 
@@ -17,5 +19,8 @@ def converted_v2(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     expected = convert_recorded(golden, "v2", folder / "v2")
     keys_file = folder / "keys.json"
     key = add_key(keys_file, "tests", KeyLimits())
-    with running_server("--model", str(folder / "v2"), "--keys-file", str(keys_file)) as url:
-        yield ConvertedServer(url, keys_file, key, expected)
+    settings: dict[str, Any] = {"model": {"path": str(folder / "v2")}, "keys_file": str(keys_file)}
+    settings_file = folder / "settings.yaml"
+    settings_file.write_text(json.dumps(settings))  # JSON is YAML
+    with serving("--config", str(settings_file)) as server:
+        yield ConvertedServer(server, settings_file, settings, keys_file, key, expected)

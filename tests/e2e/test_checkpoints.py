@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
 
 def test_converted_v2_serves_the_originals_answers(converted_v2: ConvertedServer, golden: Path) -> None:
-    _compare_answers(converted_v2.url, converted_v2.key, "v2", converted_v2.expected, golden)
+    _compare_answers(converted_v2.server.url, converted_v2.key, "v2", converted_v2.expected, golden)
 
 
 @pytest.mark.slow

@@ -257,7 +257,7 @@ async def test_a_killed_engine_loses_nobody_who_had_not_begun(cluster: Server, c
     before = {engine["name"] for engine in await _engines(client)}
     assert len(before) == 3
     killed = cluster.replicas("engine")[0]
-    async with _asking(client, workers=18, first=3000, tokens=150) as load:
+    async with _asking(client, workers=18, first=3000, tokens=80) as load:
         # Two engines have slots for sixteen: whichever is killed, somebody is being answered there.
         await until(lambda: sum(one.begun for one in load.running.values()) > 16, within_s=240)
         os.kill(killed, signal.SIGKILL)
@@ -276,6 +276,7 @@ async def test_a_killed_engine_loses_nobody_who_had_not_begun(cluster: Server, c
     await _all_idle(client)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_a_rolling_update_loses_nobody(cluster: Server, client: httpx.AsyncClient) -> None:
     before = {engine["name"] for engine in await _engines(client)}
