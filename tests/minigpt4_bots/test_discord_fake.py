@@ -18,7 +18,7 @@ class Library(discord.Client):
 
     def __init__(self, *, content: bool = False) -> None:
         intents = discord.Intents(guilds=True, messages=True, message_content=content)
-        super().__init__(intents=intents)
+        super().__init__(intents=intents, guild_ready_timeout=0.1)  # the fake sends its one guild at once
         self.tree = app_commands.CommandTree(self)
         self.met: asyncio.Queue[discord.Message] = asyncio.Queue()
         self.asked: asyncio.Queue[discord.Interaction] = asyncio.Queue()
