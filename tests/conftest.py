@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,14 @@ hypothesis.settings.load_profile("same")
 # slower on more threads, and test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A shell that runs pytest in the background lets it, and thus every server that it starts, ignore the SIGINT by which
+# tests stop them: each took the 150 seconds until it was killed.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
-SHARED_PROCESSES = ("cluster", "page_url")
+SHARED_PROCESSES = ("cluster", "converted_v2", "page_url")
 """Fixtures that start a process for the whole session; the one that takes longest comes first."""
 
 

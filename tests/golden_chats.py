@@ -2,12 +2,36 @@
 
 import base64
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from processes import Server
 
 from minigpt4_serve.weights.convert import convert
 
 VARIANTS = {"v1_vicuna": "vicuna", "v1_llama2": "llama2", "v2": "v2"}
+
+
+@dataclass(frozen=True)
+class ConvertedServer:
+    """A running ``minigpt4 serve`` with a converted model folder and a keys file.
+
+    Attributes:
+        server: its address and process.
+        settings_file: what ``--config`` names.
+        settings: its content.
+        keys_file: where ``minigpt4 keys`` adds and revokes keys.
+        key: one without limits.
+        expected: what the original answered, from ``expected.json``.
+    """
+
+    server: Server
+    settings_file: Path
+    settings: dict[str, Any]
+    keys_file: Path
+    key: str
+    expected: dict[str, Any]
 
 
 def convert_recorded(golden: Path, variant: str, out: Path) -> dict[str, Any]:

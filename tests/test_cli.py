@@ -10,6 +10,8 @@ import pytest
 from drawing import draw, encode
 from processes import free_port, run
 
+from minigpt4_serve.cli import main
+
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
@@ -51,27 +53,46 @@ def test_version() -> None:
         (["ask", "."], "folder"),
         (["ask", "{text}", "Q"], "not a picture"),
         (["ask", "{half}", "Q"], "damaged"),
-        (["ask", "{picture}", "Q", "--model", "nowhere"], "not a model folder"),
         (["ask", "{picture}", "Q", "--server", "http://127.0.0.1:{port}"], "Can't reach a server"),
         (["ask", "{picture}", "Q", "--server", "ftp://x"], "should look like"),
         (["chat", "none.png"], "no such file"),
         (["serve", "--config", "none.yaml"], "no settings file"),
         (["serve", "--host", "0.0.0.0"], "API key"),
-        (["serve", "--model", "nowhere"], "not a model folder"),
     ],
 )
-def test_what_goes_wrong_is_one_line(words: list[str], message: str, picture: Path, tmp_path: Path) -> None:
+def test_what_goes_wrong_is_one_line(
+    words: list[str],
+    message: str,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     text, half = tmp_path / "text.png", tmp_path / "half.png"
     text.write_text("this is no picture")
     half.write_bytes(picture.read_bytes()[:60])
     places = {"picture": picture, "text": text, "half": half, "port": free_port()}
-    done = run(*[word.format(**places) for word in words], MINIGPT4_API_KEY="")
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("•")]
-    assert len(lines) == 1, done.stderr
+    monkeypatch.setattr(sys, "argv", ["minigpt4", *(word.format(**places) for word in words)])
+    monkeypatch.setenv("MINIGPT4_API_KEY", "")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capfd.readouterr()
+    _assert_one_line(ended.value.code, printed.out, printed.err, message)
+
+
+@pytest.mark.parametrize("words", [["ask", "{picture}", "Q"], ["serve"]])
+def test_heavy_imports_add_no_line_to_the_error(words: list[str], picture: Path) -> None:
+    done = run(*[word.format(picture=picture) for word in words], "--model", "nowhere", MINIGPT4_API_KEY="")
+    _assert_one_line(done.returncode, done.stdout, done.stderr, "not a model folder")
+
+
+def _assert_one_line(code: object, out: str, err: str, message: str) -> None:
+    assert code == 1
+    lines = [line for line in err.splitlines() if not line.startswith("•")]
+    assert len(lines) == 1, err
     assert lines[0].startswith("minigpt4: ")
     assert message in lines[0]
-    assert done.stdout == ""
+    assert out == ""
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -84,10 +85,14 @@ class EngineReplica:
         return {"context_length": self._engine.context_length}
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """Ray asks every few seconds and hands it on to whoever routes requests here."""
+        """``EngineStats`` and ``reported_at``, the time of the report in Unix seconds.
+
+        Ray calls it every few seconds and passes the result to all processes that route requests here.
+        """
+        reported_at = time.time()
         stats = asdict(self._engine.stats())
         self._meter.note(stats)
-        return stats
+        return {**stats, "reported_at": reported_at}
 
     def check_health(self) -> None:
         """Ray replaces the replica when this raises."""

@@ -1,10 +1,11 @@
 """Keys and their limits on a real server: the counters are one Ray actor's, and Ray's proxy tells who asks."""
 
-from pathlib import Path
+import time
 
 import httpx
 import pytest
-from processes import run, running_server
+from golden_chats import ConvertedServer
+from processes import run
 
 from minigpt4_serve.serving.keys import KeyLimits, add_key
 
@@ -13,14 +14,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 
 
-def test_keys_limits_and_revocation_on_a_running_server(tmp_path: Path) -> None:
-    file = tmp_path / "keys.json"
+def test_keys_limits_and_revocation_on_a_running_server(converted_v2: ConvertedServer) -> None:
+    url, file = converted_v2.server.url, converted_v2.keys_file
     guest = add_key(file, "guest", KeyLimits(requests_per_minute=3))
-    with running_server("--keys-file", str(file)) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         chat = "/v1/chat/completions"
         assert client.post(chat, json=HELLO).status_code == 401
         assert client.get("/health").status_code == 200
         headers = {"authorization": f"Bearer {guest}"}
+        assert _until(client, headers, 200)  # the models' list costs nothing of the minute's share
         answers = [client.post(chat, json=HELLO, headers=headers) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0"]
@@ -32,11 +34,9 @@ def test_keys_limits_and_revocation_on_a_running_server(tmp_path: Path) -> None:
 
 
 def _until(client: httpx.Client, headers: dict[str, str], status: int) -> bool:
-    import time
-
     deadline = time.monotonic() + 60
     while client.get("/v1/models", headers=headers).status_code != status:
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.2)
+        time.sleep(0.1)
     return True

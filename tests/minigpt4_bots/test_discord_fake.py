@@ -18,7 +18,7 @@ class Library(discord.Client):
 
     def __init__(self, *, content: bool = False) -> None:
         intents = discord.Intents(guilds=True, messages=True, message_content=content)
-        super().__init__(intents=intents)
+        super().__init__(intents=intents, guild_ready_timeout=0.1)  # the fake sends its one guild at once
         self.tree = app_commands.CommandTree(self)
         self.met: asyncio.Queue[discord.Message] = asyncio.Queue()
         self.asked: asyncio.Queue[discord.Interaction] = asyncio.Queue()
@@ -164,6 +164,7 @@ async def test_interactions_are_answered_once_in_time_and_for_a_while(world: Fak
 
 async def test_commands_are_checked(world: FakeDiscord, library: Library) -> None:
     assert [command["name"] for command in world.commands] == ["ask"]
+    world.limits.sizes["commands"] = (10, 10.0)  # of which nothing is checked here
     for bad in ({"name": "Ask", "description": "x"}, {"name": "ask"}, {"name": "a" * 33, "type": 3}):
         with pytest.raises(discord.HTTPException):
             await library.http.bulk_upsert_global_commands(int(world.app_id), [bad])  # type: ignore[list-item]
