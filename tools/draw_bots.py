@@ -1,115 +1,94 @@
 """Draw docs/discord.png and docs/telegram.png: real conversations with the bots, in imitations of the two programs.
 
-Runs the real server with the embedded model and both real bots against the tests' stand-ins for Discord and Telegram,
-asks about a drawn picture, and paints what the bots sent: words and buttons are theirs, looks are approximate. A minute
-on two cores: ``python tools/draw_bots.py``. Run it after changing how answers look.
+    python -m tools.draw_bots
+
+``tests/record_bots.py`` runs the real server with the embedded model and both real bots against the tests' fakes of
+Discord and Telegram; this paints what they said. Words and buttons are theirs, looks are approximate. It takes a minute
+on two cores. Run it after a change of how answers look.
 """
 
 import argparse
-import asyncio
+import json
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from bot_processes import running_bot
-from drawing import encode
-from fakes import discord_bot, telegram_bot
-from fakes.discord import Upload, running_discord
-from fakes.telegram import FakeTelegram
-from fakes.vision import FakeVision
-from processes import running_server
+__all__ = ["Message", "main", "paint_discord", "paint_telegram"]
 
 QUESTIONS = ("What is in this picture?", "Where is the green square?")
-WIDTH, _LINE = 1120, 36
+
+_RECORDER = Path(__file__).resolve().parents[1] / "tests" / "record_bots.py"
+_WIDTH, _LINE = 1120, 36  # pixels: of the picture, and from line to line
 
 
-@dataclass
-class Said:
-    """One message as it is to be painted."""
+@dataclass(frozen=True)
+class Message:
+    """One message as it is painted; a button's label begins with an emoji."""
 
-    words: str
+    text: str
     by_bot: bool
     button: str = ""
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
 
 
-def main() -> None:
-    """Ask, then paint into the folder named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs"))
-    folder = parser.parse_args().folder
-    with running_server("--model-name", "minigpt4-tiny") as url:
-        on_discord = asyncio.run(_ask_on_discord(f"{url}/v1"))
-        on_telegram = asyncio.run(_ask_on_telegram(f"{url}/v1"))
-    for said in on_discord + on_telegram:
-        print(f"{'bot' if said.by_bot else 'ann'}: {said.words} {said.button}")
-    paint_discord(on_discord).save(folder / "discord.png", optimize=True)
-    paint_telegram(on_telegram).save(folder / "telegram.png", optimize=True)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record both conversations, then paint them into a folder. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.draw_bots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs"), help="of the pictures; %(default)s")
+    folder = parser.parse_args(arguments).folder
+    recorded = record(draw_image())
+    for platform, messages in recorded.items():
+        for message in messages:
+            print(f"{platform}, {'bot' if message.by_bot else 'ann'}: {message.text} {message.button}")
+    paint_discord(recorded["discord"]).save(folder / "discord.png", optimize=True)
+    paint_telegram(recorded["telegram"]).save(folder / "telegram.png", optimize=True)
+    return 0
 
 
-def _drawn() -> Image.Image:
-    """The picture that is asked about."""
-    picture = Image.new("RGB", (360, 270), "white")
-    draw = ImageDraw.Draw(picture)
+def draw_image() -> Image.Image:
+    """The image that is asked about."""
+    image = Image.new("RGB", (360, 270), "white")
+    draw = ImageDraw.Draw(image)
     draw.ellipse((50, 60, 170, 180), fill="red")
     draw.rectangle((220, 110, 310, 200), fill="green")
-    return picture
+    return image
 
 
-async def _ask_on_discord(base_url: str) -> list[Said]:
-    picture, said = _drawn(), list[Said]()
+def record(image: Image.Image) -> dict[str, list[Message]]:
+    """Ask both bots about the image; each platform's messages, the image with the first one.
+
+    Raises:
+        CalledProcessError: the recorder failed; its errors are on stderr.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        async with running_discord() as discord:
-            told = discord_bot.environment(discord, base_url)
-            async with running_bot("minigpt4-discord", folder=Path(folder), settings=discord_bot.GENEROUS, **told):
-                channel, ann, last = await discord.channel(), discord.user("ann"), None
-                for question in QUESTIONS:
-                    files = [] if last else [Upload(encode(picture))]
-                    asked = await discord.says(
-                        channel, ann, question, attachments=files, mention=last is None, reply_to=last
-                    )
-                    answer = await discord.answer_to(asked, ends="Regenerate", within=60)
-                    name = "" if last else f"@{discord.bot.name} "
-                    said.append(Said(f"{name}{question}", by_bot=False, picture=None if last else picture))
-                    last = answer.last
-                    said.append(Said(answer.text, by_bot=True, button=next(iter(last.buttons()))))
-    return said
+        image.save(file := Path(folder) / "image.png")
+        command = [sys.executable, str(_RECORDER), str(file), *QUESTIONS]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
+    return {
+        platform: [Message(**message, image=None if number else image) for number, message in enumerate(messages)]
+        for platform, messages in json.loads(printed).items()
+    }
 
 
-async def _ask_on_telegram(base_url: str) -> list[Said]:
-    picture, said, ann = _drawn(), list[Said](), telegram_bot.somebody()
-    with tempfile.TemporaryDirectory() as folder:
-        async with FakeTelegram().running() as telegram:
-            here = telegram_bot.Scene(telegram, FakeVision(), Path(folder))
-            told = telegram_bot.environment(telegram, base_url)
-            ready, settings = "Running.", telegram_bot.GENEROUS
-            async with running_bot("minigpt4-telegram", ready=ready, folder=here.folder, settings=settings, **told):
-                for number, question in enumerate(QUESTIONS):
-                    photo = {} if number else telegram.photo(encode(picture))
-                    await telegram.say(ann, ann, question, **photo)
-                    answer = await here.answer(ann, number + 1)
-                    said.append(Said(question, by_bot=False, picture=None if number else picture))
-                    said.append(Said(answer.text, by_bot=True, button=answer.labels[0]))
-    return said
-
-
-def paint_discord(conversation: list[Said]) -> Image.Image:
+def paint_discord(messages: Sequence[Message]) -> Image.Image:
     """Discord's dark theme."""
-    image = Image.new("RGB", (WIDTH, 2000), "#313338")
+    image = Image.new("RGB", (_WIDTH, 2000), "#313338")
     draw = ImageDraw.Draw(image)
     y, before = 24, ""
-    for said in conversation:
+    for message in messages:
         if before:
             draw.line([(58, y + 24), (58, y + 12), (100, y + 12)], fill="#4e5058", width=4)
             draw.text((110, y), before, font=_font(19), fill="#949ba4")
             y += 30
-        _discord_head(draw, y, "eyes" if said.by_bot else "ann", bot=said.by_bot)
-        for line in _lines(draw, said.words, WIDTH - 160):
+        _paint_discord_header(draw, y, "eyes" if message.by_bot else "ann", bot=message.by_bot)
+        for line in _wrap(draw, message.text, _WIDTH - 160):
             x = 110.0
             for word in line.split(" "):
                 is_mention = word.startswith("@")
@@ -120,17 +99,17 @@ def paint_discord(conversation: list[Said]) -> Image.Image:
                 x = end + draw.textlength(" ", font=_font(25))
             y += _LINE
         y += 84 - _LINE
-        if said.picture is not None:
-            image.paste(said.picture, (110, y))
-            y += said.picture.height + 24
-        if said.button:
-            _discord_button(draw, y, said.button)
+        if message.image is not None:
+            image.paste(message.image, (110, y))
+            y += message.image.height + 24
+        if message.button:
+            _paint_discord_button(draw, y, message.button)
             y += 80
-        before = f"@{'eyes' if said.by_bot else 'ann'}  {said.words}"
-    return image.crop((0, 0, WIDTH, y))
+        before = f"@{'eyes' if message.by_bot else 'ann'}  {message.text}"
+    return image.crop((0, 0, _WIDTH, y))
 
 
-def _discord_head(draw: ImageDraw.ImageDraw, y: int, name: str, *, bot: bool) -> None:
+def _paint_discord_header(draw: ImageDraw.ImageDraw, y: int, name: str, *, bot: bool) -> None:
     draw.ellipse((24, y, 92, y + 68), fill="#5865f2" if bot else "#f47fff")
     draw.text((58, y + 34), name[0].upper(), font=_font(32), fill="white", anchor="mm")
     draw.text((110, y), name, font=_font(24), fill="white")
@@ -142,38 +121,38 @@ def _discord_head(draw: ImageDraw.ImageDraw, y: int, name: str, *, bot: bool) ->
     draw.text((x, y + 6), "Today at 12:00", font=_font(18), fill="#949ba4")
 
 
-def _discord_button(draw: ImageDraw.ImageDraw, y: int, label: str) -> None:
-    words = label.split(" ", 1)[1]  # the emoji in front of it is drawn: few fonts have it
-    end = 186 + draw.textlength(words, font=_font(22))
+def _paint_discord_button(draw: ImageDraw.ImageDraw, y: int, label: str) -> None:
+    text = label.split(" ", 1)[1]  # the emoji in front of it is drawn: few fonts have it
+    end = 186 + draw.textlength(text, font=_font(22))
     draw.rounded_rectangle((110, y, end, y + 52), 8, fill="#4e5058")
     draw.arc((128, y + 14, 152, y + 38), 40, 320, fill="#5fb2f2", width=4)
-    draw.text((164, y + 12), words, font=_font(22), fill="white")
+    draw.text((164, y + 12), text, font=_font(22), fill="white")
 
 
-def paint_telegram(conversation: list[Said]) -> Image.Image:
-    """Telegram's light theme: what one says oneself stands on the right."""
-    image = Image.new("RGB", (WIDTH, 2000), "#c8d9b4")
+def paint_telegram(messages: Sequence[Message]) -> Image.Image:
+    """Telegram's light theme; the user's own messages are on the right."""
+    image = Image.new("RGB", (_WIDTH, 2000), "#c8d9b4")
     draw = ImageDraw.Draw(image)
     y = 24
-    for said in conversation:
-        picture = said.picture
-        lines = _lines(draw, said.words, 720)
-        words = max(int(draw.textlength(line, font=_font(25))) for line in lines) + 110
-        width = max(words, picture.width if picture else 0, 360)
-        if picture is not None:
-            picture = picture.resize((width, round(picture.height * width / picture.width)))
-        height = 60 + _LINE * (len(lines) - 1) + (picture.height if picture else 0)
-        x = 24 if said.by_bot else WIDTH - 24 - width
-        draw.rounded_rectangle((x, y, x + width, y + height), 18, fill="white" if said.by_bot else "#effdde")
-        if picture is not None:
-            image.paste(picture, (x, y))
+    for message in messages:
+        photo = message.image
+        lines = _wrap(draw, message.text, 720)
+        text_width = max(int(draw.textlength(line, font=_font(25))) for line in lines) + 110
+        width = max(text_width, photo.width if photo else 0, 360)
+        if photo is not None:
+            photo = photo.resize((width, round(photo.height * width / photo.width)))
+        height = 60 + _LINE * (len(lines) - 1) + (photo.height if photo else 0)
+        x = 24 if message.by_bot else _WIDTH - 24 - width
+        draw.rounded_rectangle((x, y, x + width, y + height), 18, fill="white" if message.by_bot else "#effdde")
+        if photo is not None:
+            image.paste(photo, (x, y))
         below = y + height - 46
         for number, line in enumerate(reversed(lines)):
             draw.text((x + 18, below - _LINE * number), line, font=_font(25), fill="black")
         draw.text((x + width - 72, below + 12), "12:00", font=_font(17), fill="#7a9a6a")
         y += height + 8
-        if said.button:
-            label = said.button.split(" ", 1)[1]
+        if message.button:
+            label = message.button.split(" ", 1)[1]
             draw.rounded_rectangle((x, y, x + width, y + 52), 14, fill="#8fa97c")
             middle = x + width // 2
             draw.text((middle + 16, y + 26), label, font=_font(22), fill="white", anchor="mm")
@@ -181,13 +160,13 @@ def paint_telegram(conversation: list[Said]) -> Image.Image:
             draw.arc((begin - 12, y + 14, begin + 12, y + 38), 40, 320, fill="white", width=4)
             y += 60
         y += 16
-    return image.crop((0, 0, WIDTH, y))
+    return image.crop((0, 0, _WIDTH, y))
 
 
-def _lines(draw: ImageDraw.ImageDraw, words: str, width: int) -> list[str]:
-    """Words in lines of at most ``width`` pixels."""
+def _wrap(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
+    """The text in lines of at most ``width`` pixels."""
     lines = [""]
-    for word in words.split():
+    for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and draw.textlength(longer, font=_font(25)) > width:
             lines.append(word)
@@ -201,4 +180,4 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

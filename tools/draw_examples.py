@@ -1,21 +1,27 @@
-"""Draws the example pictures of ``minigpt4 web`` from the world that the embedded model knows, and the page's icon.
+"""Draw the example images of ``minigpt4 web`` from the scenes that the embedded model knows, and the page's icon.
 
-Run it after a change here: ``python tools/draw_examples.py``. A test compares what is shipped with what is drawn.
+    python -m tools.draw_examples
+
+Run it after a change here. A test compares what is shipped with what is drawn.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent / "tiny"))
-from world import Scene, Thing, draw
+from minigpt4_serve.web.tasks import EXAMPLES_FOLDER
+from tools.tiny.world import Scene, Thing, draw
 
-FOLDER = Path(__file__).parent.parent / "minigpt4_serve" / "web" / "examples"
-SIDE = 280
-"""Pixels, the root of each picture's area. They are drawn four times larger and made smaller, for smooth edges."""
+__all__ = ["draw_examples", "main"]
 
-EXAMPLES = {
+_SIDE = 280  # pixels: the square root of each image's area
+_ICON_SIDE = 64
+_SUPERSAMPLING = 4  # drawn so much larger and scaled down, for smooth edges
+
+SCENES = {
     "village": Scene(
         (
             Thing("house", "red", 0.27, 0.62, 0.24),
@@ -48,22 +54,34 @@ EXAMPLES = {
 }
 
 
-def icon() -> Image.Image:
-    """A star on white, as a browser's tab shows it."""
-    return _smooth(Scene((Thing("star", "yellow", 0.5, 0.53, 0.42),), "black", seed=8), 64)
+ICON = Scene((Thing("star", "yellow", 0.5, 0.53, 0.42),), "black", seed=8)
+"""As a browser's tab shows it."""
 
 
-def _smooth(scene: Scene, side: int) -> Image.Image:
-    large = draw(scene, 4 * side)
-    return large.resize((large.width // 4, large.height // 4), Image.Resampling.LANCZOS)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write all images. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.draw_examples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=EXAMPLES_FOLDER, help="default: %(default)s")
+    folder = parser.parse_args(arguments).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in draw_examples().items():
+        image.quantize(64, dither=Image.Dither.NONE).save(folder / name, optimize=True)
+    return 0
 
 
-def pictures() -> dict[str, Image.Image]:
-    """File names and what they show."""
-    return {**{f"{name}.png": _smooth(scene, SIDE) for name, scene in EXAMPLES.items()}, "icon.png": icon()}
+def draw_examples() -> dict[str, Image.Image]:
+    """The images by file name, before their colors are reduced."""
+    examples = {f"{name}.png": _draw_smooth(scene, _SIDE) for name, scene in SCENES.items()}
+    return {**examples, "icon.png": _draw_smooth(ICON, _ICON_SIDE)}
+
+
+def _draw_smooth(scene: Scene, side: int) -> Image.Image:
+    large = draw(scene, _SUPERSAMPLING * side)
+    size = (large.width // _SUPERSAMPLING, large.height // _SUPERSAMPLING)
+    return large.resize(size, Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures().items():
-        picture.quantize(64, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
+    sys.exit(main())

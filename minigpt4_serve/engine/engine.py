@@ -44,6 +44,7 @@ class EngineStats:
 
     running: int
     waiting: int
+    accepted: int  # sequences not finished: running, waiting, or before that, while images are decoded
     blocks_held: int
     blocks_total: int
     requests: int = 0
@@ -146,6 +147,7 @@ class Engine:
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
+            accepted=self._load,
             blocks_held=blocks.num_blocks - blocks.num_free,
             blocks_total=blocks.num_blocks,
             cached_tokens=scheduler.cached_tokens,

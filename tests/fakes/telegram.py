@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 from fakes.standstill import Standstill
+from waiting import until
 
 TOKEN = "123456789:AAFakeToken-only-for-loopback-0123456789"
 BOT = {"id": 123456789, "is_bot": True, "first_name": "Eyes", "username": "eyes_bot", "can_join_groups": True}
@@ -371,6 +372,11 @@ class FakeTelegram:
     def shown(self, chat: int) -> list[Sent]:
         """The bot's messages in a chat, oldest first."""
         return [one for one in self.sent.values() if one.chat == chat and not one.deleted]
+
+    async def answer(self, chat: int, count: int = 1) -> Sent:
+        """The last of so many messages of the bot, when its answer is complete."""
+        await until(lambda: len(self.shown(chat)) >= count and all(one.buttons != ["stop"] for one in self.shown(chat)))
+        return self.shown(chat)[count - 1]
 
     def as_json(self, sent: Sent) -> Json:
         """A message of the bot as Telegram tells it."""

@@ -11,7 +11,6 @@ from bot_processes import BotProcess, running_bot
 from drawing import draw, encode
 from fakes.telegram import BOT, TOKEN, FakeTelegram, Sent
 from fakes.vision import FakeVision
-from waiting import until
 
 GENEROUS = "limits: {user_per_minute: null, user_per_day: null, chat_per_minute: null}\n"
 RED, BLUE = encode(draw("red")), encode(draw("blue"))
@@ -51,13 +50,7 @@ class Scene:
 
     async def answer(self, chat: int, count: int = 1) -> Sent:
         """The last of so many messages of the bot, when its answer is complete."""
-        await until(
-            lambda: (
-                len(self.telegram.shown(chat)) >= count
-                and all(one.buttons != ["stop"] for one in self.telegram.shown(chat))
-            )
-        )
-        return self.telegram.shown(chat)[count - 1]
+        return await self.telegram.answer(chat, count)
 
     async def works(self, text: str = "Does it work?") -> None:
         """A question of a new person is answered."""

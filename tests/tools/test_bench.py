@@ -1,6 +1,5 @@
 """The benchmark runs from the tree, with the smallest sizes, without Ray, FastAPI and matplotlib."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -14,25 +13,30 @@ import torch
 
 from minigpt4_serve.engine import Engine
 from minigpt4_serve.settings import EngineSettings
+from tools.bench import engine as bench
+from tools.bench import soak, stages
+from tools.bench.__main__ import main
+from tools.bench.measurement import Measurement, percentile
 
 pytestmark = pytest.mark.timeout(1000)  # the smallest sizes on the slowest machine
 
-TOOL = Path(__file__).parents[2] / "tools" / "bench.py"
+ROOT = Path(__file__).parents[2]
 WITHOUT_SERVER = """
-import runpy, sys
+import sys
 sys.modules.update(ray=None, fastapi=None, matplotlib=None)
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
+from tools.bench.__main__ import main
+sys.exit(main())
 """
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_SERVER, str(TOOL), *arguments],
+        [sys.executable, "-c", WITHOUT_SERVER, *arguments],
         capture_output=True,
         text=True,
         timeout=900,
         check=False,
+        cwd=ROOT,
     )
 
 
@@ -48,16 +52,12 @@ def test_it_measures_all_sides_and_writes_figures(tmp_path: Path) -> None:
     assert ours["decode_steps"] <= one["decode_steps"]
     assert result["turns_with_reuse"][1]["cached_tokens"] > result["turns_without_reuse"][1]["cached_tokens"] == 0
     assert result["ratios"]["throughput to (a)"] > 0
-    assert {"decode, batch 1, tokens/s", "first token from a decoded picture, ms"} <= result["roofline"].keys()
+    assert {"decode, batch 1, tokens/s", "first token from a decoded image, ms"} <= result["roofline"].keys()
     assert "no bench.png: install matplotlib" in done.stderr
 
 
-def test_each_engine_has_the_device_for_itself_and_each_stage_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_run_one_at_a_time_and_each_stage_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU a second KV cache, or what measures the device, would find no room beside the first."""
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    bench, sides = (importlib.import_module(name) for name in ("bench", "bench_sides"))
     before: list[weakref.ref[Engine]] = []
     kept: list[set[str]] = []
 
@@ -73,13 +73,13 @@ def test_each_engine_has_the_device_for_itself_and_each_stage_is_kept(
         assert not before
         return SimpleNamespace(bandwidth=1e10, flops=1e10)
 
-    monkeypatch.setattr(sides, "Engine", Watched)
+    monkeypatch.setattr(stages, "Engine", Watched)
     monkeypatch.setattr(bench, "measure_machine", measure)
     monkeypatch.setattr(bench, "device_figures", lambda *_: {"all": {"measured": 1, "limit": 2, "fraction": 0.5}})
     arguments = ["--preset", "smoke", "--skip-transformers", "--roofline", "--out", str(tmp_path)]
     threads = torch.get_num_threads()
     try:
-        assert bench.main(arguments) == 0
+        assert main(arguments) == 0
     finally:
         torch.set_num_threads(threads)
     assert len(before) == 4  # one for the burst; a chat with reuse; one for each of its turns without
@@ -89,8 +89,42 @@ def test_each_engine_has_the_device_for_itself_and_each_stage_is_kept(
 
 
 def test_a_short_soak_leaks_nothing(tmp_path: Path) -> None:
-    done = run("--preset", "smoke", "--soak", "0.05", "--out", str(tmp_path))
+    done = run("soak", "--minutes", "0.05", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "soak.json").read_text(encoding="utf-8"))["soak"]
     assert (found["leaked_blocks"], found["leaked_slots"]) == (0, 0)
-    assert found["whole"] > 0
+    assert found["completed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(0, 1.0), (50, 3.0), (95, 5.0), (100, 5.0)], ids=lambda value: f"{value:g}"
+)
+def test_percentiles_are_of_the_nearest_rank(percent: float, expected: float) -> None:
+    assert percentile([5.0, 1.0, 4.0, 2.0, 3.0], percent) == expected
+    assert percentile([], percent) == 0.0
+
+
+def test_latencies_count_from_arrival_to_token_to_token() -> None:
+    measured = Measurement("it")
+    measured.add_latencies(10.0, [10.5, 10.6, 10.8])
+    measured.add_latencies(11.0, [])
+    assert measured.ttft == [0.5]
+    assert measured.itl == pytest.approx([0.1, 0.2])
+    assert measured.summary()["ttft_p50_ms"] == 500.0
+
+
+def test_a_leak_found_by_the_soak_is_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "soak", lambda *_: {"leaked_blocks": 0, "leaked_slots": 1})
+    threads = torch.get_num_threads()
+    try:
+        assert main(["soak", "--out", str(tmp_path)]) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["engine", "--help"], ["soak", "--help"], ["serve", "--help"]])
+def test_each_benchmark_explains_itself(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 0
+    assert "python -m tools.bench" in capsys.readouterr().out

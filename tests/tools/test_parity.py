@@ -1,10 +1,8 @@
-import importlib.util
 import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,17 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from minigpt4_serve import cli
-
-
-@pytest.fixture(scope="module")
-def parity() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("parity", Path(__file__).parents[2] / "tools" / "parity.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["parity"] = module
-    spec.loader.exec_module(module)
-    return module
+from tools.parity import command
+from tools.parity.comparison import Comparison
+from tools.parity.generation import chat_answers
+from tools.parity.prompts import chat_prompts, token_tables
+from tools.parity.vision import vision_stages
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +26,22 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("variant", ["v1_vicuna", "v1_llama2", "v2"])
-def test_every_stage_equals_the_original(
-    parity: ModuleType, golden: Path, scratch: Path, variant: str, attention: str
-) -> None:
-    rows = list(parity.compare(golden, variant, attention, scratch / variant))
+def test_every_stage_equals_the_original(golden: Path, scratch: Path, variant: str, attention: str) -> None:
+    rows = list(command.compare(golden, variant, attention, scratch / variant))
     assert len(rows) > 25
-    assert [str(row) for row in rows if not row.good] == []
+    assert [str(row) for row in rows if not row.holds] == []
 
 
 def test_a_wrong_number_fails_the_run(
-    parity: ModuleType, golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parity, "STAGES", (parity.tokens, lambda _: [parity.Row("made up", error=1.0, limit=0.5)]))
-    assert parity.main([str(golden), "--variant", "v1_vicuna"]) == 1
+    monkeypatch.setattr(command, "STAGES", (token_tables, lambda _: [Comparison("made up", error=1.0, limit=0.5)]))
+    assert command.main([str(golden), "--variant", "v1_vicuna"]) == 1
     printed = capsys.readouterr().out
     assert "made up" in printed
     assert "FAILED" in printed
-    monkeypatch.setattr(parity, "STAGES", (parity.tokens,))
-    assert parity.main([str(golden), "--variant", "v1_vicuna"]) == 0
+    monkeypatch.setattr(command, "STAGES", (token_tables,))
+    assert command.main([str(golden), "--variant", "v1_vicuna"]) == 0
 
 
 # --- another set: other dimensions, names, pictures, vocabularies, counts; stages that are missing or new ---
@@ -64,7 +54,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_another_set_needs_no_word_about_its_dimensions(
-    parity: ModuleType, other: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    other: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     files, sizes = other / "models", MEMBERS[name]
     words = ["convert", "--variant", sizes.variant, "--llm", str(files / f"llm of {name}"), "--dtype", "float32"]
@@ -80,8 +70,8 @@ def test_another_set_needs_no_word_about_its_dimensions(
     assert model.config.text_config.vocab_size == expected["llm_vocab"]
     assert AutoProcessor.from_pretrained(scratch / name).image_processor.image_size == sizes.image
 
-    rows = {row.stage: row for row in parity.compare(other, name, "sdpa", scratch / name)}
-    assert [str(row) for row in rows.values() if not row.good] == []
+    rows = {row.stage: row for row in command.compare(other, name, "sdpa", scratch / name)}
+    assert [str(row) for row in rows.values() if not row.holds] == []
     seen = {"pixels, SHA-256": len(PICTURES), "prompt texts": 3, "prompt ids": 4, "greedy_rp13 ids": 4}
     assert {stage: rows[stage].total for stage in seen} == seen
     assert {"image_embeds", "logits, every position", "beam3_no_stop_strings ids"} <= rows.keys()
@@ -140,7 +130,6 @@ def entry(*path: Any, value: Any) -> Callable[[Path], None]:
     ],
 )
 def test_one_wrong_number_is_found(
-    parity: ModuleType,
     other: Path,
     scratch: Path,
     tmp_path: Path,
@@ -151,16 +140,16 @@ def test_one_wrong_number_is_found(
     name = "little_minigpt_v2"
     copied(other, tmp_path, name)
     change(tmp_path / name)
-    stage = parity.generations if " ids" in failing[0] and "prompt" not in failing[0] else parity.prompts
-    stages = (parity.vision, parity.tokens, stage)
-    monkeypatch.setattr(parity, "STAGES", stages)
+    stage = chat_answers if " ids" in failing[0] and "prompt" not in failing[0] else chat_prompts
+    stages = (vision_stages, token_tables, stage)
+    monkeypatch.setattr(command, "STAGES", stages)
     with torch.no_grad():
-        rows = list(parity.compare(tmp_path, name, "sdpa", scratch / name))
-    assert [row.stage for row in rows if not row.good][: len(failing)] == failing
+        rows = list(command.compare(tmp_path, name, "sdpa", scratch / name))
+    assert [row.stage for row in rows if not row.holds][: len(failing)] == failing
 
 
 def test_a_recording_unlike_the_others_fails_its_stage_only(
-    parity: ModuleType, other: Path, scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    other: Path, scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "little_minigpt_v2"
     copied(other, tmp_path, name)
@@ -168,15 +157,15 @@ def test_a_recording_unlike_the_others_fails_its_stage_only(
     del whole["tokenizer_table"][2]["ids"]
     whole["cases"] = {}
     (tmp_path / name / "expected.json").write_text(json.dumps(whole))
-    rows = list(parity.compare(tmp_path, name, "sdpa", scratch / name))
-    assert [row.stage for row in rows if not row.good] == ["tokens: KeyError 'ids'"]
+    rows = list(command.compare(tmp_path, name, "sdpa", scratch / name))
+    assert [row.stage for row in rows if not row.holds] == ["token_tables: KeyError 'ids'"]
     with pytest.raises(SystemExit) as ended:
-        parity.main([str(tmp_path), "--variant", "v9"])
+        command.main([str(tmp_path), "--variant", "v9"])
     assert ended.value.code == 2
     assert "it has little_vicuna, little_llama2_chat, little_minigpt_v2" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        parity.main([str(tmp_path / name)])
+        command.main([str(tmp_path / name)])
     assert "holds no recorded numbers" in capsys.readouterr().err
     (tmp_path / "models").unlink()
-    assert parity.main([str(tmp_path), "--variant", name]) == 1
+    assert command.main([str(tmp_path), "--variant", name]) == 1
     assert "can't be converted" in capsys.readouterr().out

@@ -1,6 +1,5 @@
-"""The example pictures: drawn by the script that says so, and known to the embedded model."""
+"""The example pictures: drawn by ``tools.draw_examples``, and known to the embedded model."""
 
-import sys
 from pathlib import Path
 
 import openai
@@ -9,8 +8,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from minigpt4_serve.client.vision import image_part
 from minigpt4_serve.web.tasks import EXAMPLES, EXAMPLES_FOLDER
-
-TOOLS = Path(__file__).parents[2] / "tools"
+from tools.draw_examples import draw_examples, main
 
 # What is true of each picture, by the scene it was drawn from; the questions are asked of it on the page.
 TRUTH = {
@@ -21,11 +19,8 @@ TRUTH = {
 }
 
 
-def test_what_ships_is_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
-    from draw_examples import pictures
-
-    drawn = pictures()
+def test_what_ships_is_what_is_drawn() -> None:
+    drawn = draw_examples()
     assert set(drawn) == {path.name for path in EXAMPLES_FOLDER.glob("*.png")}
     assert {example.picture for example in EXAMPLES} | {"icon.png"} == set(drawn)
     for name, picture in drawn.items():
@@ -33,6 +28,11 @@ def test_what_ships_is_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
             difference = ImageChops.difference(shipped.convert("RGB"), picture)
         assert max(ImageStat.Stat(difference).mean) < 2, name  # only what a palette of 64 colours rounds
         assert (EXAMPLES_FOLDER / name).stat().st_size < 10_000
+
+
+def test_the_script_writes_all_that_ships(tmp_path: Path) -> None:
+    assert main([str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in EXAMPLES_FOLDER.glob("*.png")}
 
 
 @pytest.mark.ray

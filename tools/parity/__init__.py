@@ -1,0 +1,1 @@
+"""Compare this package with numbers that were recorded from the original MiniGPT-4 code."""
