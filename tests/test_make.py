@@ -1,0 +1,100 @@
+"""The Makefile's targets, with a stand-in for uv that notes what it is asked to do."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import processes
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+Make = Callable[..., list[str]]
+
+UV = """#!/bin/sh
+echo "$*" >> {log}
+case "$1" in
+    export) case "$*" in *--no-hashes*) echo torch==2.0 ;; *) touch .venv/.cpu ;; esac ;;
+    venv | sync) mkdir -p .venv ;;
+esac
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Runs make in a folder of its own; returns what uv was asked to do."""
+    (project := tmp_path / "project").mkdir()
+    (programs := tmp_path / "programs").mkdir()
+    log = tmp_path / "log"
+    for name in ("Makefile", "pyproject.toml", "uv.lock"):
+        shutil.copyfile(ROOT / name, project / name)
+    (uv := programs / "uv").write_text(UV.format(log=log))
+    uv.chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+    def run(*words: str, status: int = 0) -> list[str]:
+        log.write_text("")
+        done = subprocess.run(
+            ["make", *words], cwd=project, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+        return log.read_text().splitlines()
+
+    return run
+
+
+def test_every_target_that_a_page_names_is_there() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", pages, re.MULTILINE))
+    assert {"demo", "test", "test-slow", "test-nightly", "coverage", "lint"} <= named
+    assert named <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_serving_needs_no_developers_tools(make: Make) -> None:
+    (sync,) = make("env")
+    assert sync.startswith("sync --frozen --inexact --no-dev ")
+    assert make("demo") == ["run --frozen --no-sync minigpt4 demo"]
+
+
+def test_the_developers_environment_serves_too(make: Make) -> None:
+    make("env")
+    sync, run = make("test")
+    assert sync.startswith("sync --frozen ")
+    assert "--no-dev" not in sync
+    assert "--inexact" not in sync
+    assert run.startswith("run --frozen --no-sync pytest -n 3 ")
+    assert make("env") == make("env-dev") == []
+
+
+def test_without_cuda_torch_comes_from_the_cpu_index(make: Make) -> None:
+    *_, install = make("env", "CPU=1")
+    assert install.startswith("pip install --python .venv --torch-backend=cpu --constraints .venv/.cpu ")
+    assert make("demo") == ["run --frozen --no-sync minigpt4 demo"]
+    # It stays without CUDA when the developers' tools come.
+    (install,) = make("env-dev")
+    assert install.startswith("pip install --python .venv --torch-backend=cpu ")
+    assert make("env", "env-dev", "CPU=1") == []
+
+
+def test_an_environment_with_cuda_is_not_mixed_with_one_without(make: Make) -> None:
+    make("env")
+    assert make("env", "CPU=1", status=2) == []
+
+
+def test_workers_and_arguments_reach_pytest(make: Make) -> None:
+    assert make("test-slow", "WORKERS=0", "ARGS=-x")[-1].endswith(
+        "pytest -n 0 --dist loadgroup --no-loadscope-reorder -m slow -x"
+    )
+
+
+def test_workers_get_no_port_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
+    ports = []
+    for worker in ("gw0", "gw1", "gw2"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        ports += processes._ports()
+    assert len(set(ports)) == len(ports) == 12_000
