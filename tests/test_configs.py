@@ -85,7 +85,9 @@ def test_nodes_of_a_cluster_have_the_transport_that_a_local_one_has() -> None:
     ours = re.findall(
         r'setdefault\("(RAY_SERVE_\w+|RAY_worker_niceness)", "(\w+)"\)', Path(serving.__file__).read_text()
     )
-    assert len(ours) == 5
+    assert len(ours) == 6
+    longest = int(dict(ours)["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"])
+    assert longest > 2 * ServeSettings().max_body_bytes, "a body, and as much again in fetched images"
     lines = (CONFIGS / "ray-cluster.env").read_text().splitlines()
     (head,) = KUBERAY["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
     for name, value in ours:

@@ -35,6 +35,7 @@ __all__ = ["Engine", "EngineStats"]
 
 _log = logging.getLogger(__name__)
 _LONGEST_HOLD_S = 0.05  # text that is certain is told after so long; people see no difference
+_SCHEMA_TOO_COMPLEX = "The JSON schema is too complex to be followed; send a smaller one."
 _POSITION_EVERY_S = 2.0  # how often those who wait hear of their place in the line
 
 
@@ -368,6 +369,14 @@ class Engine:
             if answer.sequence.finish_reason is None:
                 self._extend(request, answer, (), (), "abort")
 
+    def _refuse(self, request: Request, error: MiniGPT4Error) -> None:
+        """End a request that can't be answered after all."""
+        for answer in request.answers:
+            if answer.sequence.finish_reason is None:
+                self._scheduler.finish(answer.sequence, "abort")
+        self._news.append((request, error))
+        self._forget(request)
+
     def _step(self) -> None:
         spans = self._scheduler.schedule()
         assert spans, "there is work, but nothing can be computed"
@@ -427,14 +436,20 @@ class Engine:
 
     def _grow(self, sequence: Sequence, choice: Choice) -> None:
         """A token joins an answer."""
+        request, rules = self._requests.get(sequence.request_id), sequence.sampling
+        if request is None:
+            return  # refused in this very step, because of another of its answers
         sequence.append(choice.token)
-        request, rules = self._requests[sequence.request_id], sequence.sampling
         request.first_token = request.first_token or time.monotonic()
         answer = request.answers[sequence.index]
         ended = choice.token in self._eos_ids and not rules.ignore_eos
-        if answer.grammar is not None and not ended:
-            answer.grammar.accept(choice.token)
-            ended = answer.grammar.finished
+        if answer.grammar is not None:
+            if not ended:
+                answer.grammar.accept(choice.token)
+            if answer.grammar.failed:
+                self._refuse(request, InvalidRequest(_SCHEMA_TOO_COMPLEX, param="response_format"))
+                return
+            ended = ended or answer.grammar.finished
         reason: FinishReason | None = "stop" if ended else "length" if sequence.num_output >= rules.max_tokens else None
         logprobs = () if choice.logprob is None else (self._describe(choice.logprob, choice),)
         self._extend(request, answer, (choice.token,), logprobs, reason)
@@ -488,7 +503,7 @@ class Engine:
                 self._extend(request, answer, best.ids, (), best.reason)
 
     def _forget(self, request: Request) -> None:
-        """Its last answer is complete."""
+        """Nothing more of it will be computed."""
         self._leave(request.width)
         del self._requests[request.id]
         if request.admitted is not None:

@@ -17,7 +17,7 @@ __all__ = ["Grammar", "Grammars"]
 
 
 class Grammar:
-    """One answer's way through a shape. Whatever goes wrong inside the library ends the answer, never the engine."""
+    """One answer's way through a shape. Whatever goes wrong inside the library fails the request, never the engine."""
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
@@ -30,6 +30,11 @@ class Grammar:
     def finished(self) -> bool:
         """Nothing can follow any more."""
         return bool(self._matcher.is_stopped())
+
+    @property
+    def failed(self) -> bool:
+        """The library gave up, mostly because the schema takes more computing than it allows for one token."""
+        return _guarded(self._matcher.is_error) is not False
 
     def accept(self, token: int) -> None:
         """The answer has grown by this token."""

@@ -13,6 +13,9 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
 os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
 os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+# A request with its images is one such message, and Serve's own limit of 4 MiB is less than one photograph. This is the
+# most that gRPC can send; what a request may hold is limited by max_body_bytes, which a running server can change.
+os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", "2147483647")
 # Ray's own counters go out once a second, not ten times.
 os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "1000")
 # Printed at the end where Ray kills its controller before that has tidied up: nothing anybody must know.

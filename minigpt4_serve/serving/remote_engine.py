@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from minigpt4_serve.engine import Delta, Prompt, SamplingParams
-from minigpt4_serve.errors import EngineFailed, MiniGPT4Error, Overloaded
+from minigpt4_serve.errors import EngineFailed, MiniGPT4Error, Overloaded, PayloadTooLarge
 from minigpt4_serve.serving.replica_stats import live_replicas, replica_stats, sent_to_leavers
 from minigpt4_serve.settings import EngineSettings
 
@@ -28,6 +28,18 @@ _LOST = (RayError, RayServeException, AioRpcError)
 _TRIES = 4
 _HEALTH_TIMEOUT_S = 5.0
 _GONE = "The engine stopped before the answer was complete; ask again in a moment."
+# gRPC's own text, with the side that refused the message: the server is sent requests, the client answers.
+_MESSAGE_TOO_LARGE = "Received message larger than max"
+_ANSWER_REFUSED = f"CLIENT: {_MESSAGE_TOO_LARGE}"
+_REQUEST_TOO_LARGE = (
+    "The request is larger than this server can pass to its engine. Send fewer or smaller images, or a smaller schema."
+)
+_ANSWER_TOO_LARGE = "The answer is larger than this server can send. Ask for fewer tokens or log probabilities."
+
+
+def _is_transport_error(error: Exception) -> bool:
+    """Does Serve report the status of a gRPC call, as the text of a ``RuntimeError``?"""
+    return str(error).startswith("Unexpected error (StatusCode.")
 
 
 class RemoteEngine:
@@ -100,7 +112,12 @@ class RemoteEngine:
                 # Others were on their way there when it was chosen. Some other engine still has a place.
                 if attempt > 1 or self._places_left() < 0:
                     raise
-            except _LOST as error:
+            except (*_LOST, RuntimeError) as error:
+                if not isinstance(error, _LOST) and not _is_transport_error(error):
+                    raise
+                if _MESSAGE_TOO_LARGE in str(error):
+                    answer = _ANSWER_REFUSED in str(error)
+                    raise PayloadTooLarge(_ANSWER_TOO_LARGE if answer else _REQUEST_TOO_LARGE) from error
                 if isinstance(error, BackPressureError) or told or attempt == _TRIES:
                     raise EngineFailed(_GONE) from error
                 _log.warning("a replica was lost before it answered; the request is asked again")

@@ -100,3 +100,30 @@ def test_what_writes_nothing_is_forbidden_and_so_is_what_has_no_text(small_model
 def test_beams_do_not_follow_schemas() -> None:
     with pytest.raises(InvalidRequest, match="JSON schema"):
         SamplingParams(beams=2, json_schema="{}")
+
+
+async def test_a_schema_too_complex_for_a_token_fails_the_request(
+    small_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that ends in the middle of its JSON must not look complete. Others are answered."""
+    compile_schema = Grammars.compile
+
+    def compile_and_exhaust(self: Grammars, schema: str) -> Any:
+        grammar = compile_schema(self, schema)
+        assert not grammar.failed
+        grammar.accept(0)  # never allowed: the state in which llguidance is when it gives up
+        assert grammar.failed
+        return grammar
+
+    asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    with running(small_model) as engine:
+        monkeypatch.setattr(Grammars, "compile", compile_and_exhaust)
+        for n in (1, 2):
+            rules = SamplingParams(**{**vars(RULES), "n": n})
+            beside = asyncio.create_task(collect(engine, asked, SamplingParams(max_tokens=20), f"beside-{n}"))
+            with pytest.raises(InvalidRequest, match="too complex") as refused:
+                await collect(engine, asked, rules, f"shaped-{n}")
+            assert refused.value.param == "response_format"
+            assert (await beside)[0].finish_reason is not None
+        await idle(engine)
+        assert (engine.stats().running, engine.stats().blocks_held) == (0, 0)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
@@ -12,7 +13,14 @@ from ray.exceptions import ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
 from minigpt4_serve.engine import Delta, Prompt, SamplingParams
-from minigpt4_serve.errors import EngineFailed, InvalidImage, MiniGPT4Error, Overloaded, WeightsError
+from minigpt4_serve.errors import (
+    EngineFailed,
+    InvalidImage,
+    MiniGPT4Error,
+    Overloaded,
+    PayloadTooLarge,
+    WeightsError,
+)
 from minigpt4_serve.pictures import Picture
 from minigpt4_serve.serving.remote_engine import RemoteEngine
 from minigpt4_serve.settings import EngineSettings
@@ -75,7 +83,14 @@ async def test_the_first_picture_decides_where_the_request_goes() -> None:
     assert [options["session_id"] for options in handle.options_given] == ["digest-1", ""]
 
 
-@pytest.mark.parametrize("lost", [LOST, AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata())])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        LOST,
+        AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata()),
+        RuntimeError("Unexpected error (StatusCode.INTERNAL): stream closed."),  # Serve's, before it has metadata
+    ],
+)
 async def test_however_ray_says_it_a_lost_replica_is_asked_elsewhere(lost: Exception) -> None:
     engine, handle, _ = _engine([lost], [Delta(text="a")])
     assert await _texts(engine) == ["a"]
@@ -153,6 +168,49 @@ async def test_who_came_to_a_full_engine_while_another_has_a_place_is_asked_ther
     engine, handle, _ = _engine([full], [Delta(text="a")], [full], [full], [Delta(text="never")])
     assert await _texts(engine) == ["a"]
     with pytest.raises(Overloaded):
+        await _texts(engine)
+    assert len(handle.tries) == 1
+
+
+async def _grpc_error(*, request: int, answer: int, limit: int = 1000) -> AioRpcError:
+    """What gRPC raises for a call with messages of these sizes in bytes."""
+
+    async def answer_call(_: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield bytes(answer)
+
+    method = grpc.unary_stream_rpc_method_handler(answer_call)
+    options = [("grpc.max_receive_message_length", limit)]
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("engine", {"generate": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            with pytest.raises(AioRpcError) as caught:
+                async for _ in channel.unary_stream("/engine/generate")(bytes(request)):
+                    pass
+    finally:
+        await server.stop(None)
+    return caught.value
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "words"), [((2000, 1), "The request is larger"), ((1, 2000), "The answer is larger")]
+)
+async def test_a_message_too_large_for_grpc_is_said_to_be(sizes: tuple[int, int], words: str, wrapped: bool) -> None:
+    error: Exception = await _grpc_error(request=sizes[0], answer=sizes[1])
+    if wrapped:  # as Serve raises it when the call has ended before its metadata is read
+        error = RuntimeError(f"Unexpected error ({error.code()}): {error.details()}.")  # type: ignore[attr-defined]
+    engine, handle, _ = _engine([error], [Delta(text="never")])
+    with pytest.raises(PayloadTooLarge, match=words):
+        await _texts(engine)
+    assert len(handle.tries) == 1, "the same message is too large for every engine"
+
+
+async def test_a_mistake_of_ours_is_not_a_lost_engine() -> None:
+    engine, handle, _ = _engine([RuntimeError("a mistake")], [Delta(text="never")])
+    with pytest.raises(RuntimeError, match="a mistake"):
         await _texts(engine)
     assert len(handle.tries) == 1
 
