@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,9 +23,11 @@ def descendants() -> list[int]:
     return found[1:]
 
 
-def kill_descendants() -> None:
-    """SIGKILL to every descendant: parents first, so that none starts another child."""
+def kill_descendants(keep: Collection[int] = ()) -> None:
+    """SIGKILL to every descendant that isn't in ``keep``: parents first, so that none starts another child."""
     for pid in descendants():
+        if pid in keep:
+            continue
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
 

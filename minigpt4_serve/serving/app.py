@@ -16,6 +16,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import ApplicationStatus
 
 from minigpt4_serve.errors import EngineFailed, WeightsError
+from minigpt4_serve.process_tree import descendants, kill_descendants
 from minigpt4_serve.serving.keys import KeyRing
 from minigpt4_serve.serving.replica import EngineReplica, Ingress
 from minigpt4_serve.serving.shared_socket import SharedSocket
@@ -192,6 +193,7 @@ def _start_cluster(metrics_port: int | None) -> None:
     Raises:
         EngineFailed: not even then.
     """
+    before = descendants()
     for attempt in range(3):
         try:
             ray.init(
@@ -204,6 +206,7 @@ def _start_cluster(metrics_port: int | None) -> None:
             )
         except Exception as error:  # Ray raises plain Exception here
             ray.shutdown()
+            kill_descendants(keep=before)  # Ray leaves those that had started to run beside the next ones
             if attempt == 2:
                 raise EngineFailed(
                     "Ray could not start: the machine is very busy, or /tmp is full. Its logs in /tmp/ray say why."
