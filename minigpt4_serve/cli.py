@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -173,16 +174,16 @@ def serve(
         watch(_base_url(settings), key)
         return
     _start_server(settings)
-    from minigpt4_serve.serving.app import stop
-
-    typer.echo(f"Ready: {_base_url(settings)}   (Ctrl-C stops)")
-    signals = _Signals()
     try:
-        while signals.wait() == _HANG_UP:
+        hang_ups = _HangUps()
+        typer.echo(f"Ready: {_base_url(settings)}   (Ctrl-C stops)")
+        while True:
+            hang_ups.wait()
             _roll_over(settings, config, words)
+    except _StopSignal:
+        pass
     finally:
-        typer.echo("Stopping …")
-        stop()
+        _stop_server()
 
 
 @app.command()
@@ -225,7 +226,8 @@ def web(
             loading.close()
             typer.echo(f"Open {url}   (Ctrl-C stops)")
 
-        serve_page(page, listening, on_ready=ready)
+        with suppress(_StopSignal):
+            serve_page(page, listening, on_ready=ready)
         typer.echo()
 
 
@@ -243,13 +245,7 @@ def _start_own_server(model: Path, api_key: str | None, ending: ExitStack) -> st
     key = SecretStr(api_key) if api_key else None
     settings = ServeSettings(model=ModelSettings(path=model), port=free, model_name=name, api_key=key)
     _start_server(settings)
-    from minigpt4_serve.serving.app import stop
-
-    def stop_it() -> None:
-        typer.echo("Stopping …")
-        stop()
-
-    ending.callback(stop_it)
+    ending.callback(_stop_server)
     typer.echo(f"The server: {_base_url(settings)}/v1")
     return _base_url(settings)
 
@@ -372,8 +368,6 @@ def demo(
     picture = TINY_MODEL / "example.png"
     settings = ServeSettings(port=port, model_name="minigpt4-tiny")
     _start_server(settings)
-    from minigpt4_serve.serving.app import stop
-
     source = RemoteModel(_base_url(settings))
     try:
         typer.echo(f"\nThe picture: {picture}\n")
@@ -387,10 +381,11 @@ def demo(
             messages.append({"role": "assistant", "content": answer.text})
         typer.echo(_what_next(picture, _base_url(settings), keep))
         if keep:
-            _Signals().wait()
+            with suppress(_StopSignal):
+                _HangUps().wait()
     finally:
         source.close()
-        stop()
+        _stop_server()
 
 
 def _what_next(picture: Path, url: str, keep: bool) -> str:
@@ -477,6 +472,8 @@ def _read_question() -> str:
 
 
 def _start_server(settings: "ServeSettings") -> None:
+    """Return when the server answers. From here on SIGTERM and Ctrl-C raise ``_StopSignal``."""
+    _handle_stop_signals(_raise_stop_signal)
     with ExitStack() as step:
 
         def begin(what: str) -> None:
@@ -487,6 +484,36 @@ def _start_server(settings: "ServeSettings") -> None:
         from minigpt4_serve.serving.app import start
 
         start(settings, on_progress=begin)
+
+
+def _stop_server() -> None:
+    """Finish the answers in progress, then stop; a second signal ends all processes at once."""
+    from minigpt4_serve.serving.app import stop
+
+    _handle_stop_signals(_kill_all)
+    typer.echo("Stopping …")
+    stop()
+
+
+class _StopSignal(SystemExit):
+    """SIGTERM or Ctrl-C. Where nothing catches it, it is the exit code that a shell expects of a stopped command."""
+
+
+def _handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def _raise_stop_signal(number: int, _: FrameType | None) -> None:
+    _handle_stop_signals(_kill_all)
+    raise _StopSignal(_EXIT_BY_SIGNAL + number)
+
+
+def _kill_all(number: int, _: FrameType | None) -> None:
+    from minigpt4_serve.process_tree import kill_descendants
+
+    kill_descendants()
+    os._exit(_EXIT_BY_SIGNAL + number)  # Ray's exit handlers would wait for the processes that are gone
 
 
 class _Step:
@@ -503,30 +530,26 @@ class _Step:
         typer.echo(" failed" if kind else f" {time.perf_counter() - self._started:.1f} s", err=True)
 
 
+_EXIT_BY_SIGNAL = 128  # shells and service managers add a signal's number to it
 _HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
-class _Signals:
-    """SIGHUP and SIGTERM, kept until somebody waits for them: what comes during a roll-over isn't lost.
-
-    A service manager's SIGTERM ends the server as orderly as Ctrl-C does.
-    """
+class _HangUps:
+    """SIGHUPs, kept until they are waited for: one that comes during a roll-over isn't lost."""
 
     def __init__(self) -> None:
-        self._asked: list[int] = []
-        for number in (signal.SIGTERM, _HANG_UP):
-            if number is not None:
-                signal.signal(number, lambda number, _: self._asked.append(number))
+        self._received = 0
+        if _HANG_UP is not None:
+            signal.signal(_HANG_UP, self._receive)
 
-    def wait(self) -> int:
-        """The next one; SIGINT for Ctrl-C."""
-        try:
-            while not self._asked:
-                time.sleep(0.2)
-        except KeyboardInterrupt:
-            typer.echo()
-            return signal.SIGINT
-        return self._asked.pop(0)
+    def _receive(self, _: int, __: FrameType | None) -> None:
+        self._received += 1
+
+    def wait(self) -> None:
+        """Return after the next one."""
+        while not self._received:
+            time.sleep(0.2)
+        self._received -= 1
 
 
 def _roll_over(running: "ServeSettings", config: Path | None, words: dict[str, Any]) -> None:

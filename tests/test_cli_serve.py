@@ -3,12 +3,15 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray import serve
 
-from minigpt4_serve import cli
+from minigpt4_serve import cli, process_tree
 from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.serving import app
 from minigpt4_serve.settings import read_serve_settings
@@ -16,19 +19,72 @@ from minigpt4_serve.settings import read_serve_settings
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 
 
-@pytest.fixture
-def signals() -> Any:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield cli._Signals()
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The test process's own signal handlers are put back."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
     for number, handler in kept.items():
         signal.signal(number, handler)
 
 
-def test_what_comes_while_nobody_waits_is_kept_in_order(signals: Any) -> None:
+def test_hang_ups_are_kept_until_waited_for() -> None:
     assert threading.current_thread() is threading.main_thread()
-    for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+    hang_ups = cli._HangUps()
+    cli._handle_stop_signals(cli._raise_stop_signal)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGHUP)
+    hang_ups.wait()
+    hang_ups.wait()
+    alarm = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+    alarm.start()
+    try:
+        with pytest.raises(SystemExit):  # a third was not received
+            hang_ups.wait()
+    finally:
+        alarm.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_stop_signal_kills_at_once(
+    number: signal.Signals, second: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(process_tree, "kill_descendants", lambda: killed.append("descendants"))
+    monkeypatch.setattr(os, "_exit", killed.append)
+    cli._handle_stop_signals(cli._raise_stop_signal)
+    with pytest.raises(SystemExit) as stopped:
         os.kill(os.getpid(), number)
-    assert [signals.wait() for _ in range(3)] == [signal.SIGHUP, signal.SIGHUP, signal.SIGTERM]
+    assert stopped.value.code == 128 + number
+    assert not killed
+    os.kill(os.getpid(), second)
+    assert killed == ["descendants", 128 + second]
+
+
+def test_stop_signal_ends_a_roll_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    cli._handle_stop_signals(cli._raise_stop_signal)
+    monkeypatch.setattr(app, "deploy", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        cli._roll_over(read_serve_settings(None, {}), None, {})
+
+
+def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray installs a SIGTERM handler of its own; ours is back before the application is deployed."""
+    calls: list[str] = []
+
+    def init(*_: object, **__: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: calls.append("Ray's handler"))
+
+    monkeypatch.setattr(app, "_take_port", lambda host, port: None)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(serve, "start", lambda **_: None)
+    monkeypatch.setattr(app, "deploy", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(app, "stop", lambda: calls.append("stop"))
+    with pytest.raises(SystemExit) as stopped:
+        cli._start_server(read_serve_settings(None, {}))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert calls == ["stop"]
 
 
 @pytest.mark.parametrize(

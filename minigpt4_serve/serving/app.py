@@ -2,15 +2,21 @@
 
 import logging
 import re
+import signal
 import socket
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
+from ray.serve.schema import ApplicationStatus
 
 from minigpt4_serve.errors import EngineFailed, WeightsError
+from minigpt4_serve.process_tree import descendants, kill_descendants
 from minigpt4_serve.serving.keys import KeyRing
 from minigpt4_serve.serving.replica import EngineReplica, Ingress
 from minigpt4_serve.serving.shared_socket import SharedSocket
@@ -19,7 +25,14 @@ from minigpt4_serve.settings import ScaleSettings, ServeSettings
 __all__ = ["build", "check", "deploy", "start", "stop"]
 
 
+_NAME = "minigpt4"
 _socket: SharedSocket | None = None  # of the local cluster that this process has started, if it has
+_drain_s = 0.0  # of the application that runs there
+_DRAIN_CHECK_S = 0.5  # between Ray's looks at what a leaving process has still to do
+_STATUS_CHECK_S = 0.2
+_OVERDUE_S = (
+    5.0  # HTTP processes end by themselves after ``scale.drain_s``; one that hangs is waited for so much longer
+)
 
 
 def build(args: ServeSettings) -> serve.Application:
@@ -33,6 +46,7 @@ def build(args: ServeSettings) -> serve.Application:
         max_ongoing_requests=most + 64,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=scale.drain_s,
+        graceful_shutdown_wait_loop_s=_DRAIN_CHECK_S,
         request_router_config=RequestRouterConfig.model_validate(
             {
                 "request_router_class": "minigpt4_serve.serving.picture_router:PictureRouter",
@@ -50,6 +64,7 @@ def build(args: ServeSettings) -> serve.Application:
         max_ongoing_requests=(most + 64) * (scale.max_engines or scale.engines) + 256,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=scale.drain_s,
+        graceful_shutdown_wait_loop_s=_DRAIN_CHECK_S,
         ray_actor_options={"num_cpus": 0},  # an engine must never miss its CPU for them
         # In an update the new one starts before an old one goes: it needs no room. An engine may have no second GPU.
         max_surge_percent=1,
@@ -93,16 +108,30 @@ def start(settings: ServeSettings, *, on_progress: Callable[[str], None] = lambd
     _take_port(settings.host, settings.port)
     try:
         on_progress("starting Ray")
-        _start_cluster(settings.metrics_port)
+        with _own_sigterm_handler():
+            _start_cluster(settings.metrics_port)
         if _socket is not None:
             serve.start(proxy_location="Disabled")
         else:
             serve.start(http_options={"host": settings.host, "port": settings.port})
         on_progress("loading the model")
         deploy(settings)
-    except EngineFailed:
+    except BaseException:  # also when a signal ends the start
         stop()
         raise
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """``ray.init`` installs a SIGTERM handler of its own; put back the one that was there before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def check(settings: ServeSettings) -> None:
@@ -135,8 +164,13 @@ def deploy(settings: ServeSettings) -> None:
     Raises:
         EngineFailed: it didn't come up.
     """
+    global _drain_s  # noqa: PLW0603 - as Ray's own state is the process's
+    _drain_s = settings.scale.drain_s
+    target = serve.RunTarget(build(settings), name=_NAME, route_prefix="/")
     try:
-        serve.run(build(settings), name="minigpt4", route_prefix="/")
+        # Ray itself looks once a second whether the application runs.
+        serve.run_many([target], wait_for_applications_running=_socket is None)
+        _wait_until_running()
     except RuntimeError as error:
         # Ray hands on what the replica raised as text; the sentence of ours in it is what helps.
         ours = re.search(r"minigpt4_serve\.errors\.\w+: (.+)", str(error))
@@ -145,12 +179,21 @@ def deploy(settings: ServeSettings) -> None:
         ) from error
 
 
+def _wait_until_running() -> None:
+    """Raise ``RuntimeError`` with Ray's message if the application doesn't come up."""
+    while (application := serve.status().applications[_NAME]).status != ApplicationStatus.RUNNING:
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(application.message)
+        time.sleep(_STATUS_CHECK_S)
+
+
 def _start_cluster(metrics_port: int | None) -> None:
     """A local Ray cluster. Ray gives its parts thirty seconds, which a busy machine exceeds: two more tries are made.
 
     Raises:
         EngineFailed: not even then.
     """
+    before = descendants()
     for attempt in range(3):
         try:
             ray.init(
@@ -163,6 +206,7 @@ def _start_cluster(metrics_port: int | None) -> None:
             )
         except Exception as error:  # Ray raises plain Exception here
             ray.shutdown()
+            kill_descendants(keep=before)  # Ray leaves those that had started to run beside the next ones
             if attempt == 2:
                 raise EngineFailed(
                     "Ray could not start: the machine is very busy, or /tmp is full. Its logs in /tmp/ray say why."
@@ -172,8 +216,11 @@ def _start_cluster(metrics_port: int | None) -> None:
 
 
 def stop() -> None:
-    """Stop the application and the local cluster."""
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    """Stop the application and the local cluster. Answers in progress are finished first (``scale.drain_s``)."""
+    if _socket is None:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    else:
+        # HTTP processes end when their last answer has gone out. Engines then have nothing to do, and Ray's own way of
+        # stopping an application, replica by replica, would only take time.
+        _socket.drain(_drain_s + _OVERDUE_S)
     ray.shutdown()
-    if _socket is not None:
-        _socket.close()

@@ -5,11 +5,13 @@ torch is loaded where it is needed: importing this module, as the process that d
 
 import asyncio
 import gc
+import math
 import os
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +32,35 @@ __all__ = ["EngineReplica", "Ingress", "load_engine"]
 _NICENESS = 10  # of an engine that computes on CPUs: a tenth of the share of a process that speaks HTTP
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    """No garbage collection while libraries and a model are loaded: nearly everything stays, and looking costs a tenth.
+
+    What was loaded is never looked at again (``gc.freeze``).
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
+
+
 def load_engine(settings: ServeSettings) -> "tuple[Engine, ChatService]":
     """Load the model, start its engine, and put a chat on it.
 
     Raises:
         WeightsError: the folder isn't a model that can be served.
     """
-    from minigpt4_serve.engine import Engine
-    from minigpt4_serve.serving.chat import ChatService
-    from minigpt4_serve.weights.load import load_model
+    with _loading():
+        from minigpt4_serve.engine import Engine
+        from minigpt4_serve.serving.chat import ChatService
+        from minigpt4_serve.weights.load import load_model
 
-    model, processor = load_model(settings.model)
-    engine = Engine(model, processor, settings.engine)
+        model, processor = load_model(settings.model)
+        engine = Engine(model, processor, settings.engine)
     engine.start()
     return engine, ChatService(processor, model.generation_config, engine, settings)
 
@@ -58,9 +77,10 @@ class EngineReplica:
     """A model and its engine, one for each GPU. It counts as ready after it has answered a warm-up request."""
 
     async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]
-        from minigpt4_serve.serving.metrics import EngineMeter
-        from minigpt4_serve.serving.sight import JsonLines
-        from minigpt4_serve.weights.load import resolve_device
+        with _loading():
+            from minigpt4_serve.serving.metrics import EngineMeter
+            from minigpt4_serve.serving.sight import JsonLines
+            from minigpt4_serve.weights.load import resolve_device
 
         JsonLines.install()
         if resolve_device(settings.model.device).type == "cpu":
@@ -110,6 +130,8 @@ def _answer_promptly() -> None:
 
 
 _KEEP_ALIVE_S = 5  # as long as uvicorn, too, leaves an idle connection open by itself
+_LOOK_AGAIN_S = 0.05
+_ACCEPTING_TURNS = 10  # of the event loop, from an accepted connection to its protocol; asyncio takes three
 
 
 class Ingress:
@@ -120,20 +142,22 @@ class Ingress:
     """
 
     _server: "uvicorn.Server | None" = None
+    _owner: socket.socket  # the connection to the process that shares the listening socket
 
     async def __init__(  # type: ignore[misc]
         self, settings: ServeSettings, engines: "DeploymentHandle[Any]", socket_path: str | None = None
     ) -> None:
-        from minigpt4_serve.serving.chat import ChatService
-        from minigpt4_serve.serving.metrics import HttpMeter
-        from minigpt4_serve.serving.remote_engine import RemoteEngine
-        from minigpt4_serve.serving.routes import create_app
-        from minigpt4_serve.serving.shared_quotas import SharedQuotas
-        from minigpt4_serve.serving.sight import JsonLines
-        from minigpt4_serve.weights.load import load_processor
+        with _loading():
+            from minigpt4_serve.serving.chat import ChatService
+            from minigpt4_serve.serving.metrics import HttpMeter
+            from minigpt4_serve.serving.remote_engine import RemoteEngine
+            from minigpt4_serve.serving.routes import create_app
+            from minigpt4_serve.serving.shared_quotas import SharedQuotas
+            from minigpt4_serve.serving.sight import JsonLines
+            from minigpt4_serve.weights.load import load_processor
 
-        JsonLines.install()
-        processor, rules = load_processor(settings.model.path)
+            JsonLines.install()
+            processor, rules = load_processor(settings.model.path)
         described = await engines.describe.remote()
         engine = RemoteEngine(engines, settings.engine, context_length=described["context_length"])
         service = ChatService(processor, rules, engine, settings)
@@ -142,30 +166,67 @@ class Ingress:
         self._application = create_app(service, quotas, HttpMeter(), behind_proxy=socket_path is None)
         if socket_path is not None:
             _answer_promptly()
-            self._listen(socket_path)
+            self._listen(socket_path, settings.scale.drain_s)
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         return self._application
 
-    def _listen(self, socket_path: str) -> None:
+    def _listen(self, socket_path: str, drain_s: float) -> None:
         import uvicorn
 
         from minigpt4_serve.serving.shared_socket import receive_socket
 
-        quiet: dict[str, Any] = {"lifespan": "off", "access_log": False, "log_config": None}
-        config = uvicorn.Config(self._application, timeout_keep_alive=_KEEP_ALIVE_S, server_header=False, **quiet)
+        listening, self._owner = receive_socket(socket_path)
+        config = uvicorn.Config(
+            self._application,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(drain_s),
+            server_header=False,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+        )
         self._server = uvicorn.Server(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[receive_socket(socket_path)]))
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
+        self._stopping = asyncio.create_task(self._stop_with_owner(self._server))
+
+    async def _stop_with_owner(self, server: "uvicorn.Server") -> None:
+        """Finish the answers in progress when the whole server stops, and close idle connections at once.
+
+        There is no successor that a late request on such a connection could be sent to.
+        """
+        with suppress(OSError):
+            await asyncio.get_running_loop().sock_recv(self._owner, 1)  # nothing is ever sent: this is its end
+        await _close_listeners(server)
+        server.should_exit = True
+        await self._serving
+        self._owner.close()
 
     async def __del__(self) -> None:
-        """Ray calls this when the process shall go, and waits for it: what was begun is finished."""
+        """Ray calls this when the process is to be replaced, and waits for it: what was begun is finished.
+
+        An idle connection is left to its own timeout: its client may be sending a request right now, and would lose it.
+        A request that arrives on one is answered, and the client told to open a new connection.
+        """
         server = self._server
         if server is None or not server.started:
             return
-        for listening in server.servers:
-            listening.close()
-        # Whoever asks once more on an open connection is answered, and told to make a new one.
-        server.config.encoded_headers.append((b"connection", b"close"))
-        await asyncio.sleep(_KEEP_ALIVE_S + 1)
-        server.should_exit = True
+        if not server.should_exit:
+            await _close_listeners(server)
+            close = (b"connection", b"close")
+            server.config.encoded_headers.append(close)  # uvicorn copies these into the defaults once a second
+            server.server_state.default_headers.append(close)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_KEEP_ALIVE_S + 1):
+                    while server.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for it
+                        await asyncio.sleep(_LOOK_AGAIN_S)
+            server.should_exit = True
         await self._serving
+
+
+async def _close_listeners(server: "uvicorn.Server") -> None:
+    """Accept no more connections; those that were just accepted are then in ``server_state.connections``."""
+    for listening in getattr(server, "servers", ()):  # uvicorn has none until it has started
+        listening.close()
+    for _ in range(_ACCEPTING_TURNS):
+        await asyncio.sleep(0)
