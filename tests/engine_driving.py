@@ -136,14 +136,14 @@ def plain_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[in
 async def idle(engine: Engine) -> None:
     """Returns when nothing runs, waits or is held; fails after a minute."""
     async with asyncio.timeout(60):
-        while (stats := engine.stats()).running or stats.waiting or stats.blocks_held or engine._load:
+        while (stats := engine.stats()).running or stats.waiting or stats.blocks_held or stats.accepted:
             await asyncio.sleep(0.002)
 
 
 async def arrived(engine: Engine, sequences: int) -> None:
     """Returns when so many sequences have come, and the engine's thread has seen them or will before its next step."""
     async with asyncio.timeout(60):
-        while engine._load < sequences or engine._arriving:
+        while engine.stats().accepted < sequences or engine._arriving:
             await asyncio.sleep(0.002)
 
 

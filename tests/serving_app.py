@@ -39,7 +39,7 @@ def settled(service: ChatService) -> EngineStats:
     engine = service.engine
     assert isinstance(engine, Engine)
     deadline = time.monotonic() + 60
-    while (stats := engine.stats()).running or stats.waiting or stats.blocks_held or engine._load:
+    while (stats := engine.stats()).running or stats.waiting or stats.blocks_held or stats.accepted:
         assert time.monotonic() < deadline, stats
         time.sleep(0.005)
     return stats

@@ -69,7 +69,7 @@ async def test_the_answers_are_those_of_generate(small_model: Any, tight: bool) 
             *(collect(engine, q, rules, str(i)) for i, (q, rules) in enumerate(asked)), *others
         )
         stats = engine.stats()
-    assert (stats.blocks_held, stats.running, engine._load) == (0, 0, 0)
+    assert (stats.blocks_held, stats.running, engine.stats().accepted) == (0, 0, 0)
     assert (stats.preemptions > 0) == tight
     for (q, rules), answers in zip(asked, found, strict=False):
         for answer, expected in zip(answers, searched(small_model, q, rules), strict=True):
@@ -104,7 +104,7 @@ async def test_an_aborted_search_frees_all_its_slots(small_model: Any) -> None:
         answers = await asyncio.wait_for(task, 60)
         await idle(engine)
         assert [answer.finish_reason for answer in answers] == ["abort", "abort"]
-        assert (engine.stats().blocks_held, engine._load) == (0, 0)
+        assert (engine.stats().blocks_held, engine.stats().accepted) == (0, 0)
 
 
 @pytest.mark.parametrize(

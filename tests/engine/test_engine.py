@@ -274,7 +274,7 @@ async def test_an_abort_while_pictures_are_decoded_is_not_lost(small_model: Any,
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 0
         await idle(engine)
-        assert (engine.stats().blocks_held, engine._load, engine._arriving) == (0, 0, {})
+        assert (engine.stats().blocks_held, engine.stats().accepted, engine._arriving) == (0, 0, {})
 
 
 async def test_leaving_the_iteration_frees_the_slot(small_model: Any) -> None:
@@ -321,7 +321,7 @@ async def test_a_name_that_is_taken_is_refused_and_its_owner_not_disturbed(small
         with pytest.raises(InvalidRequest, match="name"):
             await second
         assert len((await first)[0].ids) == 60
-        assert engine._load == 0
+        assert engine.stats().accepted == 0
 
 
 async def test_when_full_it_refuses_with_the_expected_wait(small_model: Any) -> None:
@@ -378,7 +378,7 @@ async def test_bad_prompts_are_refused_and_the_engine_lives(
         with pytest.raises(error):
             await collect(engine, make(good), GREEDY, "bad")
         assert (await collect(engine, good, GREEDY, "good"))[0].finish_reason
-        assert engine._load == 0
+        assert engine.stats().accepted == 0
 
 
 async def test_an_answer_ends_where_the_context_ends(small_model: Any) -> None:

@@ -148,7 +148,7 @@ def test_afterwards_nothing_is_left_and_the_server_still_answers(served: Served)
             _send(client, bad)
     settled(service)
     assert _files() <= files + 1, "a connection may come and go"
-    assert service.engine._load == 0  # type: ignore[union-attr]
+    assert service.engine.stats().accepted == 0  # type: ignore[union-attr]
     # Bodies of two megabytes as text, bytes and pixels come and go; a bomb that went off would take hundreds.
     assert peak.resident - memory < 150 * 2**20
     assert _resident() - memory < 40 * 2**20

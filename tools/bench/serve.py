@@ -14,6 +14,8 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     engine = {"cpu_threads": options.threads, "max_running": options.streams, "max_waiting": options.streams // 4}
     settings: dict[str, Any] = {"engine": engine, "scale": {"cpus_per_engine": 0}}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the servers are stopped on the way out
     names = [*(_SERVERS[:1] if options.only else _SERVERS), *options.server]
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         settings["model"] = {"path": str(options.model or write_random_model(Path(scratch) / "model"))}
