@@ -8,7 +8,7 @@ from ray.serve.deployment import Deployment
 from minigpt4_serve.serving.app import build
 from minigpt4_serve.settings import EngineSettings, ScaleSettings, ServeSettings
 
-SLOTS, QUEUE = 6, 3
+SLOTS, QUEUE = 64, 128
 
 
 def built(**scale: Any) -> tuple[Deployment, Deployment]:
