@@ -10,6 +10,7 @@ from typing import Any
 
 import mcp.client.stdio  # noqa: F401 - it keeps the stderr of its import, which must not be one test's capture
 import pytest
+from code_blocks import code_blocks
 from drawing import draw, encode
 from scripted_model import ScriptedModel, looks, repeats
 from vision_server import vision_server
@@ -18,10 +19,6 @@ ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = str(Path(sys.executable).parent)
-
-
-def _blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def _run_python(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
@@ -34,7 +31,7 @@ def _run_python(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: 
     monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)
     monkeypatch.setenv("PATH", os.pathsep.join([BIN, os.environ["PATH"]]))
     # The MCP client hands on few variables; the server's address goes with the command, as the other examples show.
-    code = "\n".join(_blocks(DOCS, "python")).replace('"--folder", "."', f'"--folder", ".", "--base-url", "{url}"')
+    code = "\n".join(code_blocks(DOCS, "python")).replace('"--folder", "."', f'"--folder", ".", "--base-url", "{url}"')
     (folder / "photo.png").write_bytes(encode(draw("red", (320, 240))))
     monkeypatch.chdir(folder)
     exec(compile(code, "agents.md", "exec"), {})
@@ -62,7 +59,8 @@ def test_the_python_examples_run_on_the_real_server(
 @pytest.mark.parametrize("text", [DOCS, README], ids=["docs", "README"])
 def test_the_commands_shown_are_understood(text: str) -> None:
     shown = set(re.findall(r"minigpt4-mcp((?: --?[a-z-]+(?: [^\s`]+)?)+)", text))
-    for (settings,) in (json.loads(block)["mcpServers"].values() for block in _blocks(text, "json")):
+    for block in code_blocks(text, "json") if text == DOCS else ():
+        (settings,) = json.loads(block)["mcpServers"].values()
         assert settings["command"] == "minigpt4-mcp"
         shown.add(" ".join(["", *settings["args"]]))
     assert shown
@@ -98,7 +96,7 @@ def test_the_defaults_shown_are_the_real_ones() -> None:
 
 
 def test_the_readmes_agent_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = _blocks(README, "py")
+    (code,) = code_blocks(README, "py")
     scope: dict[str, Any] = {"model": ScriptedModel(script=[])}
     exec(compile(code, "README.md", "exec"), scope)
     assert {"tools", "ImageHandles.before_model"} <= set(scope["agent"].nodes)

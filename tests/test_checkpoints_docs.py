@@ -2,16 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from code_blocks import code_blocks
 from processes import run
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-
-
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 
 
 def test_every_option_shown_is_one_of_the_command_line() -> None:
@@ -36,14 +34,24 @@ def test_the_memory_table_is_the_computed_one() -> None:
         rows.setdefault(name, []).append(gib(footprint.weights))
         if kind == "bfloat16":
             positions[name] = footprint.kv_per_token // 1024
+    assert len(rows) == len(re.findall(r"^\|.* KiB \|$", DOCS, re.MULTILINE)) > 0
     for name, cells in rows.items():
         assert f"| {name} | {' | '.join(cells)} | {positions[name]} KiB |" in DOCS
+
+
+def test_a_folder_loads_in_transformers_as_shown() -> None:
+    from minigpt4_serve.settings import ModelSettings
+
+    (code,) = code_blocks(DOCS, "py")
+    scope: dict[str, Any] = {}
+    exec(compile(code.replace("models/minigpt4-7b", str(ModelSettings().path)), "checkpoints.md", "exec"), scope)
+    assert scope["model"].config.num_image_tokens == scope["processor"].num_image_tokens > 0
 
 
 def test_the_settings_shown_are_read(tmp_path: Path) -> None:
     from minigpt4_serve.settings import read_serve_settings
 
-    (block,) = _blocks("yaml")
+    (block,) = code_blocks(DOCS, "yaml")
     (tmp_path / "serve.yaml").write_text(block)
     model = read_serve_settings(tmp_path / "serve.yaml", {}).model
     assert (model.quantization, model.path) == ("int4", Path("models/minigpt4-7b"))
@@ -53,9 +61,9 @@ def test_the_boxes_are_read_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = _blocks("python")
+    (code,) = code_blocks(DOCS, "python")
     exec(compile(code, "checkpoints.md", "exec"), {})
-    assert capsys.readouterr().out == _blocks("text")[0]
+    assert capsys.readouterr().out == code_blocks(DOCS, "text")[0]
     assert (tmp_path / "boxes.png").is_file()
 
 

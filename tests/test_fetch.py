@@ -129,7 +129,7 @@ async def test_refused_before_any_connection(name: str) -> None:
 @pytest.mark.parametrize("url", ["https://0x7f.1/a", "https://2130706433/a", "https://localhost/a", "https://127.1/a"])
 async def test_odd_spellings_of_this_machine_with_the_real_resolver(url: str) -> None:
     transport, seen = answering(lambda _: httpx.Response(200, stream=httpx.ByteStream(b"bytes")))
-    with pytest.raises(MiniGPT4Error):
+    with pytest.raises(InvalidRequest, match="not on the public internet"):
         await PictureFetcher(100, transport=transport).fetch(url)
     assert seen == []
 

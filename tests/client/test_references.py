@@ -80,7 +80,7 @@ async def test_a_file_that_is_too_large_is_not_read_whole(folder: Path) -> None:
 async def test_several_folders_and_more_of_them(folder: Path) -> None:
     sources = PictureSources((folder / "deep",)).with_folders([folder.parent / "in-too"])
     assert (await sources.read(str(folder.parent / "in-too" / "red.png"))).data == RED
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest, match="outside the folders"):
         await sources.read(str(folder / "red.png"))
 
 

@@ -107,6 +107,8 @@ async def test_a_caller_who_leaves_does_not_stop_anothers_decode() -> None:
 
     cache = ImageCache(slow, max_bytes=300, decode_threads=1)
     red = picture("red")
+    # The only thread is busy, so red's decode still waits for it: only there can it be canceled.
+    busy = asyncio.ensure_future(cache.resolve([picture("green")]))
     first, second = (asyncio.ensure_future(cache.resolve([red])) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
@@ -115,6 +117,7 @@ async def test_a_caller_who_leaves_does_not_stop_anothers_decode() -> None:
     gate.set()
     (seen,) = await second
     assert seen.digest == red.digest
+    await busy
     with pytest.raises(asyncio.CancelledError):
         await first
     with pytest.raises(EngineFailed):

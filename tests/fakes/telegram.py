@@ -117,6 +117,8 @@ class FakeTelegram:
     refuse_markup_in: set[int] = field(default_factory=set)
     gone: set[int] = field(default_factory=set)
     """Chats that blocked the bot."""
+    upgraded: dict[int, int] = field(default_factory=dict)
+    """Groups that became supergroups, and the ids under which they go on."""
     uneditable: set[int] = field(default_factory=set)
     """Chats in which no edit is accepted."""
     second_receiver: bool = False
@@ -205,6 +207,9 @@ class FakeTelegram:
                 raise Refused(404, "Not Found: method not found")
             if method != "getUpdates":
                 self.calls.append((time.monotonic(), method, values))
+            if (new := self.upgraded.get(int(values.get("chat_id", 0)))) is not None:
+                description = "Bad Request: group chat was upgraded to a supergroup chat"
+                raise Refused(400, description, migrate_to_chat_id=new)
             result = await handler(values) if asyncio.iscoroutinefunction(handler) else handler(values)
         except Refused as refusal:
             return web.json_response(refusal.body, status=refusal.body["error_code"])

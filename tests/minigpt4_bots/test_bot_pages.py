@@ -71,10 +71,15 @@ def test_code_is_closed_and_opened_again_with_its_language() -> None:
 
 def test_a_spoiler_goes_on_over_pages() -> None:
     pages = pages_of("||" + "The butler did it. " * 20 + "|| The end.", 150)
+    assert len(pages) > 2
     assert all(page.startswith("||") and page.endswith("||") for page in pages[:-1])
 
 
-def test_what_is_seen_as_one_character_is_not_cut() -> None:
+@pytest.mark.parametrize("limit", range(90, 112))
+def test_what_is_seen_as_one_character_is_not_cut(limit: int) -> None:
     family = "👨‍👩‍👧‍👦"
-    for page in pages_of(family * 30, 100)[:-1]:
+    pages = pages_of(family * 30, limit)
+    assert len(pages) > 2
+    for page in pages:
+        assert page.startswith("👨")
         assert page.endswith("👦")

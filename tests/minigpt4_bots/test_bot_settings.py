@@ -107,6 +107,7 @@ def test_log_levels_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging, "basicConfig", lambda *, level, **_: levels.append(level))
     for level in LogLevel:
         set_up_logging(level, [])
+    assert len(set(levels)) == len(LogLevel) >= 4
     assert set(levels) <= set(logging.getLevelNamesMapping())
 
 
@@ -146,10 +147,11 @@ def test_the_address_of_files_may_be_another(given: str) -> None:
     assert read_bot_settings(None, {"TELEGRAM_BASE_FILE_URL": given}).telegram.file_url == "http://f/file/bot"
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda f: f.name)
-def test_the_example_files_are_valid(file: Path) -> None:
-    if file.name.startswith(("telegram", "discord")):
-        read_bot_settings(file, {})
+@pytest.mark.parametrize("name", ["discord", "telegram"])
+def test_the_example_files_are_valid(name: str) -> None:
+    file = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+    settings = read_bot_settings(file, {})
+    assert settings.model_fields_set == set(yaml.safe_load(file.read_text())) != set()
 
 
 # Texts
@@ -341,9 +343,13 @@ def test_the_database_holds_no_ids(tmp_path: Path) -> None:
     gate = gate_of(tmp_path)
     asker = replace(ANNA, user="555123456", chat="-100987654")
     gate.enter(asker)
-    for file in tmp_path.iterdir():
-        assert b"555123456" not in file.read_bytes()
-        assert b"100987654" not in file.read_bytes()
+    stored = b"".join(file.read_bytes() for file in tmp_path.glob("bots.sqlite3*"))
+    assert b"asked" in stored  # the table of questions
+    with sqlite3.connect(tmp_path / "bots.sqlite3") as connection:
+        assert connection.execute("SELECT count(*) FROM asked").fetchone() == (1,)
+    connection.close()
+    assert b"555123456" not in stored
+    assert b"100987654" not in stored
 
 
 def test_unfinished_answers_are_found_again(tmp_path: Path) -> None:

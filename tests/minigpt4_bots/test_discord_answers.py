@@ -78,6 +78,7 @@ async def test_a_growing_answer_is_edited_at_a_pace_and_ends_complete(here: Scen
     for (at, _), (later, _) in zip(message.history, message.history[5:], strict=False):
         assert later - at > 4.5  # no more than five within five seconds
     shown = [text for _, text in message.history if text.startswith("word0")]
+    assert len(shown) >= 5
     assert all(answer.text.startswith(text) for text in shown)
 
 

@@ -176,6 +176,9 @@ async def test_a_large_file_is_not_even_fetched(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     asked = await here.discord.says(channel, ann, attachments=[Upload(b"x" * 200_000, "huge.png")], mention=True)
     await here.discord.answer_to(asked)
+    asked = await here.discord.says(channel, ann, attachments=[Upload(b"x" * 200, "small.png")], mention=True)
+    await here.discord.answer_to(asked)
+    assert any(path.endswith("small.png") for path in here.discord.downloads)
     assert not any(path.endswith("huge.png") for path in here.discord.downloads)
 
 

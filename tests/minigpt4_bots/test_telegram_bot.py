@@ -238,6 +238,28 @@ async def test_answers_in_groups_grow_by_edits(here: Scene, anna: int, group: in
     assert [one.text for one in here.telegram.shown(group)] == ["One two three"]
 
 
+async def test_a_group_upgraded_before_the_answer_gets_it(here: Scene, anna: int, group: int) -> None:
+    supergroup = -somebody()
+    here.telegram.upgraded[group] = supergroup
+    await here.telegram.say(group, anna, mention("Upgraded?"), **here.telegram.photo(RED))
+    answer = await here.answer(supergroup)
+    # The message it would reply to isn't there under the new id.
+    assert (answer.text, answer.reply_to) == ("I see 1 picture(s). You asked: Upgraded?", None)
+    assert here.telegram.shown(group) == []
+
+
+async def test_a_group_upgraded_during_an_answer_gets_all_of_it(here: Scene, anna: int, group: int) -> None:
+    supergroup, hold = -somebody(), asyncio.Event()
+    here.vision.on("Growing group", Reply(pieces=["One", " two", " three"], hold=hold))
+    await here.telegram.say(group, anna, mention("Growing group"), **here.telegram.photo(RED))
+    await until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
+    here.telegram.upgraded[group] = supergroup
+    hold.set()
+    answer = await here.answer(supergroup)
+    assert [one.text for one in here.telegram.shown(supergroup)] == ["One two three"]
+    assert answer.buttons == ["again"]
+
+
 async def test_long_answers_are_split_and_complete(here: Scene, anna: int) -> None:
     sentences = [f"Sentence <{number}> & more & more & more. " for number in range(300)]
     here.vision.on("Long", Reply(pieces=sentences))
@@ -506,10 +528,10 @@ async def test_another_receiver_is_named_once(here: Scene, anna: int) -> None:
 async def test_logs_and_storage_hold_no_ids_and_no_contents(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, "Confidential words", **here.telegram.photo(RED))
     await here.answer(anna)
-    for file in here.folder.glob("bots.sqlite3*"):
-        data = file.read_bytes()
-        assert str(anna).encode() not in data
-        assert b"Confidential" not in data
+    stored = b"".join(file.read_bytes() for file in here.folder.glob("bots.sqlite3*"))
+    assert len(stored) > 1000
+    assert str(anna).encode() not in stored
+    assert b"Confidential" not in stored
     assert here.bot is not None
     for secret in (str(anna), "Confidential", "Traceback"):
         assert secret not in here.bot.printed

@@ -1,7 +1,9 @@
+import io
 import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from other_set import vocabulary
 
 from minigpt4_serve.model import MiniGPT4Tokenizer
@@ -48,6 +50,24 @@ def test_folder_round_trip(tokenizer: MiniGPT4Tokenizer, tmp_path: Path) -> None
     assert again.pad_token_id == tokenizer.pad_token_id
 
 
-def test_another_vocabulary_is_refused(tmp_path: Path, golden: Path) -> None:
-    with pytest.raises(Exception, match=r"\S"):
+def test_a_file_that_is_no_vocabulary_is_refused(golden: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"could not parse ModelProto from .*MANIFEST\.json"):
         MiniGPT4Tokenizer(str(golden / "MANIFEST.json"))
+
+
+def test_a_vocabulary_with_other_special_ids_is_refused(tmp_path: Path) -> None:
+    file, other = tmp_path / "tokenizer.model", io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["What is it?"] * 3),
+        model_writer=other,
+        vocab_size=20,
+        model_type="bpe",
+        pad_id=0,  # as T5 numbers them
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    file.write_bytes(other.getvalue())
+    with pytest.raises(ValueError, match=r"tokenizer\.model is not a LLaMA vocabulary: <unk>, <s>, </s> must have"):
+        MiniGPT4Tokenizer(str(file))

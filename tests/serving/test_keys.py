@@ -120,9 +120,10 @@ def test_what_is_no_keys_file(file: Path, text: str) -> None:
 
 def test_names_are_unique_and_unknown_ones_refused(file: Path) -> None:
     add_key(file, "alice", KeyLimits())
-    for wrong in ("alice", "", "x" * 101):
-        with pytest.raises(InvalidRequest):
+    for wrong, why in (("alice", "a key 'alice' already"), ("", "1 to 100 characters"), ("x" * 101, "1 to 100")):
+        with pytest.raises(InvalidRequest, match=why):
             add_key(file, wrong, KeyLimits())
+    assert [key.name for key in read_keys(file)] == ["alice"]
     with pytest.raises(InvalidRequest, match="no key 'bob'"):
         revoke_key(file, "bob")
     assert revoke_key(file, read_keys(file)[0].id).name == "alice"

@@ -71,6 +71,7 @@ def test_whole_and_streamed_answers_are_the_same(client: httpx.Client) -> None:
 
 def test_usage_is_left_out_unless_asked_for(client: httpx.Client) -> None:
     events = _events(client.post(CHAT, json=_question(stream=True)).text)
+    assert events
     assert all("usage" not in event for event in events)
 
 

@@ -103,6 +103,7 @@ def test_relations_are_true_both_ways() -> None:
 def test_what_is_ambiguous_is_not_asked() -> None:
     level = Scene((STAR, Thing("moon", "blue", 0.25, 0.8, 0.14)), "white")
     sideways = [text for text in _answers("relation", level, 200) if "left" in text or "right" in text]
+    assert sideways
     assert all(text.startswith("Nothing") for text in sideways)
     assert _answers("biggest", level) == set()
     twins = Scene((STAR, Thing("star", "blue", 0.8, 0.8, 0.1)), "white")
@@ -127,7 +128,9 @@ def test_a_stranger_asks_every_kind_and_no_sentence_was_trained_as_it_stands() -
 def test_new_wordings_are_new() -> None:
     rng = random.Random(2)
     parts = {"x": "the star", "y": "the moon", "a": "a star", "n": "stars", "c": "red"}
+    assert set(NEW) <= set(TRAINED) != set()
     for kind, patterns in NEW.items():
+        assert patterns
         trained = {word(TRAINED[kind], rng, **parts).lower().rstrip("?.!") for _ in range(3000)}
         new = {word((pattern,), rng, **parts).lower().rstrip("?.!") for pattern in patterns}
         assert not trained & new, kind

@@ -99,6 +99,7 @@ def visit(browser: Browser, page_url: str) -> Iterator[Visit]:
     yield open_page
     for person in people:
         person.close()
+    assert asked
     own = (page_url, f"blob:{page_url}", "data:", "about:")
     assert [url for url in asked if not url.startswith(own)] == []
     assert broken == []

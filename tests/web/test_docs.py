@@ -17,7 +17,9 @@ def test_the_table_names_the_options_there_are() -> None:
     options = set(re.findall(r"(--[a-z-]+)", shown)) - {"--help"}
     table = [line for line in DOCS.splitlines() if line.startswith("| `--")]
     assert set(re.findall(r"(--[a-z-]+)", "".join(table))) == options
-    for variable in re.findall(r"`(MINIGPT4_\w+)`", "".join(table)):
+    variables = re.findall(r"`(MINIGPT4_\w+)`", "".join(table))
+    assert variables
+    for variable in variables:
         assert variable in shown
 
 

@@ -45,5 +45,6 @@ def test_the_embedded_model_answers_about_them(example: object, server_url: str)
     ]
     client = openai.OpenAI(base_url=server_url, api_key="none")
     chat = client.chat.completions.create(model="minigpt4-tiny", messages=[{"role": "user", "content": parts}])
+    assert TRUTH[example.picture]  # type: ignore[attr-defined]
     answer = (chat.choices[0].message.content or "").lower()
     assert all(fact in answer for fact in TRUTH[example.picture])  # type: ignore[attr-defined]

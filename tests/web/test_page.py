@@ -331,7 +331,9 @@ def test_on_a_phone_in_the_dark(visit: Visit, scripted: ChatServer, screenshot: 
     _answered(page, "I see red, blue.")
     screenshot(page, "phone-dark-talk")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    for control in page.locator(".talk button:visible, .talk textarea:visible").all():
+    controls = page.locator(".talk button:visible, .talk textarea:visible").all()
+    assert len(controls) >= 3
+    for control in controls:
         size = control.bounding_box()
         assert size is not None
         assert min(size["width"], size["height"]) >= 24, control.inner_text()
