@@ -3,13 +3,11 @@
 Run it after a change here: ``python tools/draw_examples.py``. A test compares what is shipped with what is drawn.
 """
 
-import sys
 from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent / "tiny"))
-from world import Scene, Thing, draw
+from tools.tiny.world import Scene, Thing, draw
 
 FOLDER = Path(__file__).parent.parent / "minigpt4_serve" / "web" / "examples"
 SIDE = 280
