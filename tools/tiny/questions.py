@@ -1,7 +1,7 @@
-"""What can be asked about a scene, and the true answer to it. Knows the world and its wordings; nothing of tensors.
+"""Questions about a scene and their true answers, as text.
 
-Ambiguous questions aren't asked: things as good as level aren't left or right of each other, and sizes that are near
-aren't compared.
+Ambiguous questions are left out: objects at nearly the same height or nearly one above the other aren't compared by
+place, and objects of similar size aren't compared by size.
 """
 
 import random
@@ -9,39 +9,48 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from wordings import TRAINED, word
-from world import COLOURS, COLUMNS, KINDS, ROWS, Scene, Thing
+from tools.tiny.wordings import TRAINED, word
+from tools.tiny.world import COLORS, COLUMNS, KINDS, ROWS, Scene, Thing
 
-__all__ = ["KEY_WORDS", "KINDS_OF_QUESTION", "Dialogue", "ask", "is_right"]
+__all__ = ["KEY_WORDS", "KINDS_OF_QUESTION", "Dialogue", "ask", "is_correct", "plural"]
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _APART, _LEVEL = 0.09, 0.03
-"""Of the picture's side: further apart is left or above for sure, nearer is neither."""
+"""Fractions of the image's side: objects further apart than the first are clearly left of or above each other, nearer
+than the second clearly not."""
 _BIGGER = 1.22
+"""Ratio of radii from which one object is clearly the bigger one."""
 
 REFUSAL = "I can't tell that from the picture."
 GREETING = "Hello! Ask me about the picture."
 KEY_WORDS = frozenset(
-    [*KINDS, *COLOURS, *ROWS, *COLUMNS, *_NUMBERS, *(f"{kind}s" for kind in KINDS), "fish", "crosses"]
+    [*KINDS, *COLORS, *ROWS, *COLUMNS, *_NUMBERS, *(f"{kind}s" for kind in KINDS), "fish", "crosses"]
     + ["white", "gray", "black", "beige", "Yes", "No", "Nothing", "above", "below", "not", "nothing", "on"]
     + [name.capitalize() for name in ("a", "an", "the", "there", "i", "hello", "two")]
 )
-"""Words of answers that carry facts, for the loss."""
+"""Words of answers that carry facts; the language loss gives them a higher weight."""
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Turns of (question, answer); the last one is the one that counts."""
+    """A conversation about one scene.
+
+    Attributes:
+        kind: a key of ``KINDS_OF_QUESTION``.
+        turns: (question, answer) pairs; the last answer is the one that is trained and evaluated.
+    """
 
     kind: str
     turns: tuple[tuple[str, str], ...]
 
     @property
     def answer(self) -> str:
+        """The last turn's answer."""
         return self.turns[-1][1]
 
 
 def plural(kind: str) -> str:
+    """The plural of a kind of object."""
     return {"fish": "fish", "cross": "crosses"}.get(kind, kind + "s")
 
 
@@ -50,7 +59,7 @@ def _a(words: str) -> str:
 
 
 def _full(thing: Thing) -> str:
-    return f"{thing.colour} {thing.kind}"
+    return f"{thing.color} {thing.kind}"
 
 
 def _listed(things: Sequence[Thing]) -> str:
@@ -69,35 +78,35 @@ def _sentence(text: str) -> str:
 
 
 class _Asker:
-    """One scene and the choices of one dialogue."""
+    """Makes one dialogue about one scene; each method named after a kind of question makes one turn of it."""
 
     def __init__(self, scene: Scene, rng: random.Random, patterns: Mapping[str, tuple[str, ...]]) -> None:
         self.scene, self.rng, self.patterns = scene, rng, patterns
         self.things = scene.things
         self.kinds = Counter(thing.kind for thing in scene.things)
-        self.colours = Counter(thing.colour for thing in scene.things)
-        self.pairs = Counter((thing.kind, thing.colour) for thing in scene.things)
+        self.colors = Counter(thing.color for thing in scene.things)
+        self.pairs = Counter((thing.kind, thing.color) for thing in scene.things)
 
     def words(self, kind: str, **parts: str) -> str:
         return word(self.patterns[kind], self.rng, **parts)
 
-    def names(self, thing: Thing, *, colour: bool = True) -> list[str]:
-        """What the thing can be called without doubt, without article."""
+    def names(self, thing: Thing, *, color: bool = True) -> list[str]:
+        """Unambiguous names of the object, without article."""
         names = []
         if self.kinds[thing.kind] == 1:
             names.append(thing.kind)
-        if colour and self.pairs[thing.kind, thing.colour] == 1:
+        if color and self.pairs[thing.kind, thing.color] == 1:
             names.append(_full(thing))
-        if colour and self.colours[thing.colour] == 1 and self.rng.random() < 0.2:
-            names.append(f"{thing.colour} {self.rng.choice(('thing', 'object', 'shape', 'one'))}")
+        if color and self.colors[thing.color] == 1 and self.rng.random() < 0.2:
+            names.append(f"{thing.color} {self.rng.choice(('thing', 'object', 'shape', 'one'))}")
         return names
 
     def named(
-        self, *, colour: bool = True, where: Callable[[Thing], bool] = lambda thing: True
+        self, *, color: bool = True, where: Callable[[Thing], bool] = lambda thing: True
     ) -> tuple[Thing, str] | None:
-        """A random thing that fits, and a name of it."""
+        """A random object that fits and has an unambiguous name, with that name; None if there is none."""
         fitting = [
-            (thing, names) for thing in self.things if where(thing) and (names := self.names(thing, colour=colour))
+            (thing, names) for thing in self.things if where(thing) and (names := self.names(thing, color=color))
         ]
         if not fitting:
             return None
@@ -106,20 +115,20 @@ class _Asker:
 
     # Each returns (question, answer), or None when the scene has no clear case.
 
-    def colour(self) -> tuple[str, str] | None:
+    def color(self) -> tuple[str, str] | None:
         if len(self.things) == 1 and self.rng.random() < 0.3:
             (thing,) = self.things
             name = self.rng.choice(("it", "this", f"the {self.rng.choice(('thing', 'object', 'shape'))}"))
-            return self.words("colour", x=name), f"The {thing.kind} is {thing.colour}."
-        found = self.named(colour=False)
-        return found and (self.words("colour", x=f"the {found[1]}"), f"The {found[1]} is {found[0].colour}.")
+            return self.words("color", x=name), f"The {thing.kind} is {thing.color}."
+        found = self.named(color=False)
+        return found and (self.words("color", x=f"the {found[1]}"), f"The {found[1]} is {found[0].color}.")
 
     def which(self) -> tuple[str, str] | None:
-        single = [thing for thing in self.things if self.colours[thing.colour] == 1]
+        single = [thing for thing in self.things if self.colors[thing.color] == 1]
         if not single:
             return None
         thing = self.rng.choice(single)
-        return self.words("which", c=thing.colour), f"The {thing.colour} thing is {_a(thing.kind)}."
+        return self.words("which", c=thing.color), f"The {thing.color} thing is {_a(thing.kind)}."
 
     def count_all(self) -> tuple[str, str]:
         count = len(self.things)
@@ -132,16 +141,16 @@ class _Asker:
             kind = self._likely(KINDS, self.kinds)
             count, one, many = self.kinds[kind], kind, plural(kind)
         else:
-            colour = self._likely(tuple(COLOURS), self.colours)
+            color = self._likely(tuple(COLORS), self.colors)
             noun = self.rng.choice(("thing", "object", "shape"))
-            count, one, many = self.colours[colour], f"{colour} thing", f"{colour} things"
-            question = self.words("count", n=f"{colour} {noun}s")
+            count, one, many = self.colors[color], f"{color} thing", f"{color} things"
+            question = self.words("count", n=f"{color} {noun}s")
             return question, f"There {'is' if count == 1 else 'are'} {_NUMBERS[count]} {one if count == 1 else many}."
         question = self.words("count", n=many)
         return question, f"There {'is' if count == 1 else 'are'} {_NUMBERS[count]} {one if count == 1 else many}."
 
     def _likely(self, names: Sequence[str], there: Counter[str]) -> str:
-        """Something that is there, more often what is there twice; sometimes something that isn't."""
+        """One of ``names``: mostly one that the scene shows, preferably more than once; one in four that it doesn't."""
         if self.rng.random() < 0.25:
             return self.rng.choice([name for name in names if not there[name]])
         often = [name for name in names if there[name] > 1]
@@ -151,29 +160,29 @@ class _Asker:
 
     def exists(self) -> tuple[str, str]:
         thing = self.rng.choice(self.things)
-        form = self.rng.choice(("kind", "full", "colour"))
-        kind, colour = thing.kind, thing.colour
-        if self.rng.random() < 0.5:  # something that isn't there, often by half
+        form = self.rng.choice(("kind", "full", "color"))
+        kind, color = thing.kind, thing.color
+        if self.rng.random() < 0.5:  # absent, or only half of it present
             for _ in range(20):
                 new_kind = self.rng.choice((kind, self.rng.choice(KINDS))) if form == "full" else self.rng.choice(KINDS)
-                kind, colour = new_kind, self.rng.choice(tuple(COLOURS))
-                if not self._there(form, kind, colour):
+                kind, color = new_kind, self.rng.choice(tuple(COLORS))
+                if not self._there(form, kind, color):
                     break
-        words = {"kind": kind, "full": f"{colour} {kind}", "colour": f"{colour} thing"}[form]
-        many = {"kind": plural(kind), "full": f"{colour} {plural(kind)}", "colour": f"{colour} things"}[form]
-        there = self._there(form, kind, colour)
+        words = {"kind": kind, "full": f"{color} {kind}", "color": f"{color} thing"}[form]
+        many = {"kind": plural(kind), "full": f"{color} {plural(kind)}", "color": f"{color} things"}[form]
+        there = self._there(form, kind, color)
         question = self.words("exists", a=_a(words), n=many)
         return question, f"Yes, there is {_a(words)}." if there else f"No, there is no {words}."
 
-    def _there(self, form: str, kind: str, colour: str) -> bool:
-        return bool({"kind": self.kinds[kind], "full": self.pairs[kind, colour], "colour": self.colours[colour]}[form])
+    def _there(self, form: str, kind: str, color: str) -> bool:
+        return bool({"kind": self.kinds[kind], "full": self.pairs[kind, color], "color": self.colors[color]}[form])
 
     def where(self) -> tuple[str, str] | None:
-        found = self.named(where=lambda thing: thing.has_certain_place)
+        found = self.named(where=lambda thing: thing.has_unambiguous_place)
         return found and (self.words("where", x=f"the {found[1]}"), f"The {found[1]} is {_place(found[0])}.")
 
     def _beyond(self, thing: Thing, side: str) -> list[Thing] | None:
-        """Things on that side of it, or None when one of them is neither clearly there nor clearly not."""
+        """Objects on that side of ``thing``, or None if any other object is a borderline case."""
         found = []
         for other in self.things:
             if other is thing:
@@ -227,17 +236,15 @@ class _Asker:
         return None
 
     def is_it(self) -> tuple[str, str] | None:
-        found = self.named(colour=False)
+        found = self.named(color=False)
         if found is None:
             return None
         thing, name = found
         true = self.rng.random() < 0.5
-        others = [colour for colour in COLOURS if colour != thing.colour]
-        seen = [colour for colour in others if self.colours[colour]]
-        asked = thing.colour if true else self.rng.choice(seen if seen and self.rng.random() < 0.5 else others)
-        return self.words(
-            "is_it", x=f"the {name}", c=asked
-        ), f"{'Yes' if true else 'No'}, the {name} is {thing.colour}."
+        others = [color for color in COLORS if color != thing.color]
+        seen = [color for color in others if self.colors[color]]
+        asked = thing.color if true else self.rng.choice(seen if seen and self.rng.random() < 0.5 else others)
+        return self.words("is_it", x=f"the {name}", c=asked), f"{'Yes' if true else 'No'}, the {name} is {thing.color}."
 
     def _by_size(self, biggest: bool) -> tuple[str, str] | None:
         if len(self.things) < 2:
@@ -265,7 +272,7 @@ class _Asker:
         return self.words("caption"), _sentence(_listed(self.things))
 
     def detail(self) -> tuple[str, str] | None:
-        if not all(thing.has_certain_place for thing in self.things):
+        if not all(thing.has_unambiguous_place for thing in self.things):
             return None
         count = len(self.things)
         head = f"There {'is' if count == 1 else 'are'} {_NUMBERS[count]} object{'s' * (count != 1)}"
@@ -280,7 +287,7 @@ class _Asker:
         return self.words("greeting"), GREETING
 
     def follow_up(self) -> tuple[tuple[str, str], ...] | None:
-        """Two turns; the second says "it" or "they"."""
+        """Two turns; the second refers back with "it" or "they"."""
         rng = self.rng
         turns = rng.choice((self._then_more_of_it, self._then_more_of_it, self._then_its_place, self._then_a_list))()
         if turns is None:
@@ -296,28 +303,28 @@ class _Asker:
         return first, (asked, answer)
 
     def _of_it(self, kind: str) -> str:
-        """A question of that kind about what was spoken of: with "it" in its place, or without a word for it."""
+        """A question of that kind about the object mentioned before: by a pronoun, or without naming it."""
         if f"follow_{kind}" in self.patterns and self.rng.random() < 0.4:
             return self.words(f"follow_{kind}")
         return self.words(kind, x=self.rng.choice(("it", "it", "that", "that one")))
 
     def _then_more_of_it(self) -> tuple[tuple[str, str], tuple[str, str]] | None:
-        found = self.named(colour=False, where=lambda thing: thing.has_certain_place)
+        found = self.named(color=False, where=lambda thing: thing.has_unambiguous_place)
         if found is None:
             return None
         thing, name = found
-        colour = f"The {name} is {thing.colour}."
+        color = f"The {name} is {thing.color}."
         place = f"The {name} is {_place(thing)}."
         exists = (self.words("exists", a=_a(name), n=plural(name)), f"Yes, there is {_a(name)}.")
-        ask_colour = (self._of_it("colour"), colour)
+        ask_color = (self._of_it("color"), color)
         ask_place = (self._of_it("where"), place)
         if len(self.things) == 1 and self.rng.random() < 0.5:
-            return self.short(), self.rng.choice((ask_colour, ask_place))
+            return self.short(), self.rng.choice((ask_color, ask_place))
         return self.rng.choice(
             (
-                ((self.words("where", x=f"the {name}"), place), ask_colour),
-                ((self.words("colour", x=f"the {name}"), colour), ask_place),
-                (exists, ask_colour),
+                ((self.words("where", x=f"the {name}"), place), ask_color),
+                ((self.words("color", x=f"the {name}"), color), ask_place),
+                (exists, ask_color),
                 (exists, ask_place),
             )
         )
@@ -325,19 +332,19 @@ class _Asker:
     def _then_its_place(self) -> tuple[tuple[str, str], tuple[str, str]] | None:
         form = self.rng.choice(("which", "biggest", "smallest"))
         if form == "which":
-            single = [thing for thing in self.things if self.colours[thing.colour] == 1]
+            single = [thing for thing in self.things if self.colors[thing.color] == 1]
             if not single:
                 return None
             thing = self.rng.choice(single)
             name = thing.kind
-            first = (self.words("which", c=thing.colour), f"The {thing.colour} thing is {_a(thing.kind)}.")
+            first = (self.words("which", c=thing.color), f"The {thing.color} thing is {_a(thing.kind)}.")
         else:
             asked = self._by_size(form == "biggest")
             if asked is None:
                 return None
             thing = (max if form == "biggest" else min)(self.things, key=lambda thing: thing.radius)
             first, name = asked, _full(thing)
-        if not thing.has_certain_place:
+        if not thing.has_unambiguous_place:
             return None
         return first, (self._of_it("where"), f"The {name} is {_place(thing)}.")
 
@@ -351,7 +358,7 @@ class _Asker:
 
 
 KINDS_OF_QUESTION: dict[str, float] = {
-    "colour": 1,
+    "color": 1,
     "which": 1,
     "count_all": 0.7,
     "count": 1.6,
@@ -370,32 +377,33 @@ KINDS_OF_QUESTION: dict[str, float] = {
     "greeting": 0.4,
     "follow_up": 2,
 }
-"""How often each kind is asked in training."""
+"""Relative frequency of each kind of question in training."""
 
 
 def ask(
     scene: Scene, kind: str, rng: random.Random, patterns: Mapping[str, tuple[str, ...]] = TRAINED
 ) -> Dialogue | None:
-    """A question of that kind with its true answer, or None when the scene has no clear case of it.
+    """A dialogue whose last question is of that kind, or None if the scene has no unambiguous case of it.
 
     Args:
-        scene: the order of its things is the order in which answers list them.
-        patterns: others than the trained ones are for evaluation.
+        scene: the order of its objects is the order in which answers list them.
+        kind: a key of ``KINDS_OF_QUESTION``.
+        patterns: wordings by kind; other than ``TRAINED`` for evaluation.
     """
     asker = _Asker(scene, rng, patterns)
     asked = getattr(asker, kind)()
     if asked is None:
         return None
     turns = asked if kind == "follow_up" else (asked,)
-    if len(turns) == 1 and patterns is TRAINED and rng.random() < 0.12:  # after another exchange, nothing changes
+    if len(turns) == 1 and patterns is TRAINED and rng.random() < 0.12:  # after an unrelated turn
         before = _Asker(scene, rng, TRAINED)
         turn = getattr(before, rng.choice(("count_all", "background", "exists", "greeting")))()
         turns = (turn, *turns)
     return Dialogue(kind, tuple(turns))
 
 
-def is_right(dialogue: Dialogue, answer: str) -> bool:
-    """Whether all facts are right; lists and descriptions may come in any order."""
+def is_correct(dialogue: Dialogue, answer: str) -> bool:
+    """Whether the answer states exactly the facts of the true one; lists and descriptions may be in any order."""
     return _facts(dialogue.answer) == _facts(answer)
 
 

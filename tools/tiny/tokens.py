@@ -1,22 +1,21 @@
-"""The embedded model's vocabulary, and dialogues as ids exactly as the server splits them. Knows text, no tensors."""
+"""The embedded model's vocabulary, and dialogues as token ids, split exactly as the server splits them."""
 
+import io
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import sentencepiece
-from questions import KEY_WORDS, KINDS_OF_QUESTION, Dialogue, ask
-from world import scene
 
 from minigpt4_serve.model import MiniGPT4Tokenizer
 from minigpt4_serve.model.conversation import FORMATS, IMAGE_PLACEHOLDER, Turn, render
+from tools.tiny.questions import KEY_WORDS, KINDS_OF_QUESTION, Dialogue, ask
+from tools.tiny.world import scene
 
 __all__ = ["Branch", "branch", "make_vocabulary", "prefix"]
 
-VOCABULARY = 800
 _FORMAT = FORMATS["vicuna"]
-# The system text is always the same: a few pieces instead of fifty keep prompts short.
+# The system text never varies: four pieces instead of fifty keep prompts short.
 _SYSTEM_PIECES = [
     "▁Give▁the▁following▁image:▁",
     "ImageContent",
@@ -29,8 +28,13 @@ _OUTSIDE = (
 )
 
 
-def make_vocabulary(file: Path) -> None:
-    """Train SentencePiece's byte-pair encoding on questions and answers of the world, with bytes to fall back on."""
+def make_vocabulary(size: int) -> bytes:
+    """Train a SentencePiece BPE model of ``size`` pieces, with byte fallback, on generated questions and answers.
+
+    Returns:
+        The serialized model; the same for the same size.
+    """
+    model = io.BytesIO()
     rng = random.Random("vocabulary")
     lines = [_OUTSIDE] * 40 + [_FORMAT.system] * 40
     while len(lines) < 40_000:
@@ -39,9 +43,9 @@ def make_vocabulary(file: Path) -> None:
             lines += [words for turn in dialogue.turns for words in turn]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_prefix=str(file.with_suffix("")),
+        model_writer=model,
         model_type="bpe",
-        vocab_size=VOCABULARY,
+        vocab_size=size,
         byte_fallback=True,
         character_coverage=1.0,
         normalization_rule_name="identity",
@@ -50,36 +54,40 @@ def make_vocabulary(file: Path) -> None:
         num_threads=1,
         minloglevel=2,
     )
-    file.with_suffix(".vocab").unlink()
+    return model.getvalue()
 
 
 def prefix(tokenizer: MiniGPT4Tokenizer) -> list[int]:
-    """Ids of a prompt up to its picture."""
+    """Token ids of a prompt up to its image."""
     prompt = render([Turn("user", "", images=1)], _FORMAT)
     return [1, *tokenizer.encode_segment(prompt.split(IMAGE_PLACEHOLDER)[0])]
 
 
 @dataclass(frozen=True)
 class Branch:
-    """What follows the picture.
+    """The tokens of one dialogue that follow the image.
 
     Attributes:
-        ids: question (with earlier turns), answer and the mark of its end.
-        weights: for the loss of predicting each id; 0 up to the answer.
+        ids: earlier turns, question, answer and separator.
+        weights: weight of the loss of predicting each id; 0 before the answer.
     """
 
     ids: list[int]
     weights: list[float]
 
 
-def branch(dialogue: Dialogue, tokenizer: MiniGPT4Tokenizer) -> Branch:
-    """The dialogue as the server would put it to the model, and the answer that the model should give."""
+def branch(dialogue: Dialogue, tokenizer: MiniGPT4Tokenizer, key_word_weight: float) -> Branch:
+    """Tokenize a dialogue as the server does.
+
+    The weights of an answer of n tokens are 1/√n, so that long descriptions don't outweigh short facts; those of
+    ``KEY_WORDS`` are ``key_word_weight`` times that.
+    """
     turns = [Turn("user", dialogue.turns[0][0], images=1)]
     for (_, answer), (question, _) in zip(dialogue.turns, dialogue.turns[1:], strict=False):
         turns += [Turn("assistant", answer), Turn("user", question)]
-    asked = tokenizer.encode_segment(render(turns, _FORMAT).split(IMAGE_PLACEHOLDER)[1])
-    answer = tokenizer.encode_segment(dialogue.answer + _FORMAT.separator)
-    pieces = [tokenizer.sentencepiece.id_to_piece(i) for i in answer]
-    keys = [3.0 if re.sub(r"\W", "", piece.replace("▁", "")) in KEY_WORDS else 1.0 for piece in pieces]
-    scale = len(answer) ** -0.5
-    return Branch(asked + answer, [0.0] * len(asked) + [key * scale for key in keys])
+    question_ids = tokenizer.encode_segment(render(turns, _FORMAT).split(IMAGE_PLACEHOLDER)[1])
+    answer_ids = tokenizer.encode_segment(dialogue.answer + _FORMAT.separator)
+    words = [re.sub(r"\W", "", tokenizer.sentencepiece.id_to_piece(i).replace("▁", "")) for i in answer_ids]
+    scale = len(answer_ids) ** -0.5
+    weights = [scale * (key_word_weight if word in KEY_WORDS else 1.0) for word in words]
+    return Branch(question_ids + answer_ids, [0.0] * len(question_ids) + weights)

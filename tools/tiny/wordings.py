@@ -1,8 +1,8 @@
-"""How people ask: patterns for every kind of question, in words only. Knows no scenes and no answers.
+"""Wordings of every kind of question, as patterns.
 
-``[a|b|]`` stands for any of its parts, ``{x}`` for a thing with "the", ``{y}`` for another, ``{a}`` for one with "a",
-``{n}`` for several, ``{c}`` for a colour. ``NEW`` and ``STRANGERS`` hold wordings for evaluation only: training must
-not see them.
+``[a|b|]`` stands for any one of its alternatives, ``{x}`` for an object with "the", ``{y}`` for another one, ``{a}``
+for one with "a", ``{n}`` for a plural, ``{c}`` for a color. ``NEW`` and ``STRANGERS`` are for evaluation only: training
+must never use them.
 """
 
 import functools
@@ -18,7 +18,7 @@ _IN = f"[| in [this|the] {_PIC}| here| there]"
 _ASK = "[||||please tell me|can you tell me|tell me|do you know|could you say|i want to know|say]"
 _THING = "[thing|object|shape|item|one]"
 _THINGS = "[things|objects|shapes|items]"
-_COLOUR = "[colour|color]"
+_COLOR = "[colour|color]"
 _TRUE = "[right|correct|true|yes or no|is that right|is that true|is that so|would you say|don't you think|no]"
 _WHETHER = (
     "[please tell me|can you tell me|tell me|do you know|could you say|i want to know|i would like to know|say|check"
@@ -105,37 +105,37 @@ def _is_it(side: str) -> tuple[str, ...]:
 
 
 _PATTERNS: dict[str, tuple[str, ...]] = {
-    "colour": (
-        f"[what|which] {_COLOUR} is {{x}}{_IN}",
-        f"[what|which] {_COLOUR} does {{x}} have{_IN}",
-        f"what is the {_COLOUR} of {{x}}{_IN}",
-        f"what's the {_COLOUR} of {{x}}",
-        f"{_ASK} [what|which] {_COLOUR} {{x}} is",
-        f"{_ASK} the {_COLOUR} of {{x}}",
-        f"{{x}} is [what|which] {_COLOUR}",
-        f"{{x}} has [what|which] {_COLOUR}",
-        f"{_COLOUR} of {{x}}",
-        f"name the {_COLOUR} of {{x}}",
+    "color": (
+        f"[what|which] {_COLOR} is {{x}}{_IN}",
+        f"[what|which] {_COLOR} does {{x}} have{_IN}",
+        f"what is the {_COLOR} of {{x}}{_IN}",
+        f"what's the {_COLOR} of {{x}}",
+        f"{_ASK} [what|which] {_COLOR} {{x}} is",
+        f"{_ASK} the {_COLOR} of {{x}}",
+        f"{{x}} is [what|which] {_COLOR}",
+        f"{{x}} has [what|which] {_COLOR}",
+        f"{_COLOR} of {{x}}",
+        f"name the {_COLOR} of {{x}}",
         "how is {x} [coloured|colored|painted]",
-        f"in [what|which] {_COLOUR} is {{x}} [drawn|painted|shown]",
-        f"what {_COLOUR} [was|is] used for {{x}}",
-        f"about {{x}}: which {_COLOUR}",
-        f"which {_COLOUR} has {{x}}",
-        f"[i can't see|i don't know|i am not sure|i forgot] [what|which] {_COLOUR} {{x}} [is|has]",
-        f"i am {_COLOUR} blind, what {_COLOUR} is {{x}}",
+        f"in [what|which] {_COLOR} is {{x}} [drawn|painted|shown]",
+        f"what {_COLOR} [was|is] used for {{x}}",
+        f"about {{x}}: which {_COLOR}",
+        f"which {_COLOR} has {{x}}",
+        f"[i can't see|i don't know|i am not sure|i forgot] [what|which] {_COLOR} {{x}} [is|has]",
+        f"i am {_COLOR} blind, what {_COLOR} is {{x}}",
         "[name|tell me|give me] the [hue|shade|tint|tone] of {x}",
         "{x} has [which|what] [hue|shade|tint]",
-        f"[give|tell] me the {_COLOUR} of {{x}}{_IN}",
-        f"what would you say the {_COLOUR} of {{x}} is",
-        f"what {_COLOUR} do you see on {{x}}",
-        f"[which|what] {_COLOUR} did [they|someone|the artist] [use|choose|pick] for {{x}}",
-        f"describe the {_COLOUR} of {{x}}",
-        f"what {_COLOUR} would you call {{x}}",
+        f"[give|tell] me the {_COLOR} of {{x}}{_IN}",
+        f"what would you say the {_COLOR} of {{x}} is",
+        f"what {_COLOR} do you see on {{x}}",
+        f"[which|what] {_COLOR} did [they|someone|the artist] [use|choose|pick] for {{x}}",
+        f"describe the {_COLOR} of {{x}}",
+        f"what {_COLOR} would you call {{x}}",
         "what paint [is|was] {x} [made|drawn] with",
-        f"can you see the {_COLOUR} of {{x}}",
-        f"{_COLOUR} of {{x}}{_IN}",
-        f"{_COLOUR}? i mean {{x}}",
-        f"what {_COLOUR}'s {{x}}",
+        f"can you see the {_COLOR} of {{x}}",
+        f"{_COLOR} of {{x}}{_IN}",
+        f"{_COLOR}? i mean {{x}}",
+        f"what {_COLOR}'s {{x}}",
     ),
     "which": (
         f"[what|which {_THING}] is {{c}}{_IN}",
@@ -144,7 +144,7 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
         f"{_ASK} [what|which {_THING}] is {{c}}",
         f"{_ASK} what the {{c}} {_THING} is",
         f"what [kind of|sort of|] [thing|object|shape] is {{c}}{_IN}",
-        f"[which|what] {_THING} has the {_COLOUR} {{c}}",
+        f"[which|what] {_THING} has the {_COLOR} {{c}}",
         f"name the {{c}} {_THING}",
         "what do you see in {c}",
         "what is [drawn|painted|shown] in {c}",
@@ -310,25 +310,25 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
     "is_it": (
         f"is {{x}} {{c}}{_IN}",
         f"{_ASK} [if|whether] {{x}} is {{c}}",
-        f"[does|is it true that] {{x}} [have the {_COLOUR}|is] {{c}}",
+        f"[does|is it true that] {{x}} [have the {_COLOR}|is] {{c}}",
         "is {x} [drawn in|painted in|painted|coloured|colored] {c}",
         "{x} is {c}, [right|correct|yes or no|isn't it]",
-        f"is the {_COLOUR} of {{x}} {{c}}",
+        f"is the {_COLOR} of {{x}} {{c}}",
         f"is {{x}} a {{c}} {_THING}",
         f"{{x}} is {{c}}, {_TRUE}",
         f"{_WHETHER} {{x}} [is|looks|appears] {{c}}",
-        f"{_WHETHER} the {_COLOUR} of {{x}} is {{c}}",
+        f"{_WHETHER} the {_COLOR} of {{x}} is {{c}}",
         "[do you think|is it so|is it the case|is it correct|can you see] that {x} is {c}",
         "[yes or no|true or false|right or wrong]: {x} is {c}",
         "i [think|believe|guess|see] {x} is {c}[, am i right|, right|, is that so]",
         "does {x} [look|appear|seem] {c}",
         "is {x} [really|indeed|actually|maybe|shown in|drawn with|all] {c}",
-        f"is {{c}} the {_COLOUR} of {{x}}",
+        f"is {{c}} the {_COLOR} of {{x}}",
         "do you see {x} in {c}",
         "did they [paint|draw|make] {x} {c}",
         "would you call {x} {c}",
         "{x}: is it {c}",
-        f"does {{x}} have a {{c}} {_COLOUR}",
+        f"does {{x}} have a {{c}} {_COLOR}",
         "could {x} be {c}",
         "{c} is what {x} is, right",
         "is {x} {c} or not",
@@ -408,34 +408,34 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
         f"which is the little one{_IN}",
     ),
     "background": (
-        f"what {_COLOUR} is the [background|ground]{_IN}",
-        f"[what|which] is the {_COLOUR} of the background{_IN}",
+        f"what {_COLOR} is the [background|ground]{_IN}",
+        f"[what|which] is the {_COLOR} of the background{_IN}",
         f"what is the background{_IN}",
-        f"what is the background [like|made of|{_COLOUR}]",
-        f"{_ASK} [what|which] {_COLOUR} the background [is|has]",
-        f"{_ASK} the {_COLOUR} of the background",
-        f"background {_COLOUR}",
+        f"what is the background [like|made of|{_COLOR}]",
+        f"{_ASK} [what|which] {_COLOR} the background [is|has]",
+        f"{_ASK} the {_COLOR} of the background",
+        f"background {_COLOR}",
         "what's [the background|behind [it|them|everything|the things]]",
-        f"on [what|which] {_COLOUR} [background|ground] is it [drawn|painted]",
+        f"on [what|which] {_COLOR} [background|ground] is it [drawn|painted]",
         "how is the background [coloured|colored|painted]",
         "what is [behind|in the background of] [it|them|everything|the [things|objects|shapes]]",
         "[tell me|what do you know|what can you say] about the background",
         f"what [is|did they paint|did they use] [behind|around] [the {_THINGS}|them|it]",
         f"what fills the [{_PIC}|space] behind [the {_THINGS}|them|it]",
-        f"background: which {_COLOUR}",
-        f"the background is [what|which] {_COLOUR}",
-        f"what {_COLOUR} do you see [behind|around|in the background]",
-        f"[which|what] {_COLOUR} [has|does] the background{_IN}",
+        f"background: which {_COLOR}",
+        f"the background is [what|which] {_COLOR}",
+        f"what {_COLOR} do you see [behind|around|in the background]",
+        f"[which|what] {_COLOR} [has|does] the background{_IN}",
         "what [kind|sort|type] of background [is it|is there|does it have|do you see]",
         f"[name|give me|tell me|find] the background{_IN}",
-        f"[name|give me|describe|find] the {_COLOUR} [of the background|behind everything|around the {_THINGS}]",
+        f"[name|give me|describe|find] the {_COLOR} [of the background|behind everything|around the {_THINGS}]",
         f"on what are the {_THINGS} [drawn|painted|placed]",
-        f"what {_COLOUR} is the [paper|page|canvas|rest|empty part|space around the {_THINGS}]",
+        f"what {_COLOR} is the [paper|page|canvas|rest|empty part|space around the {_THINGS}]",
         "is the background [white or black|dark or light|black, white, gray or beige]",
         "how does the background look",
         "what does the background look like",
         "the background",
-        f"which {_COLOUR} lies behind [it|them|everything]",
+        f"which {_COLOR} lies behind [it|them|everything]",
         "what is the [hue|shade|tone] of the background",
     ),
     "short": (
@@ -623,10 +623,10 @@ _PATTERNS |= {side: _what_is(side) for side in _SIDES} | {f"{side}_yn": _is_it(s
 
 _BY_OTHERS = json.loads(Path(__file__).with_name("wordings.json").read_text(encoding="utf-8"))
 STRANGERS: dict[str, tuple[str, ...]] = {kind: tuple(patterns) for kind, patterns in _BY_OTHERS["strangers"].items()}
-"""Wordings that only evaluation asks, by somebody who had seen no other wording and no answer."""
+"""Wordings for evaluation only, written by a person who had seen neither the other wordings nor the answers."""
 
 NEW: dict[str, tuple[str, ...]] = {
-    "colour": ("what hue is {x}", "{x}: what colour is it", "i cannot tell the colour of {x}, can you"),
+    "color": ("what hue is {x}", "{x}: what colour is it", "i cannot tell the colour of {x}, can you"),
     "which": ("i see something {c}; what is it", "something is {c}. what", "what would you call the {c} thing"),
     "count_all": (
         "give me the number of objects you see",
@@ -653,7 +653,7 @@ NEW: dict[str, tuple[str, ...]] = {
     "detail": ("describe what you see in as much detail as you can", "give every detail of this image"),
     "greeting": ("hiya", "hello my friend", "good to see you"),
 }
-"""Wordings that only evaluation asks."""
+"""Wordings for evaluation only, by the author of the trained ones."""
 
 _PERSON = (
     "[the artist|the painter|the owner|the author|your boss|the person who drew this|my friend|my mother|the man"
@@ -825,14 +825,14 @@ _FORBIDDEN = (
 )
 _PATTERNS["refusal"] = _FORBIDDEN
 
-_PLAIN = ("greeting", "follow_colour", "follow_where", "follow_list")
+_PLAIN = ("greeting", "follow_color", "follow_where", "follow_list")
 TRAINED: dict[str, tuple[str, ...]] = {
     kind: tuple(
         pattern if kind in _PLAIN else _LEAD + pattern + _TAIL for pattern in (*_PATTERNS.get(kind, ()), *sentences)
     )
     for kind, sentences in _BY_OTHERS["trained"].items()
 }
-"""Patterns by kind. Whoever writes patterns thinks in patterns: plain sentences by others say it as no pattern does."""
+"""Wordings for training by kind: patterns, and plain sentences by several writers, which vary more than patterns do."""
 
 NEW["refusal"] = (
     "what is the artist's shoe size",
@@ -851,12 +851,12 @@ NEW["refusal"] = (
 
 _MARKS = re.compile(r"([\[\]|])")
 _Part = str | tuple[tuple["_Part", ...], ...]
-"""Plain text, or a choice of rows of parts."""
+"""Plain text, or alternatives, each a sequence of parts."""
 
 
 @functools.cache
 def _parts(pattern: str) -> tuple[_Part, ...]:
-    """The pattern as rows of plain text and choices: reading it anew for every question takes longer than learning."""
+    """The parsed pattern; cached, because parsing it for every question takes longer than a training step."""
     rows: list[list[list[_Part]]] = [[[]]]
     for piece in _MARKS.split(pattern):
         if piece == "[":
@@ -877,7 +877,7 @@ def _chosen(parts: tuple[_Part, ...], rng: random.Random) -> str:
 
 
 def word(patterns: tuple[str, ...], rng: random.Random, **parts: str) -> str:
-    """One wording of a pattern, as somebody types it: with or without a capital letter and a mark at the end."""
+    """A random wording of a random pattern, with or without a capital letter and a final punctuation mark."""
     text = _chosen(_parts(rng.choice(patterns)), rng)
     text = re.sub(r" +", " ", text.format(**parts)).strip()
     if rng.random() < 0.75:

@@ -1,7 +1,6 @@
-"""The small world that the embedded model knows: scenes of a few coloured things, and drawings of them.
+"""The synthetic domain of the embedded model: scenes of a few colored shapes, and the renderer that draws them.
 
-Knows shapes, colours and places; nothing of questions, tensors or training. Run it to look at the world:
-``python tools/tiny/world.py sheet.png``.
+Depends on Pillow and NumPy only. ``python -m tools.tiny.world sheet.png`` draws a sheet of random scenes.
 """
 
 import io
@@ -11,28 +10,29 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 __all__ = [
     "BACKGROUNDS",
-    "COLOURS",
+    "COLORS",
     "COLUMNS",
     "KINDS",
     "ROWS",
     "SIDE",
     "Scene",
     "Thing",
+    "dense_scene",
     "draw",
     "example",
-    "packed_scene",
     "scene",
 ]
 
 SIDE = 112
-"""Pixels of the square that the model sees. Places and sizes below are fractions of it."""
+"""Width and height of the model's input image in pixels."""
 
 KINDS = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "house", "tree", "fish")
-COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
+COLORS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "red": ((255, 0, 0), (225, 30, 35), (205, 10, 20)),
     "orange": ((255, 165, 0), (255, 140, 0), (245, 125, 20)),
     "yellow": ((255, 255, 0), (250, 220, 40), (240, 230, 30)),
@@ -51,78 +51,86 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 STYLES, _STYLE_SHARES = ("flat", "outlined", "hollow"), (6, 3, 0.6)
-"""Outlined: a dark line around; hollow: a coloured line only."""
+"""Outlined: a dark line around the shape; hollow: a colored line and no fill. The shares are relative frequencies."""
 _EDGE = 2 / SIDE
-"""Centres nearer than this to the border of a third have no certain place."""
+"""A center nearer than this to the border between two thirds of the image has an ambiguous place."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene.
+    """One object of a scene.
 
     Attributes:
-        x, y: its centre as fractions of the picture's width and height.
-        radius: as a fraction of the picture's mean side, the root of its area.
-        turn: clockwise, in degrees.
+        kind: one of ``KINDS``.
+        color: one of ``COLORS``.
+        x, y: center, as fractions of the image's width and height.
+        radius: as a fraction of the image's mean side (the square root of its area).
+        rotation: clockwise, in degrees.
+        style: one of ``STYLES``.
     """
 
     kind: str
-    colour: str
+    color: str
     x: float
     y: float
     radius: float
-    turn: float = 0.0
-    style: str = "flat"  # one of ``STYLES``
+    rotation: float = 0.0
+    style: str = "flat"
 
     @property
     def row(self) -> str:
+        """The third of the image, from top to bottom, that holds the center: one of ``ROWS``."""
         return ROWS[min(2, int(self.y * 3))]
 
     @property
     def column(self) -> str:
+        """The third of the image, from left to right, that holds the center: one of ``COLUMNS``."""
         return COLUMNS[min(2, int(self.x * 3))]
 
     @property
-    def has_certain_place(self) -> bool:
-        """Whether a careful person would be sure of its third, both ways."""
+    def has_unambiguous_place(self) -> bool:
+        """Whether the center is clearly inside one row and one column."""
         return all(abs(value - border) > _EDGE for value in (self.x, self.y) for border in (1 / 3, 2 / 3))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a background, in no particular order.
+    """Objects on a background. Their order is the order in which answers list them.
 
     Attributes:
-        aspect: width by height of the drawing, before the model's square.
-        noise: standard deviation of pixel noise, of 255.
+        background: one of ``BACKGROUNDS``.
+        aspect: width divided by height of the rendered image.
+        noise: strength of the gray pixel noise: standard deviation in gray levels before it is blended in.
+        blurred: whether the image is blurred.
+        seed: of the renderer's choices (shades, proportions, line widths, noise).
     """
 
     things: tuple[Thing, ...]
     background: str
     aspect: float = 1.0
     noise: float = 0.0
-    soft: bool = False
+    blurred: bool = False
     seed: int = field(default=0, compare=False)
 
 
 def scene(rng: random.Random, *, most: int = 4) -> Scene:
-    """A random scene of one to ``most`` things that don't touch."""
+    """A random scene of one to ``most`` objects that don't overlap."""
     count = rng.choice(range(1, most + 1))
     aspect = 1.0 if rng.random() < 0.4 else math.exp(rng.uniform(-0.45, 0.45))
     across, down = 1 / math.sqrt(aspect), math.sqrt(aspect)  # a radius of 1 as fractions of the width and the height
     style = rng.choices(STYLES, _STYLE_SHARES)[0]
     things: list[Thing] = []
     few_kinds = rng.sample(KINDS, rng.choice((1, 2))) if rng.random() < 0.25 else KINDS
-    few_colours = rng.sample(tuple(COLOURS), rng.choice((1, 2))) if rng.random() < 0.25 else tuple(COLOURS)
+    few_colors = rng.sample(tuple(COLORS), rng.choice((1, 2))) if rng.random() < 0.25 else tuple(COLORS)
     certain = rng.random() < 0.85
     largest = {1: 0.38, 2: 0.27, 3: 0.22, 4: 0.2}.get(count, 0.16)
     for _ in range(count):
         for _ in range(60):
             radius = rng.uniform(0.09, largest)
             x, y = (rng.uniform(0.01 + radius * reach, 0.99 - radius * reach) for reach in (across, down))
-            thing = Thing(rng.choice(few_kinds), rng.choice(few_colours), x, y, radius, _turn(rng), style)
+            thing = Thing(rng.choice(few_kinds), rng.choice(few_colors), x, y, radius, _rotation(rng), style)
             apart = all(math.hypot((x - o.x) / across, (y - o.y) / down) > 1.05 * (radius + o.radius) for o in things)
-            if apart and (thing.has_certain_place or not certain):
+            if apart and (thing.has_unambiguous_place or not certain):
                 things.append(thing)
                 break
     return Scene(
@@ -130,24 +138,26 @@ def scene(rng: random.Random, *, most: int = 4) -> Scene:
         rng.choices(tuple(BACKGROUNDS), (5, 2, 2, 2))[0],
         aspect=aspect,
         noise=rng.choice((0, 0, 4, 9)),
-        soft=rng.random() < 0.1,
+        blurred=rng.random() < 0.1,
         seed=rng.getrandbits(32),
     )
 
 
-def packed_scene(rng: random.Random) -> Scene:
-    """A crowd of sixteen: how seeing is learnt first, since every corner of the picture teaches something. What scenes
-    show too rarely to learn it there, things upside down or hollow, is frequent here.
+def dense_scene(rng: random.Random) -> Scene:
+    """A dense scene of sixteen objects, one in each cell of a 4 × 4 grid.
+
+    Vision training starts with these: every region of the image carries a target. Hollow and upside-down objects, which
+    are rare in ordinary scenes, are frequent here.
     """
     style = rng.choices(STYLES, (6, 3, 2))[0]
     things = tuple(
         Thing(
             rng.choice(KINDS),
-            rng.choice(tuple(COLOURS)),
+            rng.choice(tuple(COLORS)),
             (column + 0.5 + rng.uniform(-0.1, 0.1)) / 4,
             (row + 0.5 + rng.uniform(-0.1, 0.1)) / 4,
             rng.uniform(0.075, 0.115),
-            _turn(rng, any_way=0.4),
+            _rotation(rng, any_angle=0.4),
             style,
         )
         for row in range(4)
@@ -156,8 +166,8 @@ def packed_scene(rng: random.Random) -> Scene:
     return Scene(things, rng.choice(tuple(BACKGROUNDS)), noise=rng.choice((0, 4)), seed=rng.getrandbits(32))
 
 
-def _turn(rng: random.Random, *, any_way: float = 0.12) -> float:
-    return rng.uniform(-24, 24) if rng.random() < 1 - any_way else rng.uniform(-180, 180)
+def _rotation(rng: random.Random, *, any_angle: float = 0.12) -> float:
+    return rng.uniform(-24, 24) if rng.random() < 1 - any_angle else rng.uniform(-180, 180)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -220,7 +230,7 @@ def _square(rng: random.Random) -> _Points:
 
 
 _Part = tuple[_Points, str]
-"""A polygon and its paint: ``own``, ``dark`` or ``light``."""
+"""A polygon and its fill: ``own`` (the object's color), ``dark``, ``light`` or ``bark``."""
 
 
 def _house(rng: random.Random) -> list[_Part]:
@@ -237,10 +247,10 @@ def _house(rng: random.Random) -> list[_Part]:
 
 def _tree(rng: random.Random) -> list[_Part]:
     trunk: _Points = [(-0.15, 0.2), (0.15, 0.2), (0.15, 1), (-0.15, 1)]
-    look = rng.choice(("round", "fir", "fir", "cloud"))
-    if look == "round":
+    shape = rng.choice(("round", "fir", "fir", "cloud"))
+    if shape == "round":
         crown = [_ellipse(0, -0.3, 0.68, 0.7)]
-    elif look == "cloud":
+    elif shape == "cloud":
         crown = [_ellipse(-0.35, -0.1, 0.42, 0.4), _ellipse(0.35, -0.1, 0.42, 0.4), _ellipse(0, -0.55, 0.48, 0.45)]
     else:
         crown = [[(0, -1), (0.55, -0.2), (-0.55, -0.2)], [(0, -0.55), (0.75, 0.5), (-0.75, 0.5)]]
@@ -279,7 +289,7 @@ def _parts(kind: str, rng: random.Random) -> list[_Part]:
 
 
 def example() -> Scene:
-    """The picture that ships with the model."""
+    """The scene of the example image that ships with the model."""
     things = (
         Thing("star", "red", 0.24, 0.3, 0.17, 8),
         Thing("moon", "yellow", 0.8, 0.22, 0.12, 0),
@@ -289,10 +299,10 @@ def example() -> Scene:
 
 
 def draw(scene: Scene, side: int | None = None) -> Image.Image:
-    """The scene as an RGB picture of the scene's aspect; the same scene, the same picture.
+    """Render a scene as an RGB image. Deterministic: equal scenes with equal seeds give equal pixels.
 
     Args:
-        side: pixels, the root of the picture's area; 128 to 224 if not given.
+        side: square root of the image's area in pixels; 128, 160 or 224, by the scene's seed, if not given.
     """
     rng = random.Random(scene.seed)
     chosen = rng.choice((128, 160, 224))
@@ -305,16 +315,22 @@ def draw(scene: Scene, side: int | None = None) -> Image.Image:
     line = rng.uniform(0.012, 0.03) * side
     for thing in scene.things:
         _draw_thing(canvas, thing, (width, height), ground, dark, line, rng)
-    if scene.soft:
+    if scene.blurred:
         image = image.filter(ImageFilter.GaussianBlur(side / 224))
     if rng.random() < 0.15:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=rng.randint(40, 90))
         image = Image.open(file).convert("RGB")
     if scene.noise:
-        grain = Image.effect_noise(image.size, 2 * scene.noise)  # gray, 128 in the mean
-        image = Image.blend(image, Image.merge("RGB", (grain,) * 3), 0.12)
+        image = Image.blend(image, _gray_noise(scene, image.size), 0.12)
     return image
+
+
+def _gray_noise(scene: Scene, size: tuple[int, int]) -> Image.Image:
+    """Gaussian noise around middle gray, from the scene's seed (``Image.effect_noise`` can't be seeded)."""
+    width, height = size
+    noise = np.random.default_rng(scene.seed).normal(128, 2 * scene.noise, (height, width))
+    return Image.fromarray(noise.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _draw_thing(
@@ -326,14 +342,14 @@ def _draw_thing(
     line: float,
     rng: random.Random,
 ) -> None:
-    own = _near(rng, rng.choice(COLOURS[thing.colour]), 10)
+    own = _near(rng, rng.choice(COLORS[thing.color]), 10)
     paints = {
         "own": own,
         "dark": (60, 40, 30),
         "light": (250, 245, 235),
         "bark": (110, 70, 40),
     }
-    cos, sin = math.cos(math.radians(thing.turn)), math.sin(math.radians(thing.turn))
+    cos, sin = math.cos(math.radians(thing.rotation)), math.sin(math.radians(thing.rotation))
     radius = thing.radius * math.sqrt(size[0] * size[1])
     shape = random.Random(rng.getrandbits(32))
     for points, paint in _parts(thing.kind, shape):
@@ -354,17 +370,18 @@ def _draw_thing(
                 canvas.line([*placed, placed[0], placed[1]], fill=dark, width=max(1, round(line)), joint="curve")
 
 
-def _near(rng: random.Random, colour: tuple[int, int, int], spread: int) -> tuple[int, int, int]:
-    red, green, blue = (max(0, min(255, channel + rng.randint(-spread, spread))) for channel in colour)
+def _near(rng: random.Random, color: tuple[int, int, int], spread: int) -> tuple[int, int, int]:
+    red, green, blue = (max(0, min(255, channel + rng.randint(-spread, spread))) for channel in color)
     return red, green, blue
 
 
 def _sheet(rng: random.Random, columns: int = 8, rows: int = 6) -> Image.Image:
+    """A contact sheet; its last column shows dense scenes."""
     sheet = Image.new("RGB", (columns * 150, rows * 150), "white")
     for i in range(columns * rows):
-        picture = draw(packed_scene(rng) if i % columns == columns - 1 else scene(rng))
-        picture.thumbnail((144, 144))
-        sheet.paste(picture, (i % columns * 150 + 3, i // columns * 150 + 3))
+        image = draw(dense_scene(rng) if i % columns == columns - 1 else scene(rng))
+        image.thumbnail((144, 144))
+        sheet.paste(image, (i % columns * 150 + 3, i // columns * 150 + 3))
     return sheet
 
 

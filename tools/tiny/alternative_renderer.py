@@ -1,6 +1,6 @@
-"""The same scenes as somebody else would draw them, with Pillow's ready shapes: for evaluation, never for training.
+"""A second renderer for the same scenes, built on Pillow's own shapes: for evaluation, never for training.
 
-Knows the world; shares no drawing with it. Larger canvases, upright things, plain paints, other proportions.
+Shares no drawing code with ``world``: larger canvases, upright objects, pure colors, other proportions.
 """
 
 import math
@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
-from world import BACKGROUNDS, Scene
 
-__all__ = ["redraw"]
+from tools.tiny.world import BACKGROUNDS, Scene
+
+__all__ = ["draw_alternative"]
 
 _PAINT = {
     "red": "red",
@@ -30,7 +31,7 @@ _Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class _Pen:
-    """Where a thing is drawn, and with what: a square of ±1 around (x, y) is scaled to ±``radius`` pixels."""
+    """Draws one object: coordinates of ±1 around its center (x, y) are scaled to ±``radius`` pixels."""
 
     canvas: ImageDraw.ImageDraw
     x: float
@@ -54,9 +55,9 @@ class _Pen:
         self.canvas.rectangle(self.at(corners), fill=self.paint, outline=self.edge, width=self.line)
 
 
-def redraw(scene: Scene) -> Image.Image:
-    """The scene by another hand; the same scene, the same picture."""
-    rng = random.Random(f"other hands {scene.seed}")
+def draw_alternative(scene: Scene) -> Image.Image:
+    """Render a scene as an RGB image of 256 to 900 pixels (square root of its area). Deterministic."""
+    rng = random.Random(f"other hands {scene.seed}")  # the string seeds published figures: don't reword it
     side = rng.choice((256, 400, 640, 900))
     width, height = round(side * math.sqrt(scene.aspect)), round(side / math.sqrt(scene.aspect))
     ground = BACKGROUNDS[scene.background]
@@ -67,7 +68,7 @@ def redraw(scene: Scene) -> Image.Image:
     for thing in scene.things:
         radius = 0.92 * thing.radius * side
         pen = _Pen(
-            canvas, thing.x * width, thing.y * height, radius, _PAINT[thing.colour], edge, max(2, side // 120), ground
+            canvas, thing.x * width, thing.y * height, radius, _PAINT[thing.color], edge, max(2, side // 120), ground
         )
         _SHAPES[thing.kind](pen)
     return image
@@ -94,7 +95,9 @@ def _heart(pen: _Pen) -> None:
     pen.ellipse((-1, -0.8), (0, 0.2))
     pen.ellipse((0, -0.8), (1, 0.2))
     pen.polygon((-0.93, 0), (0.93, 0), (0, 0.95))
-    pen.canvas.polygon(pen.at(((-0.8, -0.1), (0, -0.4), (0.8, -0.1), (0, 0.8))), fill=pen.paint)  # no inner lines
+    pen.canvas.polygon(
+        pen.at(((-0.8, -0.1), (0, -0.4), (0.8, -0.1), (0, 0.8))), fill=pen.paint
+    )  # covers inner outlines
 
 
 def _cross(pen: _Pen) -> None:
