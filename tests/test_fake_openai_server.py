@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from drawing import draw, encode
-from fakes.openai_replies import ENDLESS, KEY, USAGE, Answer, Cut, ErrorEvent, Feed, Gate, Reply
+from fakes.openai_replies import ENDLESS, KEY, USAGE, Answer, Cut, ErrorEvent, Feed, Gate, Reply, refusal
 from fakes.openai_server import MODEL, OpenAIServer, bots_server, vision_server
 from waiting import until
 
@@ -108,7 +108,7 @@ def test_answers_are_texts_lists_or_functions(answer: Any) -> None:
 
 
 def test_replies_go_by_text_then_word_then_queue() -> None:
-    with OpenAIServer(answers=["third", Reply(status=503, headers={"retry-after": "9"})]) as server:
+    with OpenAIServer(answers=["third", refusal(503, retry_after="9")]) as server:
         server.on("one two", "first", times=1)
         server.on_word("two", "second")
         texts = [deltas(post(server, question(text)).text) for text in ("one two", "one two", "one")]

@@ -115,6 +115,10 @@ class Reply:
         return iter(()) if isinstance(self.chunks, Feed) else _steps(self.chunks, request)
 
 
+def refusal(status: int, code: str | None = None, *, retry_after: str | None = None) -> Reply:
+    return Reply(status=status, code=code, headers={} if retry_after is None else {"retry-after": retry_after})
+
+
 Answer = Reply | str | Text
 """What isn't a reply stands for the default reply with these chunks."""
 
