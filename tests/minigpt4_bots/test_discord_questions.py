@@ -1,6 +1,5 @@
 """How a question comes to the Discord bot, and what the vision server is asked then. One real bot for all tests."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +9,7 @@ from aiohttp import web
 from drawing import draw, encode
 from fakes.discord import Upload
 from fakes.discord_bot import GENEROUS, Scene, picture, scene
-from fakes.vision import Reply
+from fakes.openai_replies import Gate, Reply, count_and_question
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,7 +41,6 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]
         async with made.running(f"{GENEROUS}pictures: {{max_bytes: 100000}}\naccess: {{deny: {{roles: [666]}}}}\n"):
             yield made
         assert made.discord.violations == []
-        assert made.vision.mistakes == []
         assert made.discord.limits.refused == []
 
 
@@ -53,16 +51,16 @@ async def test_a_mention_with_a_picture(here: Scene) -> None:
     answer = await here.discord.answer_to(asked)
     assert answer.text == "I see 1 picture(s). You asked: which colour is it?"
     (request,) = here.vision.about("which colour is it?")
-    assert request.pictures == [red.data]
+    assert request.images == [red.data]
 
 
 async def test_the_bot_types_while_it_looks(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
-    hold = asyncio.Event()
-    here.vision.on("take your time", Reply(hold=hold))
+    hold = Gate()
+    here.vision.on("take your time", Reply([hold, count_and_question]))
     asked = await here.discord.says(channel, ann, "take your time", attachments=[picture()], mention=True)
     await here.discord.until(lambda: channel.typing, what="typing")
-    hold.set()
+    hold.open()
     await here.discord.answer_to(asked)
 
 
@@ -89,10 +87,10 @@ async def test_a_follow_up_by_reply_brings_the_conversation_and_its_picture(here
     second = await here.discord.says(channel, ann, "and where?", reply_to=answer.last)
     await here.discord.answer_to(second)
     (request,) = here.vision.about("and where?")
-    assert request.pictures == [red.data]
-    assert [role for role, _ in request.words] == ["user", "assistant", "user"]
-    assert request.words[0] == ("user", "what?")
-    assert request.words[1][1] == answer.text
+    assert request.images == [red.data]
+    assert [role for role, _ in request.transcript] == ["user", "assistant", "user"]
+    assert request.transcript[0] == ("user", "what?")
+    assert request.transcript[1][1] == answer.text
 
 
 async def test_a_follow_up_without_reply_goes_on(here: Scene) -> None:
@@ -101,8 +99,8 @@ async def test_a_follow_up_without_reply_goes_on(here: Scene) -> None:
     await here.discord.answer_to(await here.discord.says(channel, ann, "q1", attachments=[picture()]))
     await here.discord.answer_to(await here.discord.says(channel, ann, "goes on"))
     (request,) = here.vision.about("goes on")
-    assert len(request.pictures) == 1
-    assert len(request.words) == 3
+    assert len(request.images) == 1
+    assert len(request.transcript) == 3
 
 
 async def test_people_in_one_channel_are_kept_apart(here: Scene) -> None:
@@ -112,7 +110,7 @@ async def test_people_in_one_channel_are_kept_apart(here: Scene) -> None:
     await here.discord.answer_to(await here.discord.says(channel, ben, "b", attachments=[blue], mention=True))
     await here.discord.answer_to(await here.discord.says(channel, ann, "ann again", mention=True))
     (request,) = here.vision.about("ann again")
-    assert request.pictures == [red.data]
+    assert request.images == [red.data]
 
 
 async def test_in_somebody_elses_conversation_both_are_told_apart(here: Scene) -> None:
@@ -184,7 +182,7 @@ async def test_too_many_pictures(here: Scene) -> None:
     colours = ("red", "blue", "green", "black", "yellow", "orange")
     many = await here.discord.says(channel, ann, "six", attachments=[picture(c) for c in colours], mention=True)
     assert "Only 4 of 6 pictures" in (await here.discord.answer_to(many)).text
-    assert len(here.vision.about("six")[0].pictures) == 4
+    assert len(here.vision.about("six")[0].images) == 4
 
 
 async def test_a_mention_without_any_picture_gets_a_hint(here: Scene) -> None:
@@ -210,7 +208,7 @@ async def test_a_forwarded_picture(here: Scene) -> None:
     original = await here.discord.says(somewhere, ben, "my holiday", attachments=[blue])
     forwarded = await here.discord.says(private, ann, forwards=original)
     assert DEFAULT in (await here.discord.answer_to(forwarded)).text
-    assert here.vision.about(DEFAULT)[-1].pictures == [blue.data]
+    assert here.vision.about(DEFAULT)[-1].images == [blue.data]
 
 
 async def test_a_picture_behind_a_link(here: Scene) -> None:
@@ -219,7 +217,7 @@ async def test_a_picture_behind_a_link(here: Scene) -> None:
     embed = here.discord.picture_embed(blue)
     at_once = await here.discord.says(channel, ann, "linked", embeds=[embed], mention=True)
     await here.discord.answer_to(at_once)
-    assert here.vision.about("linked")[0].pictures == [blue.data]
+    assert here.vision.about("linked")[0].images == [blue.data]
 
 
 async def test_a_link_whose_picture_is_shown_a_moment_later(here: Scene) -> None:
@@ -278,7 +276,7 @@ async def test_the_menu_describes_anybodys_picture(here: Scene) -> None:
     theirs = await here.discord.says(channel, ben, "look", attachments=[blue])
     chosen = await here.discord.menu(theirs, ann, "Describe picture")
     assert DEFAULT in (await here.discord.answer_to(chosen)).text
-    assert here.vision.about(DEFAULT)[-1].pictures == [blue.data]
+    assert here.vision.about(DEFAULT)[-1].images == [blue.data]
 
 
 async def test_the_menu_asks_about_a_picture_and_a_reply_asks_on(here: Scene) -> None:
@@ -289,11 +287,11 @@ async def test_the_menu_asks_about_a_picture_and_a_reply_asks_on(here: Scene) ->
     await here.discord.until(lambda: chosen.modal, what="the window for the question")
     submitted = await here.discord.submits(chosen, "is it blue?")
     answer = await here.discord.answer_to(submitted)
-    assert here.vision.about("is it blue?")[0].pictures == [blue.data]
+    assert here.vision.about("is it blue?")[0].images == [blue.data]
     await here.discord.answer_to(await here.discord.says(channel, ann, "really?", reply_to=answer.last))
     request = here.vision.about("really?")[0]
-    assert request.pictures == [blue.data]
-    assert len(request.words) == 3
+    assert request.images == [blue.data]
+    assert len(request.transcript) == 3
 
 
 async def test_the_menu_on_a_message_without_picture(here: Scene) -> None:
@@ -312,11 +310,11 @@ async def test_ask_with_several_pictures(here: Scene) -> None:
     asked = await here.discord.command(channel, ann, "ask", question="which?", picture=red, picture_2=blue)
     answer = await here.discord.answer_to(asked)
     assert answer.text.startswith("I see 2 picture(s)")
-    assert here.vision.about("which?")[0].pictures == [red.data, blue.data]
+    assert here.vision.about("which?")[0].images == [red.data, blue.data]
     assert not answer.last.ephemeral
     again = await here.discord.command(channel, ann, "ask", question="and the sizes?")
     await here.discord.answer_to(again)
-    assert len(here.vision.about("and the sizes?")[0].pictures) == 2
+    assert len(here.vision.about("and the sizes?")[0].images) == 2
 
 
 async def test_ask_without_anything_gets_a_hint_for_oneself(here: Scene) -> None:
@@ -335,9 +333,9 @@ async def test_a_user_installed_app_answers_where_the_bot_is_not(here: Scene, gr
     assert "I see 1 picture(s)" in (await here.discord.answer_to(chosen)).text
     asked = await here.discord.command(strange, ann, "ask", question="mine?", picture=picture())
     answer = await here.discord.answer_to(asked)
-    before = len(here.vision.asked)
+    before = len(here.vision.requests)
     await here.discord.clicks(answer.last, ann, "Regenerate")
-    await here.discord.until(lambda: len(here.vision.asked) > before and "Regenerate" in str(answer.last.buttons()))
+    await here.discord.until(lambda: len(here.vision.requests) > before and "Regenerate" in str(answer.last.buttons()))
 
 
 async def test_an_edited_question_is_answered_anew_in_place(here: Scene) -> None:
@@ -353,7 +351,7 @@ async def test_mentions_and_own_emojis_travel_without_ids(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     text = f"is <@{ann.id}> <:smile:123456> in <#777>?"
     await here.discord.answer_to(await here.discord.says(channel, ann, text, attachments=[picture()], mention=True))
-    assert here.vision.asked[-1].text == "is @someone :smile: in #channel?"
+    assert here.vision.requests[-1].text == "is @someone :smile: in #channel?"
 
 
 async def test_the_same_message_twice_is_answered_once(here: Scene) -> None:

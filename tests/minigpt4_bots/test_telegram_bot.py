@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from drawing import draw, encode
+from fakes.openai_replies import Cut, Feed, Gate, Reply, count_and_question, refusal
 from fakes.telegram import BOT, Refused, Sent
 from fakes.telegram_bot import BLUE, RED, Scene, mention, scene, somebody
-from fakes.vision import Reply
 from waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -49,7 +49,7 @@ async def test_a_photo_with_a_question(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, "How many?", **here.telegram.photo(RED))
     answer = await here.answer(anna)
     assert (answer.text, answer.buttons) == ("I see 1 picture(s). You asked: How many?", ["again"])
-    assert here.vision.about("How many?")[-1].pictures == [RED]
+    assert here.vision.about("How many?")[-1].images == [RED]
 
 
 async def test_the_first_sign_of_life_waits_for_nothing(here: Scene, anna: int) -> None:
@@ -121,7 +121,7 @@ async def test_an_album_is_one_question(here: Scene, anna: int) -> None:
         photo = here.telegram.photo(encode(draw(colour)))
         await here.telegram.say(anna, anna, "Album?" if index == 1 else "", media_group_id="g1", **photo)
     assert (await here.answer(anna)).text == "I see 3 picture(s). You asked: Album?"
-    assert here.vision.about("Album?")[-1].pictures == [encode(draw(colour)) for colour in colours]
+    assert here.vision.about("Album?")[-1].images == [encode(draw(colour)) for colour in colours]
 
 
 async def test_too_many_pictures_are_said_to_be(here: Scene, anna: int) -> None:
@@ -139,12 +139,12 @@ async def test_follow_ups_with_and_without_reply(here: Scene, anna: int) -> None
     await here.telegram.say(anna, anna, "Third of Anna")
     await here.answer(anna, 3)
     asked = here.vision.about("Third of Anna")[-1]
-    assert [text for role, text in asked.words if role == "user"] == [
+    assert [text for role, text in asked.transcript if role == "user"] == [
         "First of Anna",
         "Second of Anna",
         "Third of Anna",
     ]
-    assert asked.pictures == [RED]
+    assert asked.images == [RED]
 
 
 async def test_a_reply_to_somebodys_picture_in_a_group(here: Scene, anna: int, group: int) -> None:
@@ -154,7 +154,7 @@ async def test_a_reply_to_somebodys_picture_in_a_group(here: Scene, anna: int, g
     answer = await here.answer(group)
     assert (answer.text, answer.reply_to) == ("I see 1 picture(s). You asked: Where is it?", question["message_id"])
     assert len(here.telegram.shown(group)) == 1
-    assert here.vision.about("Where is it?")[-1].pictures == [BLUE]
+    assert here.vision.about("Where is it?")[-1].images == [BLUE]
 
 
 async def test_groups_are_left_alone_unless_the_bot_is_meant(here: Scene, anna: int, group: int) -> None:
@@ -177,7 +177,7 @@ async def test_people_in_a_group_are_kept_apart(here: Scene, anna: int, group: i
     assert "Send me a picture" in (await here.answer(group, 2)).text
     await here.telegram.say(group, anna, "/ask Anna's second")
     await here.answer(group, 3)
-    assert here.vision.about("Anna's second")[-1].pictures == [RED]
+    assert here.vision.about("Anna's second")[-1].images == [RED]
 
 
 async def test_topics_are_kept_apart(here: Scene, anna: int, group: int) -> None:
@@ -201,7 +201,7 @@ async def test_a_reply_to_the_bot_continues_for_anybody(here: Scene, anna: int, 
     await here.telegram.say(group, ben, "Of Ben", reply_to_message=here.telegram.as_json(first))
     await here.answer(group, 2)
     asked = here.vision.about("Of Ben")[-1]
-    assert asked.pictures == [RED]
+    assert asked.images == [RED]
     assert [message.get("name") for message in asked.body["messages"]] == ["user_1", None, "user_2"]
 
 
@@ -212,35 +212,35 @@ async def test_a_picture_from_another_chat(here: Scene, anna: int) -> None:
 
 
 async def test_private_answers_grow_as_drafts(here: Scene, anna: int) -> None:
-    words: asyncio.Queue[str | None] = asyncio.Queue()
-    here.vision.on("Count", Reply(pieces=words))
+    words = Feed()
+    here.vision.on("Count", Reply(words))
     await here.telegram.say(anna, anna, "Count", **here.telegram.photo(RED))
     shown = ""
     for word in ("One", " two", " three"):
-        words.put_nowait(word)
+        words.add(word)
         shown += word
         await until(lambda shown=shown: [text for _, text in here.telegram.drafts[anna]][-1:] == [shown])
-    words.put_nowait(" four")
-    words.put_nowait(None)
+    words.add(" four")
+    words.end()
     await until(lambda: [one.text for one in here.telegram.shown(anna)] == ["One two three four"])
     assert len({number for number, _ in here.telegram.drafts[anna]}) == 1
     assert here.telegram.shown(anna)[0].buttons == ["again"]
 
 
 async def test_answers_in_groups_grow_by_edits(here: Scene, anna: int, group: int) -> None:
-    hold = asyncio.Event()
-    here.vision.on("Grow", Reply(pieces=["One", " two", " three"], hold=hold))
+    hold = Gate()
+    here.vision.on("Grow", Reply(["One", " two", hold, " three"]))
     await here.telegram.say(group, anna, mention("Grow"), **here.telegram.photo(RED))
     await until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
     assert here.telegram.shown(group)[0].buttons == ["stop"]
-    hold.set()
+    hold.open()
     await here.answer(group)
     assert [one.text for one in here.telegram.shown(group)] == ["One two three"]
 
 
 async def test_long_answers_are_split_and_complete(here: Scene, anna: int) -> None:
     sentences = [f"Sentence <{number}> & more & more & more. " for number in range(300)]
-    here.vision.on("Long", Reply(pieces=sentences))
+    here.vision.on("Long", Reply(sentences))
     await here.telegram.say(anna, anna, "Long", **here.telegram.photo(RED))
     await until(lambda: here.telegram.shown(anna) and here.telegram.shown(anna)[-1].buttons == ["again"])
     pages = [one.text for one in here.telegram.shown(anna)]
@@ -251,7 +251,7 @@ async def test_long_answers_are_split_and_complete(here: Scene, anna: int) -> No
 
 async def test_markup_and_links(here: Scene, anna: int) -> None:
     answer = "**Bold** `code` <b>x</b> @everyone [go](https://evil.example) ||secret||\n```py\nif a < b:"
-    here.vision.on("Markup", Reply(pieces=[answer]))
+    here.vision.on("Markup", Reply([answer]))
     await here.telegram.say(anna, anna, "Markup", **here.telegram.photo(RED))
     shown = await here.answer(anna)
     assert {"b", "code", "pre", "tg-spoiler"} <= set(shown.entities)
@@ -262,7 +262,7 @@ async def test_markup_and_links(here: Scene, anna: int) -> None:
 
 async def test_markup_that_telegram_refuses_is_sent_plain(here: Scene, anna: int) -> None:
     here.telegram.refuse_markup_in.add(anna)
-    here.vision.on("Refused", Reply(pieces=["**Bold** & https://evil.example"]))
+    here.vision.on("Refused", Reply(["**Bold** & https://evil.example"]))
     await here.telegram.say(anna, anna, "Refused", **here.telegram.photo(RED))
     shown = await here.answer(anna)
     assert shown.text.startswith("Bold & https:")
@@ -276,8 +276,8 @@ async def test_spoilers_stay_spoilered(here: Scene, anna: int) -> None:
 
 
 async def test_the_stop_button_frees_the_slot(here: Scene, anna: int) -> None:
-    here.vision.on("Stop me", Reply(pieces=["Part", " rest"], hold=asyncio.Event()))
-    aborted = here.vision.aborted
+    here.vision.on("Stop me", Reply(["Part", Gate()]))
+    aborted = len(here.vision.aborted)
     await here.telegram.say(anna, anna, "Stop me", **here.telegram.photo(RED))
     await until(lambda: here.telegram.drafts[anna])
     (placeholder,) = here.telegram.shown(anna)
@@ -285,25 +285,25 @@ async def test_the_stop_button_frees_the_slot(here: Scene, anna: int) -> None:
     await here.telegram.press(placeholder, somebody(), "stop")
     await until(lambda: "Only the person who asked can do this." in here.telegram.toasts)
     await here.telegram.press(placeholder, anna, "stop")
-    await until(lambda: here.vision.aborted == aborted + 1)
+    await until(lambda: len(here.vision.aborted) == aborted + 1)
     await until(lambda: [one.text for one in here.telegram.shown(anna)] == ["Part\n\n⏹ Stopped."])
 
 
 async def test_the_stop_command(here: Scene, anna: int) -> None:
-    here.vision.on("Stop too", Reply(pieces=["a", "b"], hold=asyncio.Event()))
+    here.vision.on("Stop too", Reply(["a", Gate()]))
     await here.telegram.say(anna, anna, "/stop")
     assert "not answering" in (await here.answer(anna)).text
-    aborted = here.vision.aborted
+    aborted = len(here.vision.aborted)
     await here.telegram.say(anna, anna, "Stop too", **here.telegram.photo(RED))
     await until(lambda: here.vision.about("Stop too"))
     await here.telegram.say(anna, anna, "/stop")
-    await until(lambda: here.vision.aborted == aborted + 1)
+    await until(lambda: len(here.vision.aborted) == aborted + 1)
 
 
 async def test_regenerate_writes_anew_in_place(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, mention("Again"), **here.telegram.photo(RED))
     answer = await here.answer(group)
-    here.vision.on("Again", Reply(pieces=["A second answer"]))
+    here.vision.on("Again", Reply(["A second answer"]))
     await here.telegram.press(answer, anna, "again")
     await until(lambda: [one.text for one in here.telegram.shown(group)] == ["A second answer"])
     assert here.vision.about("Again")[-1].body["temperature"] == 1.0
@@ -320,34 +320,34 @@ async def test_an_edited_question_is_answered_anew(here: Scene, anna: int) -> No
 
 
 async def test_one_answer_at_a_time(here: Scene, anna: int) -> None:
-    hold = asyncio.Event()
-    here.vision.on("Slow one", Reply(hold=hold))
+    hold = Gate()
+    here.vision.on("Slow one", Reply([hold, count_and_question]))
     await here.telegram.say(anna, anna, "Slow one", **here.telegram.photo(RED))
     await until(lambda: here.vision.about("Slow one"))
     await here.telegram.say(anna, anna, "Impatient", **here.telegram.photo(RED))
     await until(lambda: any("still answering" in one.text for one in here.telegram.shown(anna)))
-    hold.set()
+    hold.open()
     await until(lambda: any(one.text.endswith("Slow one") for one in here.telegram.shown(anna)))
     assert here.vision.about("Impatient") == []
 
 
 async def test_the_place_in_line_is_shown(here: Scene, anna: int) -> None:
-    hold = asyncio.Event()
+    hold = Gate()
     headers = {"x-minigpt4-queue-position": "4", "x-minigpt4-expected-wait": "20"}
-    here.vision.on("Line", Reply(headers=headers, hold=hold, pieces=["Done"]))
+    here.vision.on("Line", Reply([hold, "Done"], headers=headers))
     await here.telegram.say(anna, anna, "Line", **here.telegram.photo(RED))
     await until(lambda: any("4 ahead of you, about 20 s" in one.text for one in here.telegram.shown(anna)))
-    hold.set()
+    hold.open()
     assert (await here.answer(anna)).text == "Done"
 
 
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
-        (Reply(status=429, headers={"retry-after": "600"}), "⚠️ The server is busy. Try again in 10 min."),
-        (Reply(status=400, code="invalid_image"), "⚠️ The server can't read this picture."),
-        (Reply(status=500), "⚠️ The picture server failed while answering."),
-        (Reply(pieces=["Half", "x"], break_after=1), "Half\n\n⚠️ The connection to the server was lost"),
+        (refusal(429, retry_after="600"), "⚠️ The server is busy. Try again in 10 min."),
+        (refusal(400, "invalid_image"), "⚠️ The server can't read this picture."),
+        (refusal(500), "⚠️ The picture server failed while answering."),
+        (Reply(["Half", Cut()]), "Half\n\n⚠️ The connection to the server was lost"),
     ],
     ids=["full", "bad picture", "broken", "cut"],
 )
@@ -448,12 +448,12 @@ async def test_who_blocked_the_bot_is_left_alone(here: Scene, anna: int) -> None
 
 
 async def test_an_answer_whose_edits_are_refused_comes_anew(here: Scene, anna: int, group: int) -> None:
-    hold = asyncio.Event()
-    here.vision.on("Locked", Reply(hold=hold, pieces=["Still here"]))
+    hold = Gate()
+    here.vision.on("Locked", Reply([hold, "Still here"]))
     await here.telegram.say(group, anna, mention("Locked"), **here.telegram.photo(RED))
     await until(lambda: here.telegram.shown(group))
     here.telegram.uneditable.add(group)
-    hold.set()
+    hold.open()
     await until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
 
 
@@ -468,12 +468,12 @@ async def test_fields_that_telegram_may_leave_out(here: Scene, anna: int) -> Non
 
 
 async def test_a_deleted_placeholder_is_replaced(here: Scene, anna: int, group: int) -> None:
-    hold = asyncio.Event()
-    here.vision.on("Deleted", Reply(hold=hold, pieces=["Still here"]))
+    hold = Gate()
+    here.vision.on("Deleted", Reply([hold, "Still here"]))
     await here.telegram.say(group, anna, mention("Deleted"), **here.telegram.photo(RED))
     await until(lambda: here.telegram.shown(group))
     here.telegram.shown(group)[0].deleted = True
-    hold.set()
+    hold.open()
     await until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
 
 
