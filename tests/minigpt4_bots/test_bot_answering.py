@@ -160,7 +160,7 @@ async def test_a_picture_with_a_question_is_answered(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(("language", "asked"), [("en", "What is in this picture?"), ("zh-CN", "这张图片里有什么？")])
-async def test_a_picture_without_words_gets_the_default_question(scene: Scene, language: str, asked: str) -> None:
+async def test_an_image_without_text_gets_the_default_question(scene: Scene, language: str, asked: str) -> None:
     await scene.ask("", file_of(RED), asker=replace(ANNA, language=language))
     assert scene.vision.requests[-1].text == asked
 
@@ -176,9 +176,7 @@ async def test_replies_carry_the_whole_conversation(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("by_reply", [False, True])
-async def test_however_long_a_conversation_is_its_picture_stays(
-    vision: OpenAIServer, tmp_path: Path, by_reply: bool
-) -> None:
+async def test_long_conversations_keep_their_image(vision: OpenAIServer, tmp_path: Path, by_reply: bool) -> None:
     async with scene_of(vision, tmp_path, limits={"user_per_minute": None, "chat_per_minute": None}) as scene:
         await scene.ask("Question 0", file_of(RED, spoiler=True))
         for number in range(1, 16):
@@ -195,7 +193,7 @@ async def test_however_long_a_conversation_is_its_picture_stays(
 
 
 @pytest.mark.parametrize("max_turns", [1, 2, 3])
-async def test_pictures_of_words_that_were_cut_go_along(vision: OpenAIServer, tmp_path: Path, max_turns: int) -> None:
+async def test_images_of_truncated_history_are_still_sent(vision: OpenAIServer, tmp_path: Path, max_turns: int) -> None:
     async with scene_of(vision, tmp_path, answers={"max_turns": max_turns}, pictures={"max_count": 2}) as scene:
         await scene.ask("One?", file_of(RED))
         await scene.ask("Two?", parent=MessageKey("chat", "b1"))
@@ -206,7 +204,7 @@ async def test_pictures_of_words_that_were_cut_go_along(vision: OpenAIServer, tm
         assert vision.requests[-1].transcript[0][0] == "user"
 
 
-async def test_without_a_reply_each_person_goes_on_alone(scene: Scene) -> None:
+async def test_without_a_reply_each_person_has_a_conversation(scene: Scene) -> None:
     await scene.ask("Anna's", file_of(RED))
     await scene.ask("Ben's", file_of(BLUE), asker=BEN)
     await scene.ask("And now?")
@@ -214,20 +212,20 @@ async def test_without_a_reply_each_person_goes_on_alone(scene: Scene) -> None:
     assert scene.vision.requests[-1].images == [RED]
 
 
-async def test_several_people_in_one_conversation_are_told_apart(scene: Scene) -> None:
+async def test_several_people_in_one_conversation_are_named(scene: Scene) -> None:
     await scene.ask("Anna's", file_of(RED))
     await scene.ask("Ben's", asker=BEN, parent=MessageKey("chat", "b1"))
     names = [message.get("name") for message in scene.vision.requests[-1].body["messages"]]
     assert names == ["user_1", None, "user_2"]
 
 
-async def test_a_new_picture_begins_a_new_conversation(scene: Scene) -> None:
+async def test_a_new_image_begins_a_new_conversation(scene: Scene) -> None:
     await scene.ask("One?", file_of(RED))
     await scene.ask("Two?", file_of(BLUE))
     assert scene.vision.requests[-1].images == [BLUE]
 
 
-async def test_a_picture_in_the_message_replied_to(scene: Scene) -> None:
+async def test_an_image_in_the_message_replied_to_is_sent(scene: Scene) -> None:
     async def fetch(_: MessageKey) -> Quoted:
         return Quoted("user", "A caption", (file_of(RED),), author="77")
 
@@ -238,7 +236,7 @@ async def test_a_picture_in_the_message_replied_to(scene: Scene) -> None:
     assert scene.vision.requests[-1].text == "A caption"
 
 
-async def test_a_chain_that_memory_lost_is_fetched(scene: Scene) -> None:
+async def test_an_evicted_reply_chain_is_fetched(scene: Scene) -> None:
     messages = {
         "p3": Quoted("assistant", "A cat.", parent=MessageKey("chat", "p2")),
         "p2": Quoted("user", "What is it?", (file_of(RED),)),
@@ -256,7 +254,7 @@ async def test_a_chain_that_memory_lost_is_fetched(scene: Scene) -> None:
     assert scene.vision.requests[-1].images == [RED]
 
 
-async def test_a_forgotten_picture_is_asked_for(scene: Scene) -> None:
+async def test_an_evicted_image_is_asked_for(scene: Scene) -> None:
     async def fetch(_: MessageKey) -> Quoted:
         return Quoted("assistant", "A cat.")
 
@@ -265,7 +263,7 @@ async def test_a_forgotten_picture_is_asked_for(scene: Scene) -> None:
     assert scene.vision.requests == []
 
 
-async def test_words_alone_get_a_hint(scene: Scene) -> None:
+async def test_text_without_an_image_gets_a_hint(scene: Scene) -> None:
     await scene.ask("Hello")
     assert "Send me a picture" in scene.last
     assert scene.vision.requests == []
@@ -285,7 +283,7 @@ async def test_words_alone_get_a_hint(scene: Scene) -> None:
         (file_of(RED, unusable="not_a_picture"), "1 × not a picture"),
     ],
 )
-async def test_what_is_left_out_is_said(scene: Scene, file: Attachment, says: str) -> None:
+async def test_unusable_attachments_are_reported(scene: Scene, file: Attachment, says: str) -> None:
     await scene.ask("With a good one", file, file_of(BLUE))
     assert scene.last.startswith("I see 1 picture(s).")
     assert says in scene.last
@@ -294,7 +292,7 @@ async def test_what_is_left_out_is_said(scene: Scene, file: Attachment, says: st
     assert scene.vision.about("Alone") == []
 
 
-async def test_too_many_pictures_are_said_to_be(vision: OpenAIServer, tmp_path: Path) -> None:
+async def test_too_many_images_are_reported(vision: OpenAIServer, tmp_path: Path) -> None:
     vision.card = {"max_images": 2}
     async with scene_of(vision, tmp_path) as scene:
         await scene.ask("Three?", *(file_of(png(colour)) for colour in ("red", "blue", "green")))
@@ -304,7 +302,7 @@ async def test_too_many_pictures_are_said_to_be(vision: OpenAIServer, tmp_path: 
         assert "at most 2 fit" in scene.last
 
 
-async def test_any_openai_compatible_server_will_do(vision: OpenAIServer, tmp_path: Path) -> None:
+async def test_any_openai_compatible_server_works(vision: OpenAIServer, tmp_path: Path) -> None:
     vision.card = {}
     async with scene_of(vision, tmp_path, server={"base_url": vision.url, "api_key": "k1"}) as scene:
         await scene.ask("Hi", file_of(RED))
@@ -312,7 +310,7 @@ async def test_any_openai_compatible_server_will_do(vision: OpenAIServer, tmp_pa
         assert scene.last.startswith("I see 1")
 
 
-async def test_long_answers_arrive_complete_over_several_messages(scene: Scene) -> None:
+async def test_long_answers_are_complete_over_several_messages(scene: Scene) -> None:
     sentences = [f"This is sentence number {number}. " for number in range(100)]
     scene.vision.on("Long", Reply(sentences))
     await scene.ask("Long", file_of(RED))
@@ -322,7 +320,7 @@ async def test_long_answers_arrive_complete_over_several_messages(scene: Scene) 
     assert scene.vision.requests[-1].images == [RED]
 
 
-async def test_the_place_in_line_is_shown(scene: Scene) -> None:
+async def test_the_queue_position_is_shown(scene: Scene) -> None:
     headers = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12.0"}
     hold = Gate()
     scene.vision.on("Busy", Reply([hold, "Done"], headers=headers, comments=("waiting, 2 ahead",)))
@@ -408,7 +406,7 @@ _OPERATOR = "This bot's key has used up its share of the vision server, for anot
     ],
     ids=["full", "a minute's requests", "requests at once", "a day's pictures", "deadline"],
 )
-async def test_what_our_server_refuses_is_told_apart(
+async def test_overload_quotas_and_deadlines_have_own_messages(
     refused: Callable[[], Awaitable[None]],
     says: str,
     logged: str,
@@ -429,14 +427,14 @@ async def test_what_our_server_refuses_is_told_apart(
     assert len(scene.vision.about("Try")) == 1
 
 
-async def test_how_long_to_wait_is_told_even_if_the_server_does_not_say(vision: OpenAIServer, tmp_path: Path) -> None:
+async def test_a_wait_is_shown_without_retry_after(vision: OpenAIServer, tmp_path: Path) -> None:
     vision.on("Full", refusal(429))
     async with scene_of(vision, tmp_path, server={"base_url": vision.url, "patience_s": 0}) as scene:
         await scene.ask("Full", file_of(RED))
         assert scene.last == "⚠️ The server is busy. Try again in 5 s."
 
 
-async def test_failures_do_not_use_up_the_quota_and_can_be_tried_again(vision: OpenAIServer, tmp_path: Path) -> None:
+async def test_failures_use_no_quota_and_can_be_retried(vision: OpenAIServer, tmp_path: Path) -> None:
     vision.on("Try", refusal(500), times=1)
     async with scene_of(vision, tmp_path, limits={"user_per_day": 1}) as scene:
         await scene.ask("Try", file_of(RED))
@@ -447,13 +445,13 @@ async def test_failures_do_not_use_up_the_quota_and_can_be_tried_again(vision: O
         )
 
 
-async def test_an_unreachable_server_is_said_to_be(tmp_path: Path) -> None:
+async def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
     async with scene_of(OpenAIServer(port=9), tmp_path) as scene:
         await scene.ask("Anybody?", file_of(RED))
         assert scene.last.startswith("⚠️ The picture server can't be reached")
 
 
-async def test_stop_frees_the_servers_slot(scene: Scene) -> None:
+async def test_stop_aborts_the_request(scene: Scene) -> None:
     scene.vision.on("Slow", Reply(["Part", Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
     await until(lambda: scene.room.texts == ["Part"])
@@ -466,7 +464,7 @@ async def test_stop_frees_the_servers_slot(scene: Scene) -> None:
     assert scene.vision.active == 0
 
 
-async def test_a_button_works_before_the_bot_knows_its_message(scene: Scene) -> None:
+async def test_buttons_work_before_their_message_id_is_known(scene: Scene) -> None:
     scene.vision.on("Slow", Reply(["Part", Gate()]))
     scene.room.telling = asyncio.Event()
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
@@ -479,9 +477,7 @@ async def test_a_button_works_before_the_bot_knows_its_message(scene: Scene) -> 
     assert "⏹ Stopped." in scene.last
 
 
-async def test_the_button_of_a_message_that_nobody_knows_does_nothing(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_buttons_of_unknown_messages_do_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt4_bots.answering._KNOWN_WITHIN_S", 0.01)
     scene.room.telling = asyncio.Event()
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
@@ -505,7 +501,9 @@ async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("call", ["record_question", "begin_answer", "move_answer", "finish_answer"])
-async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_database_errors_do_not_lock_the_person_out(
+    scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
@@ -518,7 +516,7 @@ async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, m
     assert scene.last.endswith("Afterwards")
 
 
-async def test_who_floods_is_told_one_thing_at_a_time(scene: Scene) -> None:
+async def test_one_notice_at_a_time_is_queued_per_person(scene: Scene) -> None:
     async with scene.bot.traffic.slot("chat", Urgency.FIRST):  # the room's only one
         first = asyncio.create_task(scene.bot.reply(ANNA, scene.room, "Reply 0"))
         await asyncio.sleep(0)  # it has begun to wait
@@ -531,7 +529,7 @@ async def test_who_floods_is_told_one_thing_at_a_time(scene: Scene) -> None:
     assert scene.last == "Later"
 
 
-async def test_regenerate_asks_again_warmer_and_in_place(scene: Scene) -> None:
+async def test_regenerate_asks_at_a_higher_temperature_in_place(scene: Scene) -> None:
     await scene.ask("What?", file_of(RED))
     assert await scene.bot.regenerate(BEN, MessageKey("chat", "b1"), scene.room) == (
         "Only the person who asked can do this."
@@ -546,7 +544,7 @@ async def test_regenerate_asks_again_warmer_and_in_place(scene: Scene) -> None:
     )
 
 
-async def test_an_edited_question_is_answered_anew_in_place(scene: Scene) -> None:
+async def test_an_edited_question_is_answered_again_in_place(scene: Scene) -> None:
     question = await scene.ask("First wording", file_of(RED))
     assert scene.bot.was_asked(question.key)
     await scene.bot.ask(replace(question, text="Second wording"), scene.room)
@@ -554,7 +552,7 @@ async def test_an_edited_question_is_answered_anew_in_place(scene: Scene) -> Non
     assert not scene.bot.was_asked(MessageKey("chat", "b1"))
 
 
-async def test_a_question_edited_in_the_middle_of_its_answer(scene: Scene) -> None:
+async def test_editing_a_question_restarts_its_answer(scene: Scene) -> None:
     scene.vision.on("First", Reply([Gate()]))
     question = scene.question("First", file_of(RED))
     first = asyncio.create_task(scene.bot.ask(question, scene.room))
@@ -578,14 +576,14 @@ async def test_reset_begins_a_new_conversation(scene: Scene) -> None:
     assert "Send me a picture" in scene.last
 
 
-async def test_forget_forgets(scene: Scene) -> None:
+async def test_forget_drops_the_conversation(scene: Scene) -> None:
     await scene.ask("One?", file_of(RED))
     scene.bot.forget(ANNA)
     await scene.ask("Two?", parent=MessageKey("chat", "b1"))
     assert scene.vision.about("Two?") == []
 
 
-async def test_pictures_live_for_a_while_only(vision: OpenAIServer, tmp_path: Path) -> None:
+async def test_images_expire(vision: OpenAIServer, tmp_path: Path) -> None:
     async with scene_of(vision, tmp_path, pictures={"lifetime_s": 0.3}) as scene:
         await scene.ask("One?", file_of(RED))
         await asyncio.sleep(0.4)
@@ -593,7 +591,7 @@ async def test_pictures_live_for_a_while_only(vision: OpenAIServer, tmp_path: Pa
         assert vision.about("Two?") == []
 
 
-async def test_a_chat_that_is_gone_ends_the_answer(scene: Scene) -> None:
+async def test_a_deleted_chat_ends_the_answer(scene: Scene) -> None:
     scene.vision.on("Slow", Reply(["a", Gate()]))
     scene.room.is_gone = True
     await scene.ask("Slow", file_of(RED))
@@ -621,7 +619,7 @@ async def test_an_answer_cut_off_by_a_crash_is_explained(scene: Scene) -> None:
     asking.cancel()
 
 
-async def test_what_can_not_be_explained_at_the_end_is_left_for_the_next_start(scene: Scene) -> None:
+async def test_unexplained_answers_are_left_for_the_next_start(scene: Scene) -> None:
     scene.vision.on("Slow", Reply([Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
     await until(lambda: scene.vision.active)
@@ -631,7 +629,7 @@ async def test_what_can_not_be_explained_at_the_end_is_left_for_the_next_start(s
     assert len(scene.bot.storage.unfinished_answers("test")) == 1
 
 
-async def test_closing_explains_what_it_cuts_off(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_explains_interrupted_answers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt4_bots.answering._GOODBYE_S", 60.0)
     scene.vision.on("Slow", Reply(["Part", Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))

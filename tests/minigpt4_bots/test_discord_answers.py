@@ -38,7 +38,7 @@ async def ask(
     return channel, ann, await here.discord.says(channel, ann, text, attachments=files, mention=True)  # type: ignore[arg-type]
 
 
-async def test_the_first_sign_of_life_waits_for_nothing(here: Scene) -> None:
+async def test_the_placeholder_waits_for_nothing(here: Scene) -> None:
     slow_files, slow_server = asyncio.Event(), Gate()
     reply = Reply(["slow", slow_server, " answer"])
     channel, _, asked = await ask(here, "held back", reply, attachments=[picture(hold=slow_files)])
@@ -61,7 +61,7 @@ async def test_stop_while_the_picture_is_still_downloaded(here: Scene) -> None:
     assert here.vision.about("never mind") == []
 
 
-async def test_a_growing_answer_is_edited_at_a_pace_and_ends_complete(here: Scene) -> None:
+async def test_a_streamed_answer_is_edited_at_a_limited_rate(here: Scene) -> None:
     words = Feed()
     _, _, asked = await ask(here, "grows", Reply(words))
     first = await here.discord.first_sign(asked)
@@ -93,7 +93,7 @@ async def test_a_long_answer_is_split_between_sentences(here: Scene) -> None:
     assert [bool(message.buttons()) for message in answer.messages] == [False] * (len(answer.messages) - 1) + [True]
 
 
-async def test_code_is_closed_and_opened_again_at_the_border(here: Scene) -> None:
+async def test_code_blocks_are_closed_and_reopened_at_a_split(here: Scene) -> None:
     code = ["Look:\n```python\n", *(f"print('line {number} of the program')\n" for number in range(120)), "```\nDone."]
     _, _, asked = await ask(here, "code", Reply(code))
     answer = await here.discord.answer_to(asked, ends="Regenerate")
@@ -123,7 +123,7 @@ async def test_nothing_in_an_answer_pings_or_can_be_clicked(here: Scene) -> None
     assert "evil.example/x" in answer.text
 
 
-async def test_a_picture_under_a_spoiler_gets_an_answer_under_a_spoiler(here: Scene) -> None:
+async def test_answers_about_spoilered_images_are_spoilered(here: Scene) -> None:
     hidden = picture(spoiler=True)
     words = ["The butler ", "|| did it.\n\n", "Really."]
     _, ann, asked = await ask(here, "spoil", Reply(words, delay_s=0.1), attachments=[hidden])
@@ -137,7 +137,7 @@ async def test_a_picture_under_a_spoiler_gets_an_answer_under_a_spoiler(here: Sc
     assert (await here.discord.answer_to(follow_up)).text.startswith("||")
 
 
-async def test_stop_ends_the_answer_and_frees_the_server(here: Scene) -> None:
+async def test_stop_ends_the_answer_and_aborts_the_request(here: Scene) -> None:
     _, ann, asked = await ask(here, "endless", Reply(["on and on ", Gate()]))
     first = await here.discord.first_sign(asked)
     await here.discord.until(lambda: "on and on" in first.content)
@@ -200,7 +200,7 @@ async def test_regenerate_asks_again_in_place(here: Scene) -> None:
     assert len(here.discord.answers_to(asked)) == 1
 
 
-async def test_regenerating_a_long_answer_as_a_short_one_leaves_nothing_over(here: Scene) -> None:
+async def test_regenerating_shorter_deletes_extra_messages(here: Scene) -> None:
     sentences = ["This is one of many sentences. "] * 150
     _, ann, asked = await ask(here, "shrinks", Reply(sentences), times=1)
     answer = await here.discord.answer_to(asked, ends="Regenerate")
@@ -225,7 +225,7 @@ async def test_one_answer_at_a_time_for_each_person(here: Scene) -> None:
     await here.discord.answer_to(asked)
 
 
-async def test_the_place_in_the_line_is_shown(here: Scene) -> None:
+async def test_the_queue_position_is_shown(here: Scene) -> None:
     headers = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12"}
     hold = Gate()
     _, _, asked = await ask(here, "in line", Reply([hold, "my turn"], headers=headers))
@@ -235,7 +235,7 @@ async def test_the_place_in_the_line_is_shown(here: Scene) -> None:
     assert (await here.discord.answer_to(asked)).text == "my turn"
 
 
-async def test_the_place_in_the_line_is_kept_up_to_date(here: Scene) -> None:
+async def test_the_queue_position_is_updated(here: Scene) -> None:
     hold = Gate()
     headers = {"x-minigpt4-queue-position": "3"}
     reply = Reply([hold, "my turn"], headers=headers, comments=("waiting, 2 ahead", "waiting, 1 ahead"))
@@ -271,7 +271,7 @@ async def test_a_full_server_is_asked_again(here: Scene) -> None:
         ("dropped", Reply(["short"], headers={"x-minigpt4-dropped-messages": "2"}), "left out"),
     ],
 )
-async def test_what_goes_wrong_is_said_in_a_sentence(here: Scene, name: str, reply: Reply, said: str) -> None:
+async def test_failures_are_one_sentence(here: Scene, name: str, reply: Reply, said: str) -> None:
     _, _, asked = await ask(here, name, reply)
     answer = await here.discord.answer_to(asked)
     assert said in answer.text
@@ -279,7 +279,7 @@ async def test_what_goes_wrong_is_said_in_a_sentence(here: Scene, name: str, rep
     assert "Traceback" not in answer.text
 
 
-async def test_when_the_question_is_deleted_the_answer_still_comes(here: Scene) -> None:
+async def test_a_deleted_question_is_still_answered(here: Scene) -> None:
     hold = Gate()
     _, _, asked = await ask(here, "deleted", Reply(["an ", hold, "answer"]))
     first = await here.discord.first_sign(asked)
@@ -288,7 +288,7 @@ async def test_when_the_question_is_deleted_the_answer_still_comes(here: Scene) 
     await here.discord.until(lambda: first.content == "an answer")
 
 
-async def test_a_deleted_answer_is_written_again(here: Scene) -> None:
+async def test_a_deleted_answer_is_sent_again(here: Scene) -> None:
     hold = Gate()
     _, _, asked = await ask(here, "moderated", Reply(["an ", hold, "answer"]))
     first = await here.discord.first_sign(asked)
@@ -298,7 +298,7 @@ async def test_a_deleted_answer_is_written_again(here: Scene) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, 50005), (400, 50083)])
-async def test_an_answer_whose_edits_are_refused_comes_anew(here: Scene, status: int, code: int) -> None:
+async def test_an_answer_whose_edits_are_refused_is_sent_again(here: Scene, status: int, code: int) -> None:
     hold = Gate()
     channel, _, asked = await ask(here, f"locked {code}", Reply(["an ", hold, "answer"]))
     first = await here.discord.first_sign(asked)
@@ -310,7 +310,7 @@ async def test_an_answer_whose_edits_are_refused_comes_anew(here: Scene, status:
     here.discord.violations[:] = [one for one in here.discord.violations if " No " not in one]
 
 
-async def test_a_command_that_came_too_late_is_answered_in_the_channel(here: Scene) -> None:
+async def test_an_expired_command_is_answered_in_the_channel(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     here.discord.acknowledge_seconds = -1.0
     await here.discord.command(channel, ann, "ask", question="too late?", picture=picture())
@@ -323,7 +323,7 @@ async def test_a_command_that_came_too_late_is_answered_in_the_channel(here: Sce
     here.discord.violations[:] = [one for one in here.discord.violations if "Unknown interaction" not in one]
 
 
-async def test_where_the_bot_may_not_write_nothing_breaks(here: Scene) -> None:
+async def test_a_channel_without_write_permission_blocks_nobody(here: Scene) -> None:
     ann, locked = here.discord.user(), await here.discord.channel("locked", bot_may_write=False)
     assert here.bot is not None
     given_up, before = "can't be written to any more", here.bot.printed.count("can't be written to any more")
@@ -336,7 +336,7 @@ async def test_where_the_bot_may_not_write_nothing_breaks(here: Scene) -> None:
     assert here.discord.answers_to(asked) == []
 
 
-async def test_a_broken_platform_gets_the_whole_answer_later(here: Scene) -> None:
+async def test_an_outage_of_discord_delays_the_whole_answer(here: Scene) -> None:
     hold = Gate()
     _, _, asked = await ask(here, "outage", Reply(["an ", hold, "answer"]))
     await here.discord.first_sign(asked)
@@ -380,14 +380,14 @@ async def test_short_commands_are_answered_to_the_asker_alone(here: Scene, name:
     assert expected in answer.text
 
 
-async def test_help_names_what_is_on(here: Scene) -> None:
+async def test_help_lists_what_is_enabled(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     text = (await here.discord.answer_to(await here.discord.command(channel, ann, "help"))).text
     for words in ("Describe picture", "Ask about picture…", "`/forget`", "up to 4"):
         assert words in text
 
 
-async def test_people_are_spoken_to_in_their_language(here: Scene) -> None:
+async def test_commands_answer_in_the_persons_language(here: Scene) -> None:
     channel, li = await here.discord.channel(), here.discord.user("li", locale="zh-CN")
     text = (await here.discord.answer_to(await here.discord.command(channel, li, "help"))).text
     assert "图片" in text
@@ -403,7 +403,7 @@ async def test_reset_begins_a_new_conversation(here: Scene) -> None:
     assert "Send me a picture" in (await here.discord.answer_to(after)).text
 
 
-async def test_forget_drops_the_pictures(here: Scene) -> None:
+async def test_forget_drops_the_images(here: Scene) -> None:
     channel, ann, asked = await ask(here, "remember me")
     await here.discord.answer_to(asked)
     await here.discord.answer_to(await here.discord.command(channel, ann, "forget"))

@@ -22,7 +22,7 @@ async def one_question(here: Scene, number: int) -> None:
 
 
 @pytest.mark.timeout(1000)
-async def test_two_hundred_people_at_once(tmp_path: Path) -> None:
+async def test_two_hundred_people_are_served_concurrently(tmp_path: Path) -> None:
     async with scene(tmp_path) as here, here.running() as bot:
         memory: list[float] = []
         for people in (PEOPLE, PEOPLE // 2):

@@ -54,7 +54,7 @@ async def test_wrong_settings_end_it_with_one_clear_line(
     assert "not-the-token" not in bot.printed
 
 
-async def test_first_connections_may_fail_and_the_intent_may_be_missing(stage: Scene) -> None:
+async def test_failed_connections_and_a_missing_intent_are_survived(stage: Scene) -> None:
     stage.discord.outage = 1  # the login
     stage.discord.gateway.refusals = 1
     async with stage.running() as bot:
@@ -66,7 +66,7 @@ async def test_first_connections_may_fail_and_the_intent_may_be_missing(stage: S
         await works(stage)
 
 
-async def test_lost_connections_are_made_again_and_questions_survive(stage: Scene) -> None:
+async def test_lost_connections_resume_without_losing_questions(stage: Scene) -> None:
     async with stage.running():
         gateway = stage.discord.gateway
         channel = await stage.discord.channel()
@@ -93,7 +93,7 @@ async def test_lost_connections_are_made_again_and_questions_survive(stage: Scen
         assert (await stage.discord.answer_to(asked)).text == "an answer"
 
 
-async def test_flood_in_one_channel_keeps_nobody_else_waiting_and_a_withdrawn_token_ends_it(stage: Scene) -> None:
+async def test_a_flood_delays_one_channel_and_4004_ends_the_bot(stage: Scene) -> None:
     flooded, ann = await stage.discord.channel(), stage.discord.user()
     stage.discord.limits.flooded[flooded.id] = 300.0
     async with stage.running() as bot:
@@ -107,7 +107,7 @@ async def test_flood_in_one_channel_keeps_nobody_else_waiting_and_a_withdrawn_to
         assert "doesn't accept DISCORD_TOKEN" in bot.printed
 
 
-async def test_with_the_content_intent_it_sees_what_is_replied_to(stage: Scene) -> None:
+async def test_the_content_intent_shows_messages_replied_to(stage: Scene) -> None:
     stage.discord.gateway.granted |= MESSAGE_CONTENT
     async with stage.running() as bot:
         assert "intent isn't granted" not in bot.printed
@@ -127,7 +127,7 @@ async def test_with_the_content_intent_it_sees_what_is_replied_to(stage: Scene) 
         assert stage.vision.about("chatting on") == []
 
 
-async def test_after_a_kill_no_answer_is_left_unexplained_and_quotas_hold(stage: Scene) -> None:
+async def test_a_kill_leaves_no_unexplained_answer_and_keeps_quotas(stage: Scene) -> None:
     settings = "limits: {user_per_minute: null, user_per_day: 2}\n"
     today = time.time() // 86400
     discord = stage.discord
@@ -168,7 +168,7 @@ async def test_after_a_kill_no_answer_is_left_unexplained_and_quotas_hold(stage:
                 assert expected in answer.text
 
 
-async def test_a_goodbye_explains_and_the_next_life_goes_on(stage: Scene) -> None:
+async def test_sigterm_explains_answers_and_a_restart_goes_on(stage: Scene) -> None:
     discord = stage.discord
     channel, ann, ben = await discord.channel(), discord.user(), discord.user("ben")
     red = picture()
@@ -221,7 +221,7 @@ async def test_a_goodbye_explains_and_the_next_life_goes_on(stage: Scene) -> Non
         assert sorted(command["contexts"]) == [0, 1, 2]
 
 
-async def test_who_may_ask_is_read_again_while_it_runs(stage: Scene) -> None:
+async def test_access_lists_are_reloaded(stage: Scene) -> None:
     channel, ann = await stage.discord.channel(), stage.discord.user(roles=("555",))
     thread = await stage.discord.thread(channel)
     async with stage.running(f"{GENEROUS}access: {{}}\n") as bot:
@@ -255,7 +255,7 @@ async def test_who_may_ask_is_read_again_while_it_runs(stage: Scene) -> None:
     assert stage.vision.about("may I?") == []
 
 
-def test_help_of_the_command_line() -> None:
+def test_the_command_line_has_help() -> None:
     import subprocess
 
     from bot_processes import BIN

@@ -45,14 +45,14 @@ def group() -> int:
     return -somebody()
 
 
-async def test_a_photo_with_a_question(here: Scene, anna: int) -> None:
+async def test_a_photo_with_a_question_is_answered(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, "How many?", **here.telegram.photo(RED))
     answer = await here.answer(anna)
     assert (answer.text, answer.buttons) == ("I see 1 picture(s). You asked: How many?", ["again"])
     assert here.vision.about("How many?")[-1].images == [RED]
 
 
-async def test_the_first_sign_of_life_waits_for_nothing(here: Scene, anna: int) -> None:
+async def test_the_placeholder_waits_for_nothing(here: Scene, anna: int) -> None:
     photo, slow = here.telegram.photo(RED), asyncio.Event()
     here.telegram.slow_files[photo["photo"][-1]["file_id"]] = slow
     await here.telegram.say(anna, anna, "Slow file?", **photo)
@@ -64,12 +64,12 @@ async def test_the_first_sign_of_life_waits_for_nothing(here: Scene, anna: int) 
     assert (await here.answer(anna)).text.startswith("I see 1 picture")
 
 
-async def test_a_photo_alone_in_the_persons_language(here: Scene, anna: int) -> None:
+async def test_a_photo_alone_gets_a_question_in_ones_language(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, language="zh-hans", **here.telegram.photo(RED))
     assert "这张图片里有什么？" in (await here.answer(anna)).text
 
 
-async def test_a_picture_sent_as_a_file(here: Scene, anna: int) -> None:
+async def test_an_image_sent_as_a_file_is_answered(here: Scene, anna: int) -> None:
     file = here.telegram.document(RED, kind="application/octet-stream", name="x")
     await here.telegram.say(anna, anna, "File?", **file)
     assert (await here.answer(anna)).text.startswith("I see 1 picture")
@@ -87,21 +87,21 @@ async def test_a_picture_sent_as_a_file(here: Scene, anna: int) -> None:
     ],
     ids=["text", "pdf", "declared size", "platform's limit", "real size", "lost"],
 )
-async def test_files_that_can_not_be_used(
+async def test_unusable_files_are_reported(
     here: Scene, anna: int, data: bytes, fields: dict[str, Any], says: str
 ) -> None:
     await here.telegram.say(anna, anna, "What?", **here.telegram.document(data, **fields))
     assert says in (await here.answer(anna)).text
 
 
-async def test_videos_are_not_looked_at(here: Scene, anna: int) -> None:
+async def test_videos_are_declined(here: Scene, anna: int) -> None:
     video = {"file_id": "v", "file_unique_id": "v", "width": 1, "height": 1, "duration": 1}
     await here.telegram.say(anna, anna, "What?", video=video)
     assert "only look at still pictures" in (await here.answer(anna)).text
 
 
 @pytest.mark.parametrize(("is_animated", "says"), [(False, "I see 1 picture"), (True, "still pictures")])
-async def test_stickers(here: Scene, anna: int, is_animated: bool, says: str) -> None:
+async def test_stickers_are_images_unless_animated(here: Scene, anna: int, is_animated: bool, says: str) -> None:
     sticker = {
         "file_id": here.telegram.upload(encode(draw("red"), "WEBP")),
         "file_unique_id": "s",
@@ -124,14 +124,14 @@ async def test_an_album_is_one_question(here: Scene, anna: int) -> None:
     assert here.vision.about("Album?")[-1].images == [encode(draw(colour)) for colour in colours]
 
 
-async def test_too_many_pictures_are_said_to_be(here: Scene, anna: int) -> None:
+async def test_too_many_images_are_reported(here: Scene, anna: int) -> None:
     for index in range(6):
         photo = here.telegram.photo(encode(draw("red", size=(20 + index, 20))))
         await here.telegram.say(anna, anna, "", media_group_id="g2", **photo)
     assert "Only 4 of 6 pictures" in (await here.answer(anna)).text
 
 
-async def test_follow_ups_with_and_without_reply(here: Scene, anna: int) -> None:
+async def test_follow_ups_continue_with_and_without_reply(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, "First of Anna", **here.telegram.photo(RED))
     first = await here.answer(anna)
     await here.telegram.say(anna, anna, "Second of Anna", reply_to_message=here.telegram.as_json(first))
@@ -147,7 +147,7 @@ async def test_follow_ups_with_and_without_reply(here: Scene, anna: int) -> None
     assert asked.images == [RED]
 
 
-async def test_a_reply_to_somebodys_picture_in_a_group(here: Scene, anna: int, group: int) -> None:
+async def test_a_reply_to_anybodys_image_in_a_group_is_answered(here: Scene, anna: int, group: int) -> None:
     ben = somebody()
     picture = await here.telegram.say(group, ben, "my holiday", **here.telegram.photo(BLUE))
     question = await here.telegram.say(group, anna, mention("Where is it?"), reply_to_message=picture)
@@ -157,7 +157,7 @@ async def test_a_reply_to_somebodys_picture_in_a_group(here: Scene, anna: int, g
     assert here.vision.about("Where is it?")[-1].images == [BLUE]
 
 
-async def test_groups_are_left_alone_unless_the_bot_is_meant(here: Scene, anna: int, group: int) -> None:
+async def test_group_messages_without_a_mention_are_ignored(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, "look at this", **here.telegram.photo(RED))
     await here.telegram.say(group, anna, "/ask@other_bot what?")
     for person in (anna, 666):  # not even who may not ask hears about that
@@ -205,7 +205,7 @@ async def test_a_reply_to_the_bot_continues_for_anybody(here: Scene, anna: int, 
     assert [message.get("name") for message in asked.body["messages"]] == ["user_1", None, "user_2"]
 
 
-async def test_a_picture_from_another_chat(here: Scene, anna: int) -> None:
+async def test_an_image_quoted_from_another_chat_is_answered(here: Scene, anna: int) -> None:
     outside = {"origin": {"type": "hidden_user", "date": 1, "sender_user_name": "x"}, **here.telegram.photo(BLUE)}
     await here.telegram.say(anna, anna, "Outside?", external_reply=outside)
     assert (await here.answer(anna)).text.startswith("I see 1 picture")
@@ -249,7 +249,7 @@ async def test_long_answers_are_split_and_complete(here: Scene, anna: int) -> No
     assert all(page.strip().endswith(".") for page in pages)
 
 
-async def test_markup_and_links(here: Scene, anna: int) -> None:
+async def test_markup_is_rendered_and_links_are_defused(here: Scene, anna: int) -> None:
     answer = "**Bold** `code` <b>x</b> @everyone [go](https://evil.example) ||secret||\n```py\nif a < b:"
     here.vision.on("Markup", Reply([answer]))
     await here.telegram.say(anna, anna, "Markup", **here.telegram.photo(RED))
@@ -275,7 +275,7 @@ async def test_spoilers_stay_spoilered(here: Scene, anna: int) -> None:
     assert set(shown.entities) == {"tg-spoiler"}
 
 
-async def test_the_stop_button_frees_the_slot(here: Scene, anna: int) -> None:
+async def test_the_stop_button_aborts_the_request(here: Scene, anna: int) -> None:
     here.vision.on("Stop me", Reply(["Part", Gate()]))
     aborted = len(here.vision.aborted)
     await here.telegram.say(anna, anna, "Stop me", **here.telegram.photo(RED))
@@ -289,7 +289,7 @@ async def test_the_stop_button_frees_the_slot(here: Scene, anna: int) -> None:
     await until(lambda: [one.text for one in here.telegram.shown(anna)] == ["Part\n\n⏹ Stopped."])
 
 
-async def test_the_stop_command(here: Scene, anna: int) -> None:
+async def test_the_stop_command_aborts_the_request(here: Scene, anna: int) -> None:
     here.vision.on("Stop too", Reply(["a", Gate()]))
     await here.telegram.say(anna, anna, "/stop")
     assert "not answering" in (await here.answer(anna)).text
@@ -300,7 +300,7 @@ async def test_the_stop_command(here: Scene, anna: int) -> None:
     await until(lambda: len(here.vision.aborted) == aborted + 1)
 
 
-async def test_regenerate_writes_anew_in_place(here: Scene, anna: int, group: int) -> None:
+async def test_regenerate_answers_again_in_place(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, mention("Again"), **here.telegram.photo(RED))
     answer = await here.answer(group)
     here.vision.on("Again", Reply(["A second answer"]))
@@ -312,7 +312,7 @@ async def test_regenerate_writes_anew_in_place(here: Scene, anna: int, group: in
     await until(lambda: any("no longer have this question" in toast for toast in here.telegram.toasts))
 
 
-async def test_an_edited_question_is_answered_anew(here: Scene, anna: int) -> None:
+async def test_an_edited_question_is_answered_again(here: Scene, anna: int) -> None:
     question = await here.telegram.say(anna, anna, "First wording", **here.telegram.photo(RED))
     await here.answer(anna)
     await here.telegram.update("edited_message", {**question, "caption": "Second wording", "edit_date": 1})
@@ -331,7 +331,7 @@ async def test_one_answer_at_a_time(here: Scene, anna: int) -> None:
     assert here.vision.about("Impatient") == []
 
 
-async def test_the_place_in_line_is_shown(here: Scene, anna: int) -> None:
+async def test_the_queue_position_is_shown(here: Scene, anna: int) -> None:
     hold = Gate()
     headers = {"x-minigpt4-queue-position": "4", "x-minigpt4-expected-wait": "20"}
     here.vision.on("Line", Reply([hold, "Done"], headers=headers))
@@ -370,7 +370,7 @@ async def test_errors_are_one_sentence(here: Scene, anna: int, reply: Reply, say
         ("hello", "Send me a picture"),
     ],
 )
-async def test_commands(here: Scene, anna: int, command: str, says: str) -> None:
+async def test_commands_are_answered(here: Scene, anna: int, command: str, says: str) -> None:
     await here.telegram.say(anna, anna, command)
     assert says in (await here.answer(anna)).text
 
@@ -387,7 +387,7 @@ async def test_a_flood_of_commands_is_answered_once(here: Scene, anna: int) -> N
     assert "in memory only" in (await here.answer(anna, 2)).text
 
 
-async def test_commands_in_captions_and_with_the_bots_name(here: Scene, anna: int, group: int) -> None:
+async def test_commands_work_in_captions_and_with_the_bots_name(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, f"/ask@{BOT['username']} Captioned", **here.telegram.photo(RED))
     assert (await here.answer(group)).text == "I see 1 picture(s). You asked: Captioned"
 
@@ -405,7 +405,7 @@ async def test_reset_and_forget_end_a_conversation(here: Scene, anna: int) -> No
     assert "no longer have the picture" in (await here.answer(anna, 5)).text
 
 
-async def test_denied_people_hear_why(here: Scene) -> None:
+async def test_denied_people_get_the_reason(here: Scene) -> None:
     await here.telegram.say(666, 666, "Denied", **here.telegram.photo(RED))
     assert "You can't use this bot here" in (await here.answer(666)).text
     assert here.vision.about("Denied") == []
@@ -430,13 +430,13 @@ async def test_flood_control_is_respected_and_the_text_arrives(here: Scene, anna
     assert time.monotonic() - begun >= 2
 
 
-async def test_a_moment_of_trouble_at_telegram(here: Scene, anna: int) -> None:
+async def test_passing_errors_of_telegram_are_retried(here: Scene, anna: int) -> None:
     here.telegram.refuse_next[anna].append(Refused(502, "Bad Gateway"))
     await here.telegram.say(anna, anna, "Troubled", **here.telegram.photo(RED))
     await until(lambda: any(one.text.endswith("Troubled") for one in here.telegram.shown(anna)))
 
 
-async def test_who_blocked_the_bot_is_left_alone(here: Scene, anna: int) -> None:
+async def test_a_person_who_blocked_the_bot_gets_nothing(here: Scene, anna: int) -> None:
     assert here.bot is not None
     left, before = "can't be written to any more", here.bot.printed.count("can't be written to any more")
     here.telegram.gone.add(anna)
@@ -447,7 +447,7 @@ async def test_who_blocked_the_bot_is_left_alone(here: Scene, anna: int) -> None
     await until(lambda: any(one.text.endswith("Back") for one in here.telegram.shown(anna)))
 
 
-async def test_an_answer_whose_edits_are_refused_comes_anew(here: Scene, anna: int, group: int) -> None:
+async def test_an_answer_whose_edits_are_refused_is_sent_again(here: Scene, anna: int, group: int) -> None:
     hold = Gate()
     here.vision.on("Locked", Reply([hold, "Still here"]))
     await here.telegram.say(group, anna, mention("Locked"), **here.telegram.photo(RED))
@@ -457,7 +457,7 @@ async def test_an_answer_whose_edits_are_refused_comes_anew(here: Scene, anna: i
     await until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
 
 
-async def test_fields_that_telegram_may_leave_out(here: Scene, anna: int) -> None:
+async def test_optional_fields_of_telegram_may_be_missing(here: Scene, anna: int) -> None:
     photo = here.telegram.photo(RED)
     for size in photo["photo"]:
         size.pop("file_size", None)
@@ -515,5 +515,5 @@ async def test_logs_and_storage_hold_no_ids_and_no_contents(here: Scene, anna: i
         assert secret not in here.bot.printed
 
 
-async def test_no_flood_was_ever_met(here: Scene) -> None:
+async def test_no_rate_limit_was_exceeded(here: Scene) -> None:
     assert here.telegram.floods == 0
