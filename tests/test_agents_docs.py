@@ -12,8 +12,8 @@ import mcp.client.stdio  # noqa: F401 - it keeps the stderr of its import, which
 import pytest
 from code_blocks import code_blocks
 from drawing import draw, encode
+from fakes.openai_server import vision_server
 from scripted_model import ScriptedModel, looks, repeats
-from vision_server import vision_server
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def test_the_python_examples_run_on_the_real_server(
 
 
 @pytest.mark.parametrize("text", [DOCS, README], ids=["docs", "README"])
-def test_the_commands_shown_are_understood(text: str) -> None:
+def test_documented_commands_have_their_options(text: str) -> None:
     shown = set(re.findall(r"minigpt4-mcp((?: --?[a-z-]+(?: [^\s`]+)?)+)", text))
     for block in code_blocks(text, "json") if text == DOCS else ():
         (settings,) = json.loads(block)["mcpServers"].values()
@@ -70,7 +70,7 @@ def test_the_commands_shown_are_understood(text: str) -> None:
             assert option in helped.stdout, option
 
 
-def test_the_sentences_shown_are_the_real_ones() -> None:
+def test_documented_errors_exist_in_the_code() -> None:
     rows = re.findall(r"^\| [^|]+ \| (Th[^|]+\.) \|$", DOCS, re.MULTILINE)
     assert len(rows) == 11
     sources = [*(ROOT / "minigpt4_serve" / "client").glob("*.py")]
@@ -82,7 +82,7 @@ def test_the_sentences_shown_are_the_real_ones() -> None:
         assert re.search(pattern, code), row
 
 
-def test_the_defaults_shown_are_the_real_ones() -> None:
+def test_documented_defaults_are_the_tools() -> None:
     from langchain_minigpt4 import MiniGPT4VisionTool
 
     fields: Any = MiniGPT4VisionTool.model_fields
@@ -95,7 +95,7 @@ def test_the_defaults_shown_are_the_real_ones() -> None:
     assert {name: fields[name].default for name in shown} == shown
 
 
-def test_the_readmes_agent_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_agent_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = code_blocks(README, "py")
     scope: dict[str, Any] = {"model": ScriptedModel(script=[])}
     exec(compile(code, "README.md", "exec"), scope)

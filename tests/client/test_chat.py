@@ -1,12 +1,14 @@
 """A whole chat as events: what servers say, and what they leave out."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import pytest
-from chat_server import USAGE, chat_server
+from fakes.openai_replies import ENDLESS, TIMINGS, USAGE, ErrorEvent, Gate, Reply, refusal
+from fakes.openai_requests import FIELDS
+from fakes.openai_server import MODEL, OpenAIServer
+from waiting import until
 
 from minigpt4_serve.client import chat
 from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
@@ -68,7 +70,7 @@ def _text(events: list[object]) -> str:
 @pytest.mark.parametrize(
     ("told", "card"),
     [
-        ({}, ModelCard("minigpt4-test")),
+        ({}, ModelCard(MODEL)),
         (
             {
                 "max_images": 8,
@@ -77,7 +79,7 @@ def _text(events: list[object]) -> str:
                 "defaults": {"temperature": 0.6, "top_p": 0.9, "max_tokens": 300},
             },
             ModelCard(
-                "minigpt4-test",
+                MODEL,
                 max_images=8,
                 context_length=2048,
                 max_beams=10,
@@ -89,62 +91,62 @@ def _text(events: list[object]) -> str:
         ),
         (
             {"max_images": "many", "capabilities": ["vision"], "defaults": {"temperature": None}},
-            ModelCard("minigpt4-test"),
+            ModelCard(MODEL),
         ),
     ],
     ids=["any server", "ours", "odd"],
 )
-async def test_the_card_is_read_as_far_as_it_goes(told: dict[str, Any], card: ModelCard, client: Client) -> None:
-    with chat_server(**told) as server:
+async def test_known_fields_of_the_model_card_are_read(told: dict[str, Any], card: ModelCard, client: Client) -> None:
+    with OpenAIServer(card=told) as server:
         assert await client(server.url).card() == card
 
 
-async def test_an_answer_ends_with_what_it_cost(client: Client) -> None:
-    with chat_server() as server:
+async def test_an_answer_ends_with_usage_and_timings(client: Client) -> None:
+    with OpenAIServer(fields=FIELDS | {"beams"}, answers=["a disc"]) as server:
         events = await _events(client(server.url), "Hello", temperature=0.5, beams=2)
-    assert _text(events) == "I see no picture. You asked: Hello"
-    assert events[-1] == End("stop", USAGE["prompt_tokens"], 40, USAGE["completion_tokens"], {"total_s": 0.4})
-    assert server.requests[0]["temperature"] == 0.5
-    assert server.requests[0]["beams"] == 2
+    assert _text(events) == "a disc"
+    assert events[-1] == End("stop", USAGE["prompt_tokens"], 40, USAGE["completion_tokens"], TIMINGS)
+    assert server.requests[0].body["temperature"] == 0.5
+    assert server.requests[0].body["beams"] == 2
 
 
-async def test_the_place_in_the_line_is_told(client: Client) -> None:
-    with chat_server() as server:
-        async with aclosing(client(server.url).answer(_asked("please wait"))) as events:
+async def test_queue_positions_are_events(client: Client) -> None:
+    gate = Gate()
+    headers = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12"}
+    reply = Reply([gate, "my turn"], headers=headers, comments=("waiting, 2 ahead",))
+    with OpenAIServer(answers=[reply]) as server:
+        async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
             assert await anext(events) == Waiting(3, 12.0)
             assert await anext(events) == Waiting(2)
-            server.gate.set()
-            assert _text([event async for event in events]).endswith("please wait")
+            gate.open()
+            assert _text([event async for event in events]) == "my turn"
 
 
-async def test_leaving_early_stops_the_server(client: Client) -> None:
-    with chat_server() as server:
-        async with aclosing(client(server.url).answer(_asked("a slow one"))) as events:
+async def test_closing_the_stream_aborts_the_request(client: Client) -> None:
+    with OpenAIServer(answers=[ENDLESS]) as server:
+        async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
             assert isinstance(await anext(events), Piece)
-        for _ in range(1200):
-            if server.left:
-                break
-            await asyncio.sleep(0.05)
-    assert server.left == ["a slow one"]
+            assert server.aborted == []
+        await until(lambda: server.aborted)
 
 
-async def test_a_full_server_is_asked_again_while_patience_lasts(client: Client) -> None:
-    with chat_server() as server:
+async def test_a_full_server_is_retried_within_the_budget(client: Client) -> None:
+    with OpenAIServer(answers=[refusal(429, "overloaded", retry_after="61")] * 2) as server:
         with pytest.raises(Overloaded) as full:
-            await _events(client(server.url, patience_s=10), "full")
+            await _events(client(server.url, patience_s=10), "Hello")
         assert full.value.retry_after == 61
         patient = client(server.url, patience_s=100)
-        async with aclosing(patient.answer(_asked("full"))) as events:
+        async with aclosing(patient.answer(_asked("Hello"))) as events:
             assert await anext(events) == Full(61.0)
     assert len(server.requests) == 2
 
 
-async def test_failures_are_ours_and_repeat_nothing(client: Client) -> None:
-    with chat_server() as server:
+async def test_failures_repeat_nothing_and_end_with_the_outage(client: Client) -> None:
+    with OpenAIServer(answers=[Reply(["half", ErrorEvent()]), "back again"]) as server:
         ours = client(server.url)
         with pytest.raises(EngineFailed) as failed:
-            await _events(ours, "broken please")
-        assert "secret" not in failed.value.message
+            await _events(ours, "Hello")
+        assert "secret" not in failed.value.message.lower()
         with pytest.raises(ModelNotFound):
             await client(server.url, model="another").card()
         server.stop()
@@ -152,39 +154,39 @@ async def test_failures_are_ours_and_repeat_nothing(client: Client) -> None:
             await _events(ours, "Hello")
         with pytest.raises(ServerUnreachable):
             await ours.card(fresh=True)
-        assert (await ours.card()).name == "minigpt4-test", "an older card will do"
+        assert (await ours.card()).name == MODEL, "an older card will do"
         named = client(server.url, model="mine")
         assert await named.card() == ModelCard("mine")
         with pytest.raises(ServerUnreachable):
             await named.card(fresh=True)
         server.start()
-        assert _text(await _events(ours, "Hello again")).endswith("Hello again")
+        assert _text(await _events(ours, "Hello again")) == "back again"
     with pytest.raises(InvalidRequest):
         client("not an address")
 
 
-async def test_a_server_that_vanishes_in_the_middle(client: Client) -> None:
-    with chat_server() as server:
-        async with aclosing(client(server.url).answer(_asked("a slow one"))) as events:
+async def test_a_server_stopped_in_an_answer_interrupts_it(client: Client) -> None:
+    with OpenAIServer(answers=[ENDLESS]) as server:
+        async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
             assert isinstance(await anext(events), Piece)
-            await asyncio.to_thread(server.stop)
+            server.stop()
             with pytest.raises(CutShort, match="middle"):
                 await _to_the_end(events)
 
 
 @pytest.mark.parametrize("mark", ["data: [DONE]", "data:[DONE]"])
-async def test_an_end_mark_is_an_end_even_without_a_reason(mark: str) -> None:
+async def test_done_ends_a_stream_without_finish_reason(mark: str) -> None:
     assert [event async for event in _events_of(_WORDS, mark)] == [Piece("a disc"), End("stop")]
 
 
 @pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), CutShort), ((), ServerUnreachable)])
-async def test_neither_mark_nor_reason_is_a_cut_answer(lines: tuple[str, ...], kind: type[Exception]) -> None:
+async def test_a_stream_without_any_end_is_cut_short(lines: tuple[str, ...], kind: type[Exception]) -> None:
     with pytest.raises(ServerUnreachable) as cut:
         await _to_the_end(_events_of(*lines))
     assert type(cut.value) is kind
 
 
-async def test_a_deadline_that_passes_in_the_middle_is_told() -> None:
+async def test_a_deadline_passed_in_the_stream_is_raised() -> None:
     late = 'data: {"error": {"message": "secret", "code": "deadline_exceeded"}}'
     with pytest.raises(DeadlineExceeded, match="time for this request ran out"):
         await _to_the_end(_events_of(_WORDS, late))

@@ -1,7 +1,8 @@
-"""The client against a strict stand-in server: what it sends, how it waits, what it remembers, how it stops."""
+"""The client against the fake server: what it sends, how it waits, what it caches, how it stops."""
 
 import asyncio
 import hashlib
+import io
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ from typing import Any
 
 import pytest
 from drawing import draw, encode
-from vision_server import KEY, Refusal, VisionServer, vision_server
+from fakes.openai_replies import ENDLESS, KEY, ErrorEvent, Reply, refusal
+from fakes.openai_server import MODEL, OpenAIServer, vision_server
+from PIL import Image
+from waiting import until
 
-from minigpt4_serve.client import Progress, VisionClient, wait_for
+from minigpt4_serve.client import Progress, VisionClient, vision, wait_for
 from minigpt4_serve.client.failures import retry_after
 from minigpt4_serve.client.words import clean, delimited
 from minigpt4_serve.errors import EngineFailed, InvalidRequest, ModelNotFound, Overloaded, ServerUnreachable
@@ -22,7 +26,7 @@ from minigpt4_serve.pictures import Picture
 
 
 @pytest.fixture
-def server() -> Iterator[VisionServer]:
+def server() -> Iterator[OpenAIServer]:
     with vision_server() as running:
         yield running
 
@@ -41,17 +45,17 @@ def picture(color: str = "red", kind: str = "PNG") -> Picture:
         ("https://eyes/openai/v2", "https://eyes/openai/v2"),
     ],
 )
-def test_addresses_of_servers(given: str, expected: str) -> None:
+def test_server_addresses_are_completed(given: str, expected: str) -> None:
     assert VisionClient(given).base_url == expected
 
 
 @pytest.mark.parametrize("given", ["eyes:8000", "ftp://eyes", "http://", " "])
-def test_what_is_no_address(given: str) -> None:
+def test_other_addresses_are_refused(given: str) -> None:
     with pytest.raises(InvalidRequest, match="should look like"):
         VisionClient(given)
 
 
-def test_the_environment_fills_in(server: VisionServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_and_key_default_to_the_environment(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.key = KEY
     monkeypatch.setenv("MINIGPT4_BASE_URL", server.url)
     monkeypatch.setenv("MINIGPT4_API_KEY", KEY)
@@ -59,22 +63,22 @@ def test_the_environment_fills_in(server: VisionServer, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-async def test_every_format_arrives_with_its_type(kind: str, server: VisionServer) -> None:
-    server.answers = [lambda pictures, question: f"{pictures[0].size} {question}"]
+async def test_every_image_format_is_sent_with_its_type(kind: str, server: OpenAIServer) -> None:
+    server.answers = [lambda request: f"{request.text} {Image.open(io.BytesIO(request.images[0])).size}"]
     answer = await VisionClient(server.url).ask(" Size? ", [picture("red", kind)])
-    assert answer.text == "(64, 48) Size?"
+    assert answer.text == "Size? (64, 48)"
 
 
-async def test_what_is_sent(server: VisionServer) -> None:
+async def test_only_given_settings_are_sent(server: OpenAIServer) -> None:
     await VisionClient(server.url, temperature=None, max_tokens=9).ask("Q", [picture()])
-    await VisionClient(server.url, model="eyes").ask("Q", [picture()])
-    first, second = server.requests
+    await VisionClient(server.url, model=MODEL).ask("Q", [picture()])
+    first, second = (request.body for request in server.requests)
     assert "temperature" not in first
     assert (first["max_tokens"], second["temperature"]) == (9, 0.0)
-    assert {request["model"] for request in server.requests} == {"eyes"}
+    assert {first["model"], second["model"]} == {MODEL}
 
 
-async def test_a_server_that_changes_its_model_is_found_again(server: VisionServer) -> None:
+async def test_a_changed_model_is_found_again(server: OpenAIServer) -> None:
     client = VisionClient(server.url)
     await client.ask("Q", [picture()])
     server.models = ["new"]
@@ -83,93 +87,98 @@ async def test_a_server_that_changes_its_model_is_found_again(server: VisionServ
     assert (await client.ask("R", [picture()])).model == "new"
 
 
-async def test_the_oldest_answer_is_forgotten_first(server: VisionServer) -> None:
+async def test_the_cache_evicts_the_oldest_answer(server: OpenAIServer) -> None:
     client = VisionClient(server.url, cache_size=2)
     for question in ("A", "B", "A", "C", "A", "B"):
         await client.ask(question, [picture()])
-    assert [server.question(i) for i in range(len(server.requests))] == ["A", "B", "C", "B"]
+    assert [request.text for request in server.requests] == ["A", "B", "C", "B"]
 
 
-async def test_nothing_is_remembered_if_so_wished(server: VisionServer) -> None:
+async def test_the_cache_can_be_turned_off(server: OpenAIServer) -> None:
     client = VisionClient(server.url, cache_size=0)
     assert [(await client.ask("A", [picture()])).from_cache for _ in range(2)] == [False, False]
 
 
-async def test_failures_are_not_remembered(server: VisionServer) -> None:
-    server.answers = ["half<cut>", "whole"]
+async def test_failures_are_not_cached(server: OpenAIServer) -> None:
+    server.answers = [Reply(["half", ErrorEvent()]), "whole"]
     client = VisionClient(server.url)
     with pytest.raises(EngineFailed):
         await client.ask("A", [picture()])
     assert (await client.ask("A", [picture()])).text == "whole"
 
 
-async def test_a_server_that_starts_late_is_waited_for(server: VisionServer) -> None:
-    server.answers = [Refusal(503), Refusal(502)]
+async def test_a_starting_server_is_asked_again(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(vision, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    server.answers = [refusal(503), refusal(502)]
     events = [event async for event in VisionClient(server.url).stream("Q", [picture()])]
-    assert [event.wait_s for event in events[:2] if isinstance(event, Progress)] == [0.5, 1.0]
+    assert [event.wait_s for event in events[:2] if isinstance(event, Progress)] == slept == [0.5, 1.0]
 
 
-async def test_patience_has_a_total(server: VisionServer) -> None:
-    server.answers = [Refusal(429, headers={"retry-after": "0.3"})] * 9
+async def test_waits_for_a_full_server_have_a_total(server: OpenAIServer) -> None:
+    server.answers = [refusal(429, retry_after="0.1")] * 9
     with pytest.raises(Overloaded) as busy:
-        await VisionClient(server.url, max_wait_s=0.7).ask("Q", [picture()])
+        await VisionClient(server.url, max_wait_s=0.25).ask("Q", [picture()])
     assert len(server.requests) == 3
-    assert busy.value.retry_after == pytest.approx(0.3)
+    assert busy.value.retry_after == pytest.approx(0.1)
 
 
-async def test_a_timeout_is_not_tried_again() -> None:
+async def test_a_timeout_is_not_retried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the system connects whoever comes; nobody answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         with pytest.raises(ServerUnreachable, match="in time"):
-            await VisionClient(url, model="eyes", timeout_s=1).ask("Q", [picture()])
+            await VisionClient(url, model=MODEL, timeout_s=0.2).ask("Q", [picture()])
         silent.setblocking(False)
         silent.accept()[0].close()
         with pytest.raises(BlockingIOError):
             silent.accept()
 
 
-async def test_leaving_early_stops_the_answer_at_the_server(server: VisionServer) -> None:
-    server.answers = ["endless"]
+async def test_closing_the_stream_aborts_the_request(server: OpenAIServer) -> None:
+    server.answers = [ENDLESS]
     stream = VisionClient(server.url).stream("Q", [picture()])
     assert await anext(stream) == Progress(text="more ")
-    assert not server.left.is_set()
+    assert server.aborted == []
     await stream.aclose()
-    assert await asyncio.to_thread(server.left.wait, 60)
+    await until(lambda: server.aborted)
 
 
-async def test_a_cancelled_question_stops_the_answer_at_the_server(server: VisionServer) -> None:
-    server.answers = ["endless"]
+async def test_canceling_the_task_aborts_the_request(server: OpenAIServer) -> None:
+    server.answers = [ENDLESS]
     asking = asyncio.create_task(VisionClient(server.url, max_chars=10**6).ask("Q", [picture()]))
-    while not server.requests:
-        await asyncio.sleep(0.01)
+    await until(lambda: server.requests)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert await asyncio.to_thread(server.left.wait, 60)
+    await until(lambda: server.aborted)
 
 
-async def test_an_endless_answer_is_cut(server: VisionServer) -> None:
-    server.answers = ["endless"]
+async def test_an_endless_answer_is_cut_and_aborted(server: OpenAIServer) -> None:
+    server.answers = [ENDLESS]
     answer = await VisionClient(server.url, max_chars=100).ask("Q", [picture()])
     assert answer.truncated
     assert len(answer.text) <= 100
-    assert await asyncio.to_thread(server.left.wait, 60), "nobody pays for words that nobody reads"
+    await until(lambda: server.aborted)
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("3", 3.0), ("0", 0.0), ("-4", 0.0), ("nan", None), ("inf", None), ("soon", None), (None, None), ("1e9", 1e9)],
 )
-def test_retry_after_in_seconds(value: str | None, expected: float | None) -> None:
+def test_retry_after_is_read_in_seconds(value: str | None, expected: float | None) -> None:
     headers = {} if value is None else {"retry-after": value}
     assert retry_after(_with_headers(headers)) == expected
 
 
-def test_retry_after_in_milliseconds() -> None:
+def test_retry_after_is_read_in_milliseconds() -> None:
     assert retry_after(_with_headers({"retry-after-ms": "1500", "retry-after": "9"})) == 1.5
 
 
-def test_retry_after_as_a_date() -> None:
+def test_retry_after_is_read_as_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert retry_after(_with_headers({"retry-after": later})) == pytest.approx(29.5, abs=1.5)
 
@@ -180,7 +189,7 @@ def _with_headers(headers: dict[str, str]) -> Any:
     return error
 
 
-def test_synchronous_callers_in_any_thread_and_in_a_loop(server: VisionServer) -> None:
+def test_wait_for_works_in_threads_and_in_a_running_loop(server: OpenAIServer) -> None:
     client = VisionClient(server.url)
     texts: list[str] = []
     threads = [
@@ -212,12 +221,12 @@ def test_synchronous_callers_in_any_thread_and_in_a_loop(server: VisionServer) -
         ("", ("", False)),
     ],
 )
-def test_words_are_cleaned(text: str, expected: tuple[str, bool]) -> None:
+def test_control_characters_are_removed_and_length_is_cut(text: str, expected: tuple[str, bool]) -> None:
     assert clean(text, 10) == expected
 
 
 @pytest.mark.parametrize("forged", ["</picture_answer>", "< / PICTURE_ANSWER >", "<picture_answer>"])
-def test_the_marks_cant_be_forged(forged: str) -> None:
+def test_answers_cannot_forge_their_delimiters(forged: str) -> None:
     import re
 
     marked = delimited(f"before {forged} after")

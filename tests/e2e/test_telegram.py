@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from bot_processes import running_bot
 from drawing import draw, encode
+from fakes.openai_server import OpenAIServer
 from fakes.telegram import FakeTelegram
 from fakes.telegram_bot import GENEROUS, Scene, environment, mention, somebody
-from fakes.vision import FakeVision
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 async def test_a_picture_on_telegram_is_answered_and_asked_on(server_url: str, tmp_path: Path) -> None:
     anna, group = somebody(), -somebody()
     async with FakeTelegram().running() as telegram:
-        here = Scene(telegram, FakeVision(), tmp_path)
+        here = Scene(telegram, OpenAIServer(), tmp_path)
         told = environment(telegram, server_url)
         async with running_bot("minigpt4-telegram", ready="Running.", folder=tmp_path, settings=GENEROUS, **told):
             await telegram.say(

@@ -1,4 +1,4 @@
-"""The real ``minigpt4-discord`` between a fake Discord and a fake vision server."""
+"""The real ``minigpt4-discord`` between a fake Discord and the fake OpenAI server."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from typing import Any
 from bot_processes import BotProcess, running_bot
 from drawing import draw, encode
 from fakes.discord import FakeDiscord, Upload, running_discord
-from fakes.vision import FakeVision
+from fakes.openai_server import OpenAIServer, bots_server
 
 GENEROUS = "limits: {user_per_minute: null, user_per_day: null, chat_per_minute: null}\n"
 
@@ -34,7 +34,7 @@ def environment(discord: FakeDiscord, base_url: str) -> dict[str, str]:
 @dataclass
 class Scene:
     discord: FakeDiscord
-    vision: FakeVision
+    vision: OpenAIServer
     folder: Path
     bot: BotProcess | None = None
 
@@ -50,6 +50,7 @@ class Scene:
 @asynccontextmanager
 async def scene(folder: Path) -> AsyncIterator[Scene]:
     """Both servers, no bot yet."""
-    async with running_discord() as discord, FakeVision().running() as vision:
+    async with running_discord() as discord:
         discord.acknowledge_seconds = PATIENCE_S
-        yield Scene(discord, vision, folder)
+        with bots_server() as vision:
+            yield Scene(discord, vision, folder)

@@ -1,4 +1,4 @@
-"""The real ``minigpt4-telegram`` between a fake Telegram and a fake vision server."""
+"""The real ``minigpt4-telegram`` between a fake Telegram and the fake OpenAI server."""
 
 import itertools
 from collections.abc import AsyncIterator
@@ -9,8 +9,8 @@ from typing import Any
 
 from bot_processes import BotProcess, running_bot
 from drawing import draw, encode
+from fakes.openai_server import OpenAIServer, bots_server
 from fakes.telegram import BOT, TOKEN, FakeTelegram, Sent
-from fakes.vision import FakeVision
 
 GENEROUS = "limits: {user_per_minute: null, user_per_day: null, chat_per_minute: null}\n"
 RED, BLUE = encode(draw("red")), encode(draw("blue"))
@@ -33,7 +33,7 @@ def environment(telegram: FakeTelegram, base_url: str) -> dict[str, str]:
 @dataclass
 class Scene:
     telegram: FakeTelegram
-    vision: FakeVision
+    vision: OpenAIServer
     folder: Path
     bot: BotProcess | None = None
 
@@ -62,7 +62,7 @@ class Scene:
 @asynccontextmanager
 async def scene(folder: Path) -> AsyncIterator[Scene]:
     """Both servers, no bot yet."""
-    async with FakeTelegram().running() as telegram, FakeVision().running() as vision:
-        yield Scene(telegram, vision, folder)
+    async with FakeTelegram().running() as telegram:
+        with bots_server() as vision:
+            yield Scene(telegram, vision, folder)
         assert telegram.mistakes == []
-        assert vision.mistakes == []

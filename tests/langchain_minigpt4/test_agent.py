@@ -5,11 +5,13 @@ import base64
 import json
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from drawing import draw, encode
+from fakes.openai_replies import ENDLESS, refusal
+from fakes.openai_server import OpenAIServer
 from langchain.agents import create_agent
 from langchain.tools import ToolRuntime
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, message_to_dict
@@ -17,15 +19,7 @@ from langchain_core.tools import tool
 from langchain_minigpt4 import ImageHandles, MiniGPT4VisionTool
 from langgraph.checkpoint.memory import InMemorySaver
 from scripted_model import ScriptedModel, looks, no_picture_in, repeats, size_of
-from vision_server import Refusal, VisionServer, vision_server
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VisionServer]:
-    monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)
-    with vision_server() as running:
-        monkeypatch.setenv("MINIGPT4_BASE_URL", running.url)
-        yield running
+from waiting import until
 
 
 def png(color: str) -> bytes:
@@ -48,7 +42,7 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def test_three_pictures_and_two_follow_ups(server: VisionServer) -> None:
+def test_follow_ups_reach_earlier_images_by_handle(server: OpenAIServer) -> None:
     script = [
         looks("What colour is the disc?", "image_1"),
         repeats,
@@ -79,7 +73,7 @@ def test_three_pictures_and_two_follow_ups(server: VisionServer) -> None:
     assert [str(message.content).count("image_") for message in people] == [1, 2, 0]
 
 
-async def test_pasted_addresses_and_tools_pictures_and_parallel_calls(server: VisionServer) -> None:
+async def test_pasted_urls_and_tool_images_work_in_parallel_calls(server: OpenAIServer) -> None:
     @tool
     def photograph() -> list[dict[str, Any]]:
         """Take a photo."""
@@ -101,8 +95,8 @@ async def test_pasted_addresses_and_tools_pictures_and_parallel_calls(server: Vi
     assert re.fullmatch(r"Compare \[image_1: [^]]*\] with a new photo\.", first)
 
 
-def test_a_failure_is_seen_as_one_and_progress_is_streamed(server: VisionServer) -> None:
-    server.answers = [Refusal(429, "overloaded", {"retry-after": "20"}), "a red disc"]
+def test_failures_are_tool_errors_and_progress_is_streamed(server: OpenAIServer) -> None:
+    server.answers = [refusal(429, "overloaded", retry_after="20"), "a red disc"]
     model = ScriptedModel(script=[looks("Q?", "image_1"), looks("Q?", "image_1"), repeats])
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
     events = list(agent.stream({"messages": [HumanMessage([v1("red")])]}, stream_mode=["custom", "values"]))
@@ -114,14 +108,14 @@ def test_a_failure_is_seen_as_one_and_progress_is_streamed(server: VisionServer)
     assert tools[0].content == "The vision server is busy; try again in 20 seconds."
 
 
-def test_without_the_middleware_the_tool_still_finds_pictures(server: VisionServer) -> None:
+def test_the_tool_finds_images_without_the_middleware(server: OpenAIServer) -> None:
     model = ScriptedModel(script=[looks("Q?", "image_2"), repeats])
     agent = create_agent(model, tools=[MiniGPT4VisionTool()])
     state = agent.invoke({"messages": [HumanMessage([v1("red"), openai_style("green")])]})
     assert state["messages"][-1].content == "green"
 
 
-def test_a_state_that_went_through_json_still_works(server: VisionServer) -> None:
+def test_a_state_serialized_as_json_still_works(server: OpenAIServer) -> None:
     model = ScriptedModel(script=[AIMessage("Nice."), looks("Q?", "image_1"), repeats])
     saver = InMemorySaver()
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=saver)
@@ -134,7 +128,7 @@ def test_a_state_that_went_through_json_still_works(server: VisionServer) -> Non
     assert state["messages"][-1].content == "red"
 
 
-def test_new_pictures_in_every_turn_are_counted_on_and_stored_once(server: VisionServer) -> None:
+def test_images_of_every_turn_are_numbered_and_stored_once(server: OpenAIServer) -> None:
     colors = ["red", "green", "blue", "yellow"]
     script = [turn for number in range(1, 5) for turn in (looks("Q?", f"image_{number}"), repeats)]
     saver = InMemorySaver()
@@ -153,7 +147,7 @@ def test_new_pictures_in_every_turn_are_counted_on_and_stored_once(server: Visio
     assert copies == [4] * 4, "a picture must not be stored again with every later step"
 
 
-def test_a_fork_of_the_conversation_has_the_pictures_of_its_moment(server: VisionServer) -> None:
+def test_a_forked_conversation_has_its_own_images(server: OpenAIServer) -> None:
     model = ScriptedModel(script=[AIMessage("Nice."), AIMessage("Nice, too."), looks("Q?", "image_2"), repeats])
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=InMemorySaver())
     thread: Any = {"configurable": {"thread_id": "1"}}
@@ -165,7 +159,7 @@ def test_a_fork_of_the_conversation_has_the_pictures_of_its_moment(server: Visio
     assert list(agent.get_state(thread).values["minigpt4_images"]) == ["image_1", "image_2"]
 
 
-def test_a_sub_agent_is_given_the_pictures_by_their_names(server: VisionServer) -> None:
+def test_a_sub_agent_gets_images_by_handle(server: OpenAIServer) -> None:
     expert_model = ScriptedModel(script=[looks("What colour?", "image_2"), repeats])
     expert = create_agent(expert_model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
 
@@ -183,25 +177,24 @@ def test_a_sub_agent_is_given_the_pictures_by_their_names(server: VisionServer) 
     no_picture_in([*model.sent, *expert_model.sent], [png("red"), png("green")])
 
 
-async def test_a_cancelled_agent_stops_the_answer_at_the_server(server: VisionServer) -> None:
-    server.answers = ["endless"]
+async def test_canceling_the_agent_aborts_the_request(server: OpenAIServer) -> None:
+    server.answers = [ENDLESS]
     agent = create_agent(
         ScriptedModel(script=[looks("Q?", "image_1")]),
         tools=[MiniGPT4VisionTool(max_answer_chars=10**6)],
         middleware=[ImageHandles()],
     )
     running = asyncio.create_task(agent.ainvoke({"messages": [HumanMessage([v1("red")])]}))
-    while not server.requests:
-        await asyncio.sleep(0.01)
-        assert not running.done()
+    await until(lambda: server.requests or running.done())
+    assert not running.done()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert await asyncio.to_thread(server.left.wait, 60)
+    await until(lambda: server.aborted)
 
 
-async def test_the_event_loop_neither_decodes_nor_encodes_pictures(
-    server: VisionServer, monkeypatch: pytest.MonkeyPatch
+async def test_images_are_not_processed_in_the_event_loop(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from langchain_minigpt4 import images as blocks
 

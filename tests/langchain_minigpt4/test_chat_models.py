@@ -1,12 +1,13 @@
-"""The chat model: LangChain's own suites, against a strict stand-in server; tests/e2e runs them on the real one."""
+"""The chat model: LangChain's own suites, against the fake server; tests/e2e runs them on the real one."""
 
 import base64
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
 import pytest
 from drawing import draw, encode
+from fakes.openai_replies import KEY, USAGE
+from fakes.openai_server import MODEL, OpenAIServer
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_minigpt4 import ChatMiniGPT4
 from langchain_suites import ChatModelFlags, drawn_downloads
@@ -14,17 +15,8 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import BaseModel
 from serving_app import serving
-from vision_server import KEY, VisionServer, vision_server
 
 from minigpt4_serve.errors import InvalidRequest, ModelNotFound
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VisionServer]:
-    monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)
-    with vision_server() as running:
-        monkeypatch.setenv("MINIGPT4_BASE_URL", running.url)
-        yield running
 
 
 @pytest.fixture
@@ -51,28 +43,28 @@ class TestChatIntegration(ChatModelFlags, ChatModelIntegrationTests):
 
     @property
     def model_override_value(self) -> str:
-        return "eyes"
+        return MODEL
 
     @pytest.fixture(autouse=True)
-    def _with_server(self, server: VisionServer, downloads_are_drawn: None) -> None:
+    def _with_server(self, server: OpenAIServer, downloads_are_drawn: None) -> None:
         """The constructor takes its address from the environment."""
 
 
-def test_pictures_usage_and_name_of_the_model(server: VisionServer) -> None:
+def test_answers_carry_usage_and_the_listed_model(server: OpenAIServer) -> None:
     answer = ChatMiniGPT4().invoke([SystemMessage("Be short."), question("green")])
     assert answer.text == "green"
     assert answer.usage_metadata is not None
-    assert answer.usage_metadata["input_tokens"] == 40
-    assert answer.usage_metadata["input_token_details"] == {"cache_read": 8}
-    assert answer.response_metadata["model_name"] == "eyes"
-    assert server.requests[0]["model"] == "eyes", "the only one that the server lists"
+    assert answer.usage_metadata["input_tokens"] == USAGE["prompt_tokens"]
+    assert answer.usage_metadata["input_token_details"] == {"cache_read": 40}
+    assert answer.response_metadata["model_name"] == MODEL
+    assert server.requests[0].body["model"] == MODEL, "the only one that the server lists"
 
 
-async def test_the_model_is_the_named_one_or_the_only_one(server: VisionServer) -> None:
+async def test_the_model_is_the_named_one_or_the_only_one(server: OpenAIServer) -> None:
     server.models = ["a", "b"]
     assert (await ChatMiniGPT4(model="b").ainvoke([question("red")])).text == "red"
     assert (await ChatMiniGPT4().bind(model="a").ainvoke([question("red")])).text == "red"
-    assert [request["model"] for request in server.requests] == ["b", "a"]
+    assert [request.body["model"] for request in server.requests] == ["b", "a"]
     for asked in (ChatMiniGPT4().ainvoke("Hello"), anext(ChatMiniGPT4().astream("Hello"))):
         with pytest.raises(ModelNotFound, match="name the one"):
             await asked
@@ -81,7 +73,7 @@ async def test_the_model_is_the_named_one_or_the_only_one(server: VisionServer) 
 
 
 @pytest.mark.parametrize("given", ["http://eyes:8000", "http://eyes:8000/", "http://eyes:8000/v1/"])
-def test_addresses_are_taken_as_the_tool_takes_them(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_are_completed_as_the_tool_does(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIGPT4_BASE_URL", given)
     assert ChatMiniGPT4().openai_api_base == "http://eyes:8000/v1"
     assert ChatMiniGPT4(base_url=given).openai_api_base == "http://eyes:8000/v1"
@@ -99,18 +91,18 @@ def test_an_empty_environment_never_means_openai(monkeypatch: pytest.MonkeyPatch
     assert model.root_client.api_key == "none"
 
 
-async def test_streaming_carries_usage(server: VisionServer) -> None:
+async def test_streams_carry_usage(server: OpenAIServer) -> None:
     pieces = [piece async for piece in ChatMiniGPT4().astream([question("red"), AIMessage("red"), question("blue")])]
     assert "".join(piece.text for piece in pieces) == "red and blue"
     whole = pieces[0]
     for piece in pieces[1:]:
         whole += piece
     assert whole.usage_metadata is not None
-    assert whole.usage_metadata["total_tokens"] == 44
-    assert server.requests[0]["stream_options"] == {"include_usage": True}
+    assert whole.usage_metadata["total_tokens"] == USAGE["total_tokens"]
+    assert server.requests[0].body["stream_options"] == {"include_usage": True}
 
 
-def test_the_key_is_used_and_not_shown(server: VisionServer) -> None:
+def test_the_key_is_sent_and_not_shown(server: OpenAIServer) -> None:
     server.key = KEY
     model = ChatMiniGPT4(api_key=KEY)  # type: ignore[arg-type]
     assert model.invoke([question("red")]).text == "red"
@@ -119,7 +111,7 @@ def test_the_key_is_used_and_not_shown(server: VisionServer) -> None:
         ChatMiniGPT4(api_key="wrong", max_retries=0).invoke("Hello")  # type: ignore[arg-type]
 
 
-def test_what_the_model_cant_do_is_said() -> None:
+def test_unsupported_features_raise_with_advice() -> None:
     with pytest.raises(NotImplementedError, match="MiniGPT4VisionTool"):
         ChatMiniGPT4().bind_tools([])
     with pytest.raises(NotImplementedError, match="json_schema"):

@@ -5,19 +5,20 @@ import base64
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drawing import draw, encode
+from fakes.openai_replies import ENDLESS, KEY, USAGE, ErrorEvent, Gate, Reply, refusal
+from fakes.openai_server import OpenAIServer, vision_server
 from mcp import Client, StdioServerParameters
 from mcp_minigpt4 import create_server
 from mcp_minigpt4.server import _folders
 from mcp_types import CallToolResult, ListRootsResult, Root, TextContent
 from processes import free_port
-from vision_server import KEY, Refusal, VisionServer, vision_server
+from waiting import until
 
 from minigpt4_serve.client import PictureSources, VisionAnswer, VisionClient
 
@@ -31,7 +32,7 @@ INITIALIZE = (
 
 
 @pytest.fixture
-def eyes() -> Iterator[VisionServer]:
+def eyes() -> Iterator[OpenAIServer]:
     with vision_server() as running:
         yield running
 
@@ -81,14 +82,14 @@ async def use(client: Client, first: str, second: str) -> None:
     answer = VisionAnswer.model_validate(result.structured_content)
     assert answer.text == "red"
     assert answer.usage is not None
-    assert answer.usage.prompt_tokens == 40
+    assert answer.usage.prompt_tokens == USAGE["prompt_tokens"]
     assert heard
     assert heard[0].startswith("answering")
     both = await client.call_tool(TOOL, {"images": [first, second]})
     assert "red and blue" in words(both)
 
 
-async def test_in_this_process(eyes: VisionServer, folder: Path) -> None:
+async def test_the_tool_works_within_the_process(eyes: OpenAIServer, folder: Path) -> None:
     server = create_server(VisionClient(eyes.url), PictureSources((folder,)))
     async with Client(server) as client:
         await use(client, "red.png", str(folder / "blue.png"))
@@ -96,7 +97,7 @@ async def test_in_this_process(eyes: VisionServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_over_stdio_with_the_clients_roots(mode: str, eyes: VisionServer, folder: Path) -> None:
+async def test_stdio_reads_files_of_the_clients_roots(mode: str, eyes: OpenAIServer, folder: Path) -> None:
     async def roots(_: Any) -> ListRootsResult:
         return ListRootsResult(roots=[Root(uri=folder.as_uri())])  # type: ignore[arg-type]
 
@@ -107,7 +108,7 @@ async def test_over_stdio_with_the_clients_roots(mode: str, eyes: VisionServer, 
         assert outside.is_error
 
 
-async def test_over_http_only_the_settings_count(eyes: VisionServer, folder: Path) -> None:
+async def test_http_reads_only_folders_of_the_settings(eyes: OpenAIServer, folder: Path) -> None:
     async def roots(_: Any) -> ListRootsResult:
         return ListRootsResult(roots=[Root(uri=folder.parent.as_uri())])  # type: ignore[arg-type]
 
@@ -126,41 +127,41 @@ async def test_over_http_only_the_settings_count(eyes: VisionServer, folder: Pat
         await asyncio.wait_for(process.wait(), timeout=60)
 
 
-async def test_a_cancelled_call_stops_the_answer_at_the_vision_server(eyes: VisionServer, folder: Path) -> None:
+async def test_canceling_a_call_aborts_the_request(eyes: OpenAIServer, folder: Path) -> None:
     started = StdioServerParameters(
         command=COMMAND, args=["--folder", str(folder)], env={"MINIGPT4_BASE_URL": eyes.url}
     )
     here = create_server(VisionClient(eyes.url, max_chars=10**6), PictureSources((folder,)))
     for server in (here, started):
-        eyes.answers, eyes.left = ["endless"], threading.Event()
+        eyes.answers = [ENDLESS]
+        eyes.aborted.clear()
         async with Client(server) as client:
             before = len(eyes.requests)
             calling = asyncio.create_task(client.call_tool(TOOL, {"images": ["red.png"]}))
-            while len(eyes.requests) == before:
-                await asyncio.sleep(0.02)
-                assert not calling.done()
+            await until(lambda before=before, calling=calling: len(eyes.requests) > before or calling.done())
+            assert not calling.done()
             calling.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await calling
-            assert await asyncio.to_thread(eyes.left.wait, 60), "long before the answer would be cut"
+            await until(lambda: eyes.aborted)  # long before the answer would be cut
             # The server goes on.
             assert "red" in words(await client.call_tool(TOOL, {"images": ["red.png"]}))
 
 
-async def test_calls_run_side_by_side(eyes: VisionServer, folder: Path) -> None:
+async def test_calls_run_concurrently(eyes: OpenAIServer, folder: Path) -> None:
     async with Client(create_server(VisionClient(eyes.url), PictureSources((folder,)))) as client:
         names = ["red", "green", "blue"]
         calls = [client.call_tool(TOOL, {"images": [f"{name}.png"]}) for name in names]
         assert [words(result).split("\n")[2] for result in await asyncio.gather(*calls)] == names
 
 
-def test_roots_of_every_kind() -> None:
+def test_only_file_roots_become_folders() -> None:
     uris = ["file:///home/me/My%20Pictures", "https://example.com/a", "file://", "file:///"]
     roots = ListRootsResult(roots=[Root.model_construct(uri=uri) for uri in uris])
     assert _folders(roots) == [Path("/home/me/My Pictures"), Path("/")]
 
 
-def test_ctrl_c_ends_it_while_it_waits_for_a_client() -> None:
+def test_ctrl_c_ends_an_idle_server() -> None:
     process = subprocess.Popen([COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -174,7 +175,7 @@ def test_ctrl_c_ends_it_while_it_waits_for_a_client() -> None:
         assert process.stderr.read() == b""
 
 
-def test_a_missing_sdk_is_one_line() -> None:
+def test_a_missing_sdk_is_explained_in_one_line() -> None:
     code = (
         "import sys; sys.modules['mcp'] = None; sys.argv = ['minigpt4-mcp']; from mcp_minigpt4.cli import main; main()"
     )
@@ -212,38 +213,38 @@ def test_wrong_settings_are_explained(arguments: list[str], sentence: str) -> No
     assert done.stdout == ""
 
 
-def _answers(*answers: Any) -> Callable[[VisionServer], dict[str, Any]]:
-    def prepare(server: VisionServer) -> dict[str, Any]:
+def _answers(*answers: Any) -> Callable[[OpenAIServer], dict[str, Any]]:
+    def prepare(server: OpenAIServer) -> dict[str, Any]:
         server.answers = list(answers)
         return {}
 
     return prepare
 
 
-def _locked(server: VisionServer) -> dict[str, Any]:
+def _locked(server: OpenAIServer) -> dict[str, Any]:
     server.key = KEY
     return {}
 
 
 _RED = {"images": ["red.png"]}
 # name → (preparation of the vision server that gives the client's settings, arguments, words of the sentence)
-FAILURES: dict[str, tuple[Callable[[VisionServer], dict[str, Any]], dict[str, Any], str]] = {
+FAILURES: dict[str, tuple[Callable[[OpenAIServer], dict[str, Any]], dict[str, Any], str]] = {
     "server down": (
         lambda _: {"base_url": f"http://127.0.0.1:{free_port()}", "max_wait_s": 0},
         _RED,
         "can't be reached",
     ),
     "wrong key": (_locked, _RED, "refused the key"),
-    "too large for the server": (_answers(Refusal(413)), _RED, "fewer or smaller"),
-    "busy": (_answers(Refusal(429, "overloaded", {"retry-after": "33"})), _RED, "try again in 33 seconds"),
+    "too large for the server": (_answers(refusal(413)), _RED, "fewer or smaller"),
+    "busy": (_answers(refusal(429, "overloaded", retry_after="33")), _RED, "try again in 33 seconds"),
     "key used up": (
-        _answers(Refusal(429, "rate_limit_exceeded", {"retry-after": "43000"})),
+        _answers(refusal(429, "rate_limit_exceeded", retry_after="43000")),
         _RED,
         "key's share of the vision server is used up; try again in 12 hours",
     ),
-    "too slow": (_answers(Refusal(408, "deadline_exceeded")), _RED, "time for this request ran out"),
-    "timeout": (lambda s: {**_answers("hang")(s), "timeout_s": 0.3}, _RED, "did not answer in time"),
-    "dies in the middle": (_answers("a red<cut>"), _RED, "failed while answering"),
+    "too slow": (_answers(refusal(408, "deadline_exceeded")), _RED, "time for this request ran out"),
+    "timeout": (lambda s: {**_answers(Reply(hold=Gate()))(s), "timeout_s": 0.3}, _RED, "did not answer in time"),
+    "dies in the middle": (_answers(Reply(["a red", ErrorEvent()])), _RED, "failed while answering"),
     "no such model": (lambda _: {"model": "other"}, _RED, "no such model"),
     "corrupt image": (lambda _: {}, {"images": ["damaged.png"]}, "damaged"),
     "not a picture": (lambda _: {}, {"images": ["notes.txt"]}, "not a picture"),
@@ -261,7 +262,7 @@ FAILURES: dict[str, tuple[Callable[[VisionServer], dict[str, Any]], dict[str, An
 
 
 @pytest.mark.parametrize("name", FAILURES)
-async def test_failures_are_errors_with_advice(name: str, eyes: VisionServer, folder: Path) -> None:
+async def test_failures_are_errors_with_advice(name: str, eyes: OpenAIServer, folder: Path) -> None:
     prepare, arguments, sentence = FAILURES[name]
     settings = {"base_url": eyes.url, "api_key": None, **prepare(eyes)}
     server = create_server(VisionClient(**settings), PictureSources((folder,), urls=True))

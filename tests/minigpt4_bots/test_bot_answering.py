@@ -1,9 +1,9 @@
-"""The core against a scripted vision server, with a stage in memory instead of a platform."""
+"""The core against the fake server, with a stage in memory instead of a platform."""
 
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from drawing import draw, encode
-from fakes.vision import FakeVision, Reply
+from fakes.openai_replies import Cut, ErrorEvent, Gate, Reply, count_and_question, refusal
+from fakes.openai_server import OpenAIServer, bots_server
 from minigpt4_bots.access import Asker
 from minigpt4_bots.answering import Answering
 from minigpt4_bots.conversation import MessageKey
@@ -97,7 +98,7 @@ def failing(error: Exception) -> Attachment:
 class Scene:
     """A bot, its server and a room."""
 
-    def __init__(self, vision: FakeVision, folder: Path, **changes: Any) -> None:
+    def __init__(self, vision: OpenAIServer, folder: Path, **changes: Any) -> None:
         self.vision = vision
         self.room = Room()
         self.settings = BotSettings.model_validate(
@@ -125,21 +126,20 @@ class Scene:
 
 
 @pytest.fixture
-async def vision() -> AsyncIterator[FakeVision]:
-    async with FakeVision().running() as server:
+def vision() -> Iterator[OpenAIServer]:
+    with bots_server() as server:
         yield server
-        assert server.mistakes == []
 
 
 @asynccontextmanager
-async def scene_of(vision: FakeVision, folder: Path, **changes: Any) -> AsyncIterator[Scene]:
+async def scene_of(vision: OpenAIServer, folder: Path, **changes: Any) -> AsyncIterator[Scene]:
     scene = Scene(vision, folder, **changes)
     yield scene
     await scene.bot.close()
 
 
 @pytest.fixture
-async def scene(vision: FakeVision, tmp_path: Path) -> AsyncIterator[Scene]:
+async def scene(vision: OpenAIServer, tmp_path: Path) -> AsyncIterator[Scene]:
     async with scene_of(vision, tmp_path) as scene:
         yield scene
 
@@ -155,90 +155,88 @@ async def test_a_picture_with_a_question_is_answered(scene: Scene) -> None:
     await scene.ask("How many?", file_of(RED))
     assert scene.room.texts == ["I see 1 picture(s). You asked: How many?"]
     assert [content.buttons for content in scene.room.shown.values()] == [Buttons.AGAIN]
-    assert scene.vision.asked[-1].pictures == [RED]
+    assert scene.vision.requests[-1].images == [RED]
     assert scene.bot.storage.unfinished_answers("test") == []
 
 
 @pytest.mark.parametrize(("language", "asked"), [("en", "What is in this picture?"), ("zh-CN", "这张图片里有什么？")])
-async def test_a_picture_without_words_gets_the_default_question(scene: Scene, language: str, asked: str) -> None:
+async def test_an_image_without_text_gets_the_default_question(scene: Scene, language: str, asked: str) -> None:
     await scene.ask("", file_of(RED), asker=replace(ANNA, language=language))
-    assert scene.vision.asked[-1].text == asked
+    assert scene.vision.requests[-1].text == asked
 
 
 async def test_replies_carry_the_whole_conversation(scene: Scene) -> None:
     await scene.ask("One?", file_of(RED))
     await scene.ask("Two?", parent=MessageKey("chat", "b1"))
     await scene.ask("Three?", file_of(BLUE), parent=MessageKey("chat", "b2"))
-    asked = scene.vision.asked[-1]
-    assert [text for role, text in asked.words if role == "user"] == ["One?", "Two?", "Three?"]
-    assert asked.words[1] == ("assistant", "I see 1 picture(s). You asked: One?")
-    assert asked.pictures == [RED, BLUE]
+    asked = scene.vision.requests[-1]
+    assert [text for role, text in asked.transcript if role == "user"] == ["One?", "Two?", "Three?"]
+    assert asked.transcript[1] == ("assistant", "I see 1 picture(s). You asked: One?")
+    assert asked.images == [RED, BLUE]
 
 
 @pytest.mark.parametrize("by_reply", [False, True])
-async def test_however_long_a_conversation_is_its_picture_stays(
-    vision: FakeVision, tmp_path: Path, by_reply: bool
-) -> None:
+async def test_long_conversations_keep_their_image(vision: OpenAIServer, tmp_path: Path, by_reply: bool) -> None:
     async with scene_of(vision, tmp_path, limits={"user_per_minute": None, "chat_per_minute": None}) as scene:
         await scene.ask("Question 0", file_of(RED, spoiler=True))
         for number in range(1, 16):
             parent = MessageKey("chat", f"b{number}") if by_reply else None
             await scene.ask(f"Question {number}", parent=parent)
             assert scene.last.endswith(f"Question {number}")
-        asked = vision.asked[-1]
-        assert asked.pictures == [RED]
+        asked = vision.requests[-1]
+        assert asked.images == [RED]
         # Words are cut: the newest twenty messages above the question go along.
-        assert [text for role, text in asked.words if role == "user"] == [f"Question {n}" for n in range(5, 16)]
+        assert [text for role, text in asked.transcript if role == "user"] == [f"Question {n}" for n in range(5, 16)]
         assert all(content.spoiler for content in scene.room.shown.values())
         assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b16"), scene.room) is None
-        assert vision.asked[-1].pictures == [RED]
+        assert vision.requests[-1].images == [RED]
 
 
 @pytest.mark.parametrize("max_turns", [1, 2, 3])
-async def test_pictures_of_words_that_were_cut_go_along(vision: FakeVision, tmp_path: Path, max_turns: int) -> None:
+async def test_images_of_truncated_history_are_still_sent(vision: OpenAIServer, tmp_path: Path, max_turns: int) -> None:
     async with scene_of(vision, tmp_path, answers={"max_turns": max_turns}, pictures={"max_count": 2}) as scene:
         await scene.ask("One?", file_of(RED))
         await scene.ask("Two?", parent=MessageKey("chat", "b1"))
         await scene.ask("Three?", file_of(BLUE), parent=MessageKey("chat", "b2"))
-        assert vision.asked[-1].pictures == [RED, BLUE]
+        assert vision.requests[-1].images == [RED, BLUE]
         await scene.ask("Four?", file_of(png("green")), parent=MessageKey("chat", "b3"))
-        assert vision.asked[-1].pictures == [BLUE, png("green")]
-        assert vision.asked[-1].words[0][0] == "user"
+        assert vision.requests[-1].images == [BLUE, png("green")]
+        assert vision.requests[-1].transcript[0][0] == "user"
 
 
-async def test_without_a_reply_each_person_goes_on_alone(scene: Scene) -> None:
+async def test_without_a_reply_each_person_has_a_conversation(scene: Scene) -> None:
     await scene.ask("Anna's", file_of(RED))
     await scene.ask("Ben's", file_of(BLUE), asker=BEN)
     await scene.ask("And now?")
-    assert [text for role, text in scene.vision.asked[-1].words if role == "user"] == ["Anna's", "And now?"]
-    assert scene.vision.asked[-1].pictures == [RED]
+    assert [text for role, text in scene.vision.requests[-1].transcript if role == "user"] == ["Anna's", "And now?"]
+    assert scene.vision.requests[-1].images == [RED]
 
 
-async def test_several_people_in_one_conversation_are_told_apart(scene: Scene) -> None:
+async def test_several_people_in_one_conversation_are_named(scene: Scene) -> None:
     await scene.ask("Anna's", file_of(RED))
     await scene.ask("Ben's", asker=BEN, parent=MessageKey("chat", "b1"))
-    names = [message.get("name") for message in scene.vision.asked[-1].body["messages"]]
+    names = [message.get("name") for message in scene.vision.requests[-1].body["messages"]]
     assert names == ["user_1", None, "user_2"]
 
 
-async def test_a_new_picture_begins_a_new_conversation(scene: Scene) -> None:
+async def test_a_new_image_begins_a_new_conversation(scene: Scene) -> None:
     await scene.ask("One?", file_of(RED))
     await scene.ask("Two?", file_of(BLUE))
-    assert scene.vision.asked[-1].pictures == [BLUE]
+    assert scene.vision.requests[-1].images == [BLUE]
 
 
-async def test_a_picture_in_the_message_replied_to(scene: Scene) -> None:
+async def test_an_image_in_the_message_replied_to_is_sent(scene: Scene) -> None:
     async def fetch(_: MessageKey) -> Quoted:
         return Quoted("user", "A caption", (file_of(RED),), author="77")
 
     await scene.ask("Which colour?", parent=MessageKey("chat", "p1"), fetch=fetch)
-    assert scene.vision.asked[-1].words == [("user", "Which colour?")]
-    assert scene.vision.asked[-1].pictures == [RED]
+    assert scene.vision.requests[-1].transcript == [("user", "Which colour?")]
+    assert scene.vision.requests[-1].images == [RED]
     await scene.ask("", parent=MessageKey("chat", "p1"), fetch=fetch)
-    assert scene.vision.asked[-1].text == "A caption"
+    assert scene.vision.requests[-1].text == "A caption"
 
 
-async def test_a_chain_that_memory_lost_is_fetched(scene: Scene) -> None:
+async def test_an_evicted_reply_chain_is_fetched(scene: Scene) -> None:
     messages = {
         "p3": Quoted("assistant", "A cat.", parent=MessageKey("chat", "p2")),
         "p2": Quoted("user", "What is it?", (file_of(RED),)),
@@ -248,27 +246,27 @@ async def test_a_chain_that_memory_lost_is_fetched(scene: Scene) -> None:
         return messages.get(key.message)
 
     await scene.ask("And its colour?", parent=MessageKey("chat", "p3"), fetch=fetch)
-    assert scene.vision.asked[-1].words == [
+    assert scene.vision.requests[-1].transcript == [
         ("user", "What is it?"),
         ("assistant", "A cat."),
         ("user", "And its colour?"),
     ]
-    assert scene.vision.asked[-1].pictures == [RED]
+    assert scene.vision.requests[-1].images == [RED]
 
 
-async def test_a_forgotten_picture_is_asked_for(scene: Scene) -> None:
+async def test_an_evicted_image_is_asked_for(scene: Scene) -> None:
     async def fetch(_: MessageKey) -> Quoted:
         return Quoted("assistant", "A cat.")
 
     await scene.ask("And its colour?", parent=MessageKey("chat", "p3"), fetch=fetch)
     assert scene.last == "I no longer have the picture of this conversation. Please send it again."
-    assert scene.vision.asked == []
+    assert scene.vision.requests == []
 
 
-async def test_words_alone_get_a_hint(scene: Scene) -> None:
+async def test_text_without_an_image_gets_a_hint(scene: Scene) -> None:
     await scene.ask("Hello")
     assert "Send me a picture" in scene.last
-    assert scene.vision.asked == []
+    assert scene.vision.requests == []
 
 
 @pytest.mark.parametrize(
@@ -285,7 +283,7 @@ async def test_words_alone_get_a_hint(scene: Scene) -> None:
         (file_of(RED, unusable="not_a_picture"), "1 × not a picture"),
     ],
 )
-async def test_what_is_left_out_is_said(scene: Scene, file: Attachment, says: str) -> None:
+async def test_unusable_attachments_are_reported(scene: Scene, file: Attachment, says: str) -> None:
     await scene.ask("With a good one", file, file_of(BLUE))
     assert scene.last.startswith("I see 1 picture(s).")
     assert says in scene.last
@@ -294,47 +292,47 @@ async def test_what_is_left_out_is_said(scene: Scene, file: Attachment, says: st
     assert scene.vision.about("Alone") == []
 
 
-async def test_too_many_pictures_are_said_to_be(vision: FakeVision, tmp_path: Path) -> None:
+async def test_too_many_images_are_reported(vision: OpenAIServer, tmp_path: Path) -> None:
     vision.card = {"max_images": 2}
     async with scene_of(vision, tmp_path) as scene:
         await scene.ask("Three?", *(file_of(png(colour)) for colour in ("red", "blue", "green")))
         assert "Only 2 of 3 pictures" in scene.last
         await scene.ask("Four?", file_of(png("white")), parent=MessageKey("chat", "b1"))
-        assert vision.asked[-1].pictures == [png("blue"), png("white")]
+        assert vision.requests[-1].images == [png("blue"), png("white")]
         assert "at most 2 fit" in scene.last
 
 
-async def test_any_openai_compatible_server_will_do(vision: FakeVision, tmp_path: Path) -> None:
+async def test_any_openai_compatible_server_works(vision: OpenAIServer, tmp_path: Path) -> None:
     vision.card = {}
     async with scene_of(vision, tmp_path, server={"base_url": vision.url, "api_key": "k1"}) as scene:
         await scene.ask("Hi", file_of(RED))
-        assert vision.asked[-1].key == "k1"
+        assert vision.requests[-1].key == "k1"
         assert scene.last.startswith("I see 1")
 
 
-async def test_long_answers_arrive_complete_over_several_messages(scene: Scene) -> None:
+async def test_long_answers_are_complete_over_several_messages(scene: Scene) -> None:
     sentences = [f"This is sentence number {number}. " for number in range(100)]
-    scene.vision.on("Long", Reply(pieces=sentences))
+    scene.vision.on("Long", Reply(sentences))
     await scene.ask("Long", file_of(RED))
     assert " ".join(" ".join(scene.room.texts).split()) == "".join(sentences).strip()
     assert [content.buttons for content in scene.room.shown.values()][-2:] == [Buttons.NONE, Buttons.AGAIN]
     await scene.ask("More", parent=MessageKey("chat", "b2"))
-    assert scene.vision.asked[-1].pictures == [RED]
+    assert scene.vision.requests[-1].images == [RED]
 
 
-async def test_the_place_in_line_is_shown(scene: Scene) -> None:
+async def test_the_queue_position_is_shown(scene: Scene) -> None:
     headers = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12.0"}
-    hold = asyncio.Event()
-    scene.vision.on("Busy", Reply(headers=headers, comments=["waiting, 2 ahead"], hold=hold, pieces=["Done"]))
+    hold = Gate()
+    scene.vision.on("Busy", Reply([hold, "Done"], headers=headers, comments=("waiting, 2 ahead",)))
     asking = asyncio.create_task(scene.ask("Busy", file_of(RED)))
     await until(lambda: "2 ahead" in "".join(scene.room.texts))
-    hold.set()
+    hold.open()
     await asking
     assert scene.last == "Done"
 
 
 async def test_a_full_server_is_asked_again(scene: Scene) -> None:
-    scene.vision.on("Full", Reply(status=429, headers={"retry-after": "0.2"}, times=2))
+    scene.vision.on("Full", refusal(429, retry_after="0.2"), times=2)
     await scene.ask("Full", file_of(RED))
     assert scene.last.startswith("I see 1 picture")
     assert len(scene.vision.about("Full")) == 3
@@ -343,24 +341,24 @@ async def test_a_full_server_is_asked_again(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
-        (Reply(status=429, headers={"retry-after": "3600"}), "⚠️ The server is busy. Try again in 60 min."),
-        (Reply(status=503, code="engine_failed"), "⚠️ The picture server failed while answering."),
-        (Reply(status=401), "⚠️ The picture server doesn't accept this bot's key."),
-        (Reply(status=400, code="invalid_image"), "⚠️ The server can't read this picture."),
-        (Reply(status=400, code="context_length_exceeded"), "⚠️ This conversation has become too long."),
-        (Reply(status=400, code="whatever"), "⚠️ The server refused the question."),
-        (Reply(status=404, code="model_not_found"), "⚠️ The server doesn't have the model"),
-        (Reply(status=413), "⚠️ The pictures are too large"),
-        (Reply(status=500), "⚠️ The picture server failed"),
-        (Reply(pieces=["x"], break_after=0), "⚠️ The picture server can't be reached"),
-        (Reply(pieces=["Half ", "x"], break_after=1), "Half \n\n⚠️ The connection to the server was lost"),
-        (Reply(pieces=["Half ", "x"], error_after=1, code="engine_failed"), "Half \n\n⚠️ The picture server failed"),
-        (Reply(pieces=["Half ", "x"], error_after=1, code="deadline_exceeded"), "Half \n\n⚠️ The time for this answer"),
-        (Reply(status=408), "⚠️ The time for this answer ran out."),
-        (Reply(pieces=[]), "The model gave no answer."),
-        (Reply(pieces=["Long"], finish_reason="length"), "Long\n\nThe answer reached its longest allowed length."),
-        (Reply(pieces=["Ok"], finish_reason=None), "Ok"),
-        (Reply(pieces=["Ok"], headers={"x-minigpt4-dropped-messages": "2"}), "Ok\n\nThe oldest messages"),
+        (refusal(429, retry_after="3600"), "⚠️ The server is busy. Try again in 60 min."),
+        (refusal(503, "engine_failed"), "⚠️ The picture server failed while answering."),
+        (refusal(401), "⚠️ The picture server doesn't accept this bot's key."),
+        (refusal(400, "invalid_image"), "⚠️ The server can't read this picture."),
+        (refusal(400, "context_length_exceeded"), "⚠️ This conversation has become too long."),
+        (refusal(400, "whatever"), "⚠️ The server refused the question."),
+        (refusal(404, "model_not_found"), "⚠️ The server doesn't have the model"),
+        (refusal(413), "⚠️ The pictures are too large"),
+        (refusal(500), "⚠️ The picture server failed"),
+        (Reply([Cut()]), "⚠️ The picture server can't be reached"),
+        (Reply(["Half ", Cut()]), "Half \n\n⚠️ The connection to the server was lost"),
+        (Reply(["Half ", ErrorEvent("engine_failed")]), "Half \n\n⚠️ The picture server failed"),
+        (Reply(["Half ", ErrorEvent("deadline_exceeded")]), "Half \n\n⚠️ The time for this answer"),
+        (refusal(408), "⚠️ The time for this answer ran out."),
+        (Reply([]), "The model gave no answer."),
+        (Reply(["Long"], finish_reason="length"), "Long\n\nThe answer reached its longest allowed length."),
+        (Reply(["Ok"], finish_reason=None), "Ok"),
+        (Reply(["Ok"], headers={"x-minigpt4-dropped-messages": "2"}), "Ok\n\nThe oldest messages"),
     ],
 )
 async def test_errors_are_one_plain_sentence(scene: Scene, reply: Reply, says: str) -> None:
@@ -408,11 +406,11 @@ _OPERATOR = "This bot's key has used up its share of the vision server, for anot
     ],
     ids=["full", "a minute's requests", "requests at once", "a day's pictures", "deadline"],
 )
-async def test_what_our_server_refuses_is_told_apart(
+async def test_overload_quotas_and_deadlines_have_own_messages(
     refused: Callable[[], Awaitable[None]],
     says: str,
     logged: str,
-    vision: FakeVision,
+    vision: OpenAIServer,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -429,15 +427,15 @@ async def test_what_our_server_refuses_is_told_apart(
     assert len(scene.vision.about("Try")) == 1
 
 
-async def test_how_long_to_wait_is_told_even_if_the_server_does_not_say(vision: FakeVision, tmp_path: Path) -> None:
-    vision.on("Full", Reply(status=429))
+async def test_a_wait_is_shown_without_retry_after(vision: OpenAIServer, tmp_path: Path) -> None:
+    vision.on("Full", refusal(429))
     async with scene_of(vision, tmp_path, server={"base_url": vision.url, "patience_s": 0}) as scene:
         await scene.ask("Full", file_of(RED))
         assert scene.last == "⚠️ The server is busy. Try again in 5 s."
 
 
-async def test_failures_do_not_use_up_the_quota_and_can_be_tried_again(vision: FakeVision, tmp_path: Path) -> None:
-    vision.on("Try", Reply(status=500, times=1))
+async def test_failures_use_no_quota_and_can_be_retried(vision: OpenAIServer, tmp_path: Path) -> None:
+    vision.on("Try", refusal(500), times=1)
     async with scene_of(vision, tmp_path, limits={"user_per_day": 1}) as scene:
         await scene.ask("Try", file_of(RED))
         assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b1"), scene.room) is None
@@ -447,16 +445,14 @@ async def test_failures_do_not_use_up_the_quota_and_can_be_tried_again(vision: F
         )
 
 
-async def test_an_unreachable_server_is_said_to_be(tmp_path: Path) -> None:
-    vision = FakeVision()
-    vision.url = "http://127.0.0.1:9/v1"
-    async with scene_of(vision, tmp_path) as scene:
+async def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
+    async with scene_of(OpenAIServer(port=9), tmp_path) as scene:
         await scene.ask("Anybody?", file_of(RED))
         assert scene.last.startswith("⚠️ The picture server can't be reached")
 
 
-async def test_stop_frees_the_servers_slot(scene: Scene) -> None:
-    scene.vision.on("Slow", Reply(pieces=["Part", " rest"], hold=asyncio.Event()))
+async def test_stop_aborts_the_request(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(["Part", Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
     await until(lambda: scene.room.texts == ["Part"])
     assert await scene.bot.stop_shown(BEN, MessageKey("chat", "b1")) == "Only the person who asked can do this."
@@ -464,12 +460,12 @@ async def test_stop_frees_the_servers_slot(scene: Scene) -> None:
     assert await scene.bot.stop_shown(ANNA, MessageKey("chat", "b1")) == "Stopped."
     await asking
     assert scene.room.texts == ["Part\n\n⏹ Stopped."]
-    await until(lambda: scene.vision.aborted == 1)
-    assert scene.vision.running_now == 0
+    await until(lambda: len(scene.vision.aborted) == 1)
+    assert scene.vision.active == 0
 
 
-async def test_a_button_works_before_the_bot_knows_its_message(scene: Scene) -> None:
-    scene.vision.on("Slow", Reply(pieces=["Part", " rest"], hold=asyncio.Event()))
+async def test_buttons_work_before_their_message_id_is_known(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(["Part", Gate()]))
     scene.room.telling = asyncio.Event()
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
     await until(lambda: scene.room.shown)
@@ -481,9 +477,7 @@ async def test_a_button_works_before_the_bot_knows_its_message(scene: Scene) -> 
     assert "⏹ Stopped." in scene.last
 
 
-async def test_the_button_of_a_message_that_nobody_knows_does_nothing(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_buttons_of_unknown_messages_do_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt4_bots.answering._KNOWN_WITHIN_S", 0.01)
     scene.room.telling = asyncio.Event()
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
@@ -494,20 +488,22 @@ async def test_the_button_of_a_message_that_nobody_knows_does_nothing(
 
 
 async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
-    hold = asyncio.Event()
-    scene.vision.on("Slow", Reply(hold=hold))
+    hold = Gate()
+    scene.vision.on("Slow", Reply([hold, count_and_question]))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
-    await until(lambda: scene.vision.running_now)
+    await until(lambda: scene.vision.active)
     await scene.ask("Second", file_of(RED))
     assert "I'm still answering" in scene.last
     await scene.ask("Ben's", file_of(RED), asker=BEN)
     assert scene.last.endswith("Ben's")
-    hold.set()
+    hold.open()
     await asking
 
 
 @pytest.mark.parametrize("call", ["record_question", "begin_answer", "move_answer", "finish_answer"])
-async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_database_errors_do_not_lock_the_person_out(
+    scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
@@ -520,7 +516,7 @@ async def test_a_database_in_trouble_locks_nobody_out(scene: Scene, call: str, m
     assert scene.last.endswith("Afterwards")
 
 
-async def test_who_floods_is_told_one_thing_at_a_time(scene: Scene) -> None:
+async def test_one_notice_at_a_time_is_queued_per_person(scene: Scene) -> None:
     async with scene.bot.traffic.slot("chat", Urgency.FIRST):  # the room's only one
         first = asyncio.create_task(scene.bot.reply(ANNA, scene.room, "Reply 0"))
         await asyncio.sleep(0)  # it has begun to wait
@@ -533,22 +529,22 @@ async def test_who_floods_is_told_one_thing_at_a_time(scene: Scene) -> None:
     assert scene.last == "Later"
 
 
-async def test_regenerate_asks_again_warmer_and_in_place(scene: Scene) -> None:
+async def test_regenerate_asks_at_a_higher_temperature_in_place(scene: Scene) -> None:
     await scene.ask("What?", file_of(RED))
     assert await scene.bot.regenerate(BEN, MessageKey("chat", "b1"), scene.room) == (
         "Only the person who asked can do this."
     )
-    scene.vision.on("What?", Reply(pieces=["Another answer"]))
+    scene.vision.on("What?", Reply(["Another answer"]))
     assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b1"), scene.room) is None
     assert scene.room.texts == ["Another answer"]
-    assert scene.vision.asked[-1].body["temperature"] == 1.0
-    assert "temperature" not in scene.vision.asked[0].body
+    assert scene.vision.requests[-1].body["temperature"] == 1.0
+    assert "temperature" not in scene.vision.requests[0].body
     assert await scene.bot.regenerate(ANNA, MessageKey("chat", "b99"), scene.room) == (
         "I no longer have this question. Please send the picture again."
     )
 
 
-async def test_an_edited_question_is_answered_anew_in_place(scene: Scene) -> None:
+async def test_an_edited_question_is_answered_again_in_place(scene: Scene) -> None:
     question = await scene.ask("First wording", file_of(RED))
     assert scene.bot.was_asked(question.key)
     await scene.bot.ask(replace(question, text="Second wording"), scene.room)
@@ -556,11 +552,11 @@ async def test_an_edited_question_is_answered_anew_in_place(scene: Scene) -> Non
     assert not scene.bot.was_asked(MessageKey("chat", "b1"))
 
 
-async def test_a_question_edited_in_the_middle_of_its_answer(scene: Scene) -> None:
-    scene.vision.on("First", Reply(hold=asyncio.Event()))
+async def test_editing_a_question_restarts_its_answer(scene: Scene) -> None:
+    scene.vision.on("First", Reply([Gate()]))
     question = scene.question("First", file_of(RED))
     first = asyncio.create_task(scene.bot.ask(question, scene.room))
-    await until(lambda: scene.vision.running_now)
+    await until(lambda: scene.vision.active)
     await scene.bot.ask(replace(question, text="Second"), scene.room)
     await first
     assert scene.room.texts == ["I see 1 picture(s). You asked: Second"]
@@ -580,14 +576,14 @@ async def test_reset_begins_a_new_conversation(scene: Scene) -> None:
     assert "Send me a picture" in scene.last
 
 
-async def test_forget_forgets(scene: Scene) -> None:
+async def test_forget_drops_the_conversation(scene: Scene) -> None:
     await scene.ask("One?", file_of(RED))
     scene.bot.forget(ANNA)
     await scene.ask("Two?", parent=MessageKey("chat", "b1"))
     assert scene.vision.about("Two?") == []
 
 
-async def test_pictures_live_for_a_while_only(vision: FakeVision, tmp_path: Path) -> None:
+async def test_images_expire(vision: OpenAIServer, tmp_path: Path) -> None:
     async with scene_of(vision, tmp_path, pictures={"lifetime_s": 0.3}) as scene:
         await scene.ask("One?", file_of(RED))
         await asyncio.sleep(0.4)
@@ -595,8 +591,8 @@ async def test_pictures_live_for_a_while_only(vision: FakeVision, tmp_path: Path
         assert vision.about("Two?") == []
 
 
-async def test_a_chat_that_is_gone_ends_the_answer(scene: Scene) -> None:
-    scene.vision.on("Slow", Reply(pieces=["a", "b"], hold=asyncio.Event()))
+async def test_a_deleted_chat_ends_the_answer(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply(["a", Gate()]))
     scene.room.is_gone = True
     await scene.ask("Slow", file_of(RED))
     scene.room.is_gone = False
@@ -606,9 +602,9 @@ async def test_a_chat_that_is_gone_ends_the_answer(scene: Scene) -> None:
 
 
 async def test_an_answer_cut_off_by_a_crash_is_explained(scene: Scene) -> None:
-    scene.vision.on("Slow", Reply(hold=asyncio.Event()))
+    scene.vision.on("Slow", Reply([Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED), asker=replace(ANNA, language="zh")))
-    await until(lambda: scene.vision.running_now and scene.room.shown)
+    await until(lambda: scene.vision.active and scene.room.shown)
     told: list[tuple[str, str | None, str]] = []
 
     async def explain(place: str, message: str | None, text: str) -> None:
@@ -623,19 +619,19 @@ async def test_an_answer_cut_off_by_a_crash_is_explained(scene: Scene) -> None:
     asking.cancel()
 
 
-async def test_what_can_not_be_explained_at_the_end_is_left_for_the_next_start(scene: Scene) -> None:
-    scene.vision.on("Slow", Reply(hold=asyncio.Event()))
+async def test_unexplained_answers_are_left_for_the_next_start(scene: Scene) -> None:
+    scene.vision.on("Slow", Reply([Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
-    await until(lambda: scene.vision.running_now)
+    await until(lambda: scene.vision.active)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert len(scene.bot.storage.unfinished_answers("test")) == 1
 
 
-async def test_closing_explains_what_it_cuts_off(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_explains_interrupted_answers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt4_bots.answering._GOODBYE_S", 60.0)
-    scene.vision.on("Slow", Reply(pieces=["Part", "x"], hold=asyncio.Event()))
+    scene.vision.on("Slow", Reply(["Part", Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", file_of(RED)))
     await until(lambda: scene.room.texts == ["Part"])
     await scene.bot.close()

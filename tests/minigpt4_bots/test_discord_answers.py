@@ -9,7 +9,7 @@ import pytest_asyncio
 from fakes.discord import Interaction, Upload
 from fakes.discord_bot import GENEROUS, PATIENCE_S, Scene, picture, scene
 from fakes.discord_world import Channel, Message, User, would_ping
-from fakes.vision import Reply
+from fakes.openai_replies import Cut, ErrorEvent, Feed, Gate, Reply, count_and_question, refusal
 from waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -24,22 +24,23 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]
         async with made.running(SETTINGS):
             yield made
         assert made.discord.violations == []
-        assert made.vision.mistakes == []
         assert made.discord.limits.refused == []
 
 
-async def ask(here: Scene, text: str, reply: Reply | None = None, **more: object) -> tuple[Channel, User, Message]:
-    """Somebody asks in a new channel; the server answers by ``reply``."""
+async def ask(
+    here: Scene, text: str, reply: Reply | None = None, *, times: int | None = None, **more: object
+) -> tuple[Channel, User, Message]:
+    """Somebody asks in a new channel; the server answers by ``reply``, the first ``times``."""
     channel, ann = await here.discord.channel(), here.discord.user()
     if reply is not None:
-        here.vision.on(text, reply)
+        here.vision.on(text, reply, times)
     files = more.pop("attachments", [picture()])
     return channel, ann, await here.discord.says(channel, ann, text, attachments=files, mention=True)  # type: ignore[arg-type]
 
 
-async def test_the_first_sign_of_life_waits_for_nothing(here: Scene) -> None:
-    slow_files, slow_server = asyncio.Event(), asyncio.Event()
-    reply = Reply(["slow", " answer"], hold=slow_server)
+async def test_the_placeholder_waits_for_nothing(here: Scene) -> None:
+    slow_files, slow_server = asyncio.Event(), Gate()
+    reply = Reply(["slow", slow_server, " answer"])
     channel, _, asked = await ask(here, "held back", reply, attachments=[picture(hold=slow_files)])
     first = await here.discord.first_sign(asked)  # neither the picture nor a word of the answer has come
     assert first.reference is asked
@@ -48,7 +49,7 @@ async def test_the_first_sign_of_life_waits_for_nothing(here: Scene) -> None:
     await here.discord.until(lambda: channel.typing, what="typing")
     slow_files.set()
     await here.discord.until(lambda: first.content == "slow", what="the first word")
-    slow_server.set()
+    slow_server.open()
     assert (await here.discord.answer_to(asked)).text == "slow answer"
 
 
@@ -60,17 +61,17 @@ async def test_stop_while_the_picture_is_still_downloaded(here: Scene) -> None:
     assert here.vision.about("never mind") == []
 
 
-async def test_a_growing_answer_is_edited_at_a_pace_and_ends_complete(here: Scene) -> None:
-    words: asyncio.Queue[str | None] = asyncio.Queue()
+async def test_a_streamed_answer_is_edited_at_a_limited_rate(here: Scene) -> None:
+    words = Feed()
     _, _, asked = await ask(here, "grows", Reply(words))
     first = await here.discord.first_sign(asked)
     whole = ""
     for number in range(8):
         for word in (f"word{number} ", "and ", f"word{number}. "):
-            words.put_nowait(word)
+            words.add(word)
             whole += word
         await here.discord.until(lambda whole=whole: first.content == whole.strip(), what="the next words")
-    words.put_nowait(None)
+    words.end()
     answer = await here.discord.answer_to(asked, ends="Regenerate")
     assert answer.text == whole.strip()
     (message,) = answer.messages
@@ -93,7 +94,7 @@ async def test_a_long_answer_is_split_between_sentences(here: Scene) -> None:
     assert [bool(message.buttons()) for message in answer.messages] == [False] * (len(answer.messages) - 1) + [True]
 
 
-async def test_code_is_closed_and_opened_again_at_the_border(here: Scene) -> None:
+async def test_code_blocks_are_closed_and_reopened_at_a_split(here: Scene) -> None:
     code = ["Look:\n```python\n", *(f"print('line {number} of the program')\n" for number in range(120)), "```\nDone."]
     _, _, asked = await ask(here, "code", Reply(code))
     answer = await here.discord.answer_to(asked, ends="Regenerate")
@@ -123,7 +124,7 @@ async def test_nothing_in_an_answer_pings_or_can_be_clicked(here: Scene) -> None
     assert "evil.example/x" in answer.text
 
 
-async def test_a_picture_under_a_spoiler_gets_an_answer_under_a_spoiler(here: Scene) -> None:
+async def test_answers_about_spoilered_images_are_spoilered(here: Scene) -> None:
     hidden = picture(spoiler=True)
     words = ["The butler ", "|| did it.\n\n", "Really."]
     _, ann, asked = await ask(here, "spoil", Reply(words, delay_s=0.1), attachments=[hidden])
@@ -137,24 +138,24 @@ async def test_a_picture_under_a_spoiler_gets_an_answer_under_a_spoiler(here: Sc
     assert (await here.discord.answer_to(follow_up)).text.startswith("||")
 
 
-async def test_stop_ends_the_answer_and_frees_the_server(here: Scene) -> None:
-    _, ann, asked = await ask(here, "endless", Reply(["on and on ", "and on"], hold=asyncio.Event()))
+async def test_stop_ends_the_answer_and_aborts_the_request(here: Scene) -> None:
+    _, ann, asked = await ask(here, "endless", Reply(["on and on ", Gate()]))
     first = await here.discord.first_sign(asked)
     await here.discord.until(lambda: "on and on" in first.content)
-    aborted = here.vision.aborted
+    aborted = len(here.vision.aborted)
     click = await here.discord.clicks(first, ann, "Stop")
     answer = await here.discord.answer_to(asked)
     assert "Stopped." in answer.text
     assert "on and on" in answer.text
     assert click.acknowledged == 6
-    await until(lambda: here.vision.aborted > aborted)
+    await until(lambda: len(here.vision.aborted) > aborted)
     # The next question is free to be asked.
     again = await here.discord.says(asked.channel, ann, "next", attachments=[picture()], mention=True)
     assert "next" in (await here.discord.answer_to(again)).text
 
 
 async def test_stop_on_the_second_message_of_an_answer(here: Scene) -> None:
-    _, ann, asked = await ask(here, "very endless", Reply(["a sentence of words. "] * 150, hold=asyncio.Event()))
+    _, ann, asked = await ask(here, "very endless", Reply([*["a sentence of words. "] * 149, Gate()]))
     found = await here.discord.until(lambda: here.discord.answers_to(asked)[1:])
     await here.discord.until(lambda: "Stop" in str(found[-1].buttons()))
     await here.discord.clicks(found[-1], ann, "Stop")
@@ -162,7 +163,7 @@ async def test_stop_on_the_second_message_of_an_answer(here: Scene) -> None:
 
 
 async def test_stop_by_command(here: Scene) -> None:
-    channel, ann, asked = await ask(here, "endless too", Reply(["and on ", "and on"], hold=asyncio.Event()))
+    channel, ann, asked = await ask(here, "endless too", Reply(["and on ", Gate()]))
     await here.discord.first_sign(asked)
     told = await here.discord.answer_to(await here.discord.command(channel, ann, "stop"))
     assert told.text == "Stopped."
@@ -173,7 +174,7 @@ async def test_stop_by_command(here: Scene) -> None:
 
 
 async def test_only_the_asker_and_admins_press_buttons(here: Scene) -> None:
-    _, _, asked = await ask(here, "mine", Reply(["and on ", "and on"], hold=asyncio.Event()))
+    _, _, asked = await ask(here, "mine", Reply(["and on ", Gate()]))
     ben, admin = here.discord.user("ben"), here.discord.user("root", id=ADMIN)
     first = await here.discord.first_sign(asked)
     for label, text in (("Stop", "Stopped."), ("Regenerate", "")):
@@ -189,20 +190,20 @@ async def test_only_the_asker_and_admins_press_buttons(here: Scene) -> None:
 
 
 async def test_regenerate_asks_again_in_place(here: Scene) -> None:
-    _, ann, asked = await ask(here, "again?", Reply(["first try"], times=1))
+    _, ann, asked = await ask(here, "again?", Reply(["first try"]), times=1)
     answer = await here.discord.answer_to(asked)
     click = await here.discord.clicks(answer.last, ann, "Regenerate")
     await here.discord.until(lambda: "You asked: again?" in answer.last.content and answer.last.buttons())
     assert click.acknowledged == 6
     first, second = here.vision.about("again?")
-    assert second.pictures == first.pictures
+    assert second.images == first.images
     assert second.body["temperature"] == 1.0
     assert len(here.discord.answers_to(asked)) == 1
 
 
-async def test_regenerating_a_long_answer_as_a_short_one_leaves_nothing_over(here: Scene) -> None:
+async def test_regenerating_shorter_deletes_extra_messages(here: Scene) -> None:
     sentences = ["This is one of many sentences. "] * 150
-    _, ann, asked = await ask(here, "shrinks", Reply(sentences, times=1))
+    _, ann, asked = await ask(here, "shrinks", Reply(sentences), times=1)
     answer = await here.discord.answer_to(asked, ends="Regenerate")
     assert len(answer.messages) >= 3
     await here.discord.clicks(answer.last, ann, "Regenerate")
@@ -213,7 +214,7 @@ async def test_regenerating_a_long_answer_as_a_short_one_leaves_nothing_over(her
 
 
 async def test_one_answer_at_a_time_for_each_person(here: Scene) -> None:
-    channel, ann, asked = await ask(here, "busy", Reply(["and on ", "and on"], hold=asyncio.Event()))
+    channel, ann, asked = await ask(here, "busy", Reply(["and on ", Gate()]))
     first = await here.discord.first_sign(asked)
     second = await here.discord.says(channel, ann, "me again", attachments=[picture()], mention=True)
     assert "still answering" in (await here.discord.answer_to(second)).text
@@ -225,53 +226,53 @@ async def test_one_answer_at_a_time_for_each_person(here: Scene) -> None:
     await here.discord.answer_to(asked)
 
 
-async def test_the_place_in_the_line_is_shown(here: Scene) -> None:
+async def test_the_queue_position_is_shown(here: Scene) -> None:
     headers = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12"}
-    hold = asyncio.Event()
-    _, _, asked = await ask(here, "in line", Reply(["my turn"], headers=headers, hold=hold))
+    hold = Gate()
+    _, _, asked = await ask(here, "in line", Reply([hold, "my turn"], headers=headers))
     first = await here.discord.first_sign(asked)
     await here.discord.until(lambda: "in line: 3 ahead of you, about 12 s" in first.content, what="the place")
-    hold.set()
+    hold.open()
     assert (await here.discord.answer_to(asked)).text == "my turn"
 
 
-async def test_the_place_in_the_line_is_kept_up_to_date(here: Scene) -> None:
-    hold = asyncio.Event()
+async def test_the_queue_position_is_updated(here: Scene) -> None:
+    hold = Gate()
     headers = {"x-minigpt4-queue-position": "3"}
-    reply = Reply(["my turn"], headers=headers, comments=["waiting, 2 ahead", "waiting, 1 ahead"], hold=hold)
+    reply = Reply([hold, "my turn"], headers=headers, comments=("waiting, 2 ahead", "waiting, 1 ahead"))
     _, _, asked = await ask(here, "moving line", reply)
     first = await here.discord.first_sign(asked)
     await here.discord.until(lambda: "in line: 1 ahead" in first.content, what="the new place")
-    hold.set()
+    hold.open()
     assert (await here.discord.answer_to(asked)).text == "my turn"
 
 
 async def test_a_full_server_is_asked_again(here: Scene) -> None:
-    _, _, asked = await ask(here, "full for a moment", Reply(status=429, headers={"retry-after": "0.3"}))
+    _, _, asked = await ask(here, "full for a moment", refusal(429, retry_after="0.3"))
     first = await here.discord.first_sign(asked)
     await here.discord.until(lambda: "The server is full" in first.content, what="the reason for waiting")
-    here.vision.on("full for a moment", Reply())
+    here.vision.on("full for a moment", count_and_question)
     assert "You asked" in (await here.discord.answer_to(asked)).text
 
 
 @pytest.mark.parametrize(
     ("name", "reply", "said"),
     [
-        ("full for long", Reply(status=429, headers={"retry-after": "3600"}), "busy"),
-        ("key", Reply(status=401, code="invalid_api_key"), "key"),
-        ("engine", Reply(status=503, code="engine_failed"), "failed while answering"),
-        ("image", Reply(status=400, code="invalid_image"), "can't read this picture"),
-        ("context", Reply(status=400, code="context_length_exceeded"), "too long"),
-        ("large", Reply(status=413, code="payload_too_large"), "too large"),
-        ("broken", Reply(["half an ", "answer"], break_after=1), "lost"),
-        ("event", Reply(["half an ", "answer"], error_after=1, code="engine_failed"), "failed while answering"),
-        ("five hundred", Reply(status=500), "failed while answering"),
+        ("full for long", refusal(429, retry_after="3600"), "busy"),
+        ("key", refusal(401, "invalid_api_key"), "key"),
+        ("engine", refusal(503, "engine_failed"), "failed while answering"),
+        ("image", refusal(400, "invalid_image"), "can't read this picture"),
+        ("context", refusal(400, "context_length_exceeded"), "too long"),
+        ("large", refusal(413, "payload_too_large"), "too large"),
+        ("broken", Reply(["half an ", Cut()]), "lost"),
+        ("event", Reply(["half an ", ErrorEvent("engine_failed")]), "failed while answering"),
+        ("five hundred", refusal(500), "failed while answering"),
         ("nothing", Reply([]), "no answer"),
         ("cut", Reply(["a lot"], finish_reason="length"), "longest"),
         ("dropped", Reply(["short"], headers={"x-minigpt4-dropped-messages": "2"}), "left out"),
     ],
 )
-async def test_what_goes_wrong_is_said_in_a_sentence(here: Scene, name: str, reply: Reply, said: str) -> None:
+async def test_failures_are_one_sentence(here: Scene, name: str, reply: Reply, said: str) -> None:
     _, _, asked = await ask(here, name, reply)
     answer = await here.discord.answer_to(asked)
     assert said in answer.text
@@ -279,38 +280,38 @@ async def test_what_goes_wrong_is_said_in_a_sentence(here: Scene, name: str, rep
     assert "Traceback" not in answer.text
 
 
-async def test_when_the_question_is_deleted_the_answer_still_comes(here: Scene) -> None:
-    hold = asyncio.Event()
-    _, _, asked = await ask(here, "deleted", Reply(["an ", "answer"], hold=hold))
+async def test_a_deleted_question_is_still_answered(here: Scene) -> None:
+    hold = Gate()
+    _, _, asked = await ask(here, "deleted", Reply(["an ", hold, "answer"]))
     first = await here.discord.first_sign(asked)
     await here.discord.deletes(asked)
-    hold.set()
+    hold.open()
     await here.discord.until(lambda: first.content == "an answer")
 
 
-async def test_a_deleted_answer_is_written_again(here: Scene) -> None:
-    hold = asyncio.Event()
-    _, _, asked = await ask(here, "moderated", Reply(["an ", "answer"], hold=hold))
+async def test_a_deleted_answer_is_sent_again(here: Scene) -> None:
+    hold = Gate()
+    _, _, asked = await ask(here, "moderated", Reply(["an ", hold, "answer"]))
     first = await here.discord.first_sign(asked)
     await here.discord.deletes(first)
-    hold.set()
+    hold.open()
     assert (await here.discord.answer_to(asked)).text == "an answer"
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, 50005), (400, 50083)])
-async def test_an_answer_whose_edits_are_refused_comes_anew(here: Scene, status: int, code: int) -> None:
-    hold = asyncio.Event()
-    channel, _, asked = await ask(here, f"locked {code}", Reply(["an ", "answer"], hold=hold))
+async def test_an_answer_whose_edits_are_refused_is_sent_again(here: Scene, status: int, code: int) -> None:
+    hold = Gate()
+    channel, _, asked = await ask(here, f"locked {code}", Reply(["an ", hold, "answer"]))
     first = await here.discord.first_sign(asked)
     here.discord.refused_edits[channel.id] = (status, code)
-    hold.set()
+    hold.open()
     await here.discord.until(lambda: first.deleted, what="nothing unexplained is left")
     answer = await here.discord.answer_to(asked, ends="Regenerate")
     assert [message.content for message in answer.messages] == ["an answer"]
     here.discord.violations[:] = [one for one in here.discord.violations if " No " not in one]
 
 
-async def test_a_command_that_came_too_late_is_answered_in_the_channel(here: Scene) -> None:
+async def test_an_expired_command_is_answered_in_the_channel(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     here.discord.acknowledge_seconds = -1.0
     await here.discord.command(channel, ann, "ask", question="too late?", picture=picture())
@@ -323,7 +324,7 @@ async def test_a_command_that_came_too_late_is_answered_in_the_channel(here: Sce
     here.discord.violations[:] = [one for one in here.discord.violations if "Unknown interaction" not in one]
 
 
-async def test_where_the_bot_may_not_write_nothing_breaks(here: Scene) -> None:
+async def test_a_channel_without_write_permission_blocks_nobody(here: Scene) -> None:
     ann, locked = here.discord.user(), await here.discord.channel("locked", bot_may_write=False)
     assert here.bot is not None
     given_up, before = "can't be written to any more", here.bot.printed.count("can't be written to any more")
@@ -336,23 +337,23 @@ async def test_where_the_bot_may_not_write_nothing_breaks(here: Scene) -> None:
     assert here.discord.answers_to(asked) == []
 
 
-async def test_a_broken_platform_gets_the_whole_answer_later(here: Scene) -> None:
-    hold = asyncio.Event()
-    _, _, asked = await ask(here, "outage", Reply(["an ", "answer"], hold=hold))
+async def test_an_outage_of_discord_delays_the_whole_answer(here: Scene) -> None:
+    hold = Gate()
+    _, _, asked = await ask(here, "outage", Reply(["an ", hold, "answer"]))
     await here.discord.first_sign(asked)
     here.discord.outage = 3
-    hold.set()
+    hold.open()
     assert (await here.discord.answer_to(asked, ends="Regenerate")).text == "an answer"
 
 
 async def test_a_slow_answer_outlives_its_interaction(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
-    hold = asyncio.Event()
-    here.vision.on("patience", Reply(["an ", "answer"], hold=hold))
+    hold = Gate()
+    here.vision.on("patience", Reply(["an ", hold, "answer"]))
     asked = await here.discord.command(channel, ann, "ask", question="patience", picture=picture())
     await here.discord.first_sign(asked)
     asked.created -= 1000  # the token has grown too old
-    hold.set()
+    hold.open()
     assert (await here.discord.answer_to(asked)).text == "an answer"
     # Both refusals of the old token were expected.
     here.discord.violations[:] = [one for one in here.discord.violations if "Invalid Webhook Token" not in one]
@@ -380,14 +381,14 @@ async def test_short_commands_are_answered_to_the_asker_alone(here: Scene, name:
     assert expected in answer.text
 
 
-async def test_help_names_what_is_on(here: Scene) -> None:
+async def test_help_lists_what_is_enabled(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     text = (await here.discord.answer_to(await here.discord.command(channel, ann, "help"))).text
     for words in ("Describe picture", "Ask about picture…", "`/forget`", "up to 4"):
         assert words in text
 
 
-async def test_people_are_spoken_to_in_their_language(here: Scene) -> None:
+async def test_commands_answer_in_the_persons_language(here: Scene) -> None:
     channel, li = await here.discord.channel(), here.discord.user("li", locale="zh-CN")
     text = (await here.discord.answer_to(await here.discord.command(channel, li, "help"))).text
     assert "图片" in text
@@ -403,7 +404,7 @@ async def test_reset_begins_a_new_conversation(here: Scene) -> None:
     assert "Send me a picture" in (await here.discord.answer_to(after)).text
 
 
-async def test_forget_drops_the_pictures(here: Scene) -> None:
+async def test_forget_drops_the_images(here: Scene) -> None:
     channel, ann, asked = await ask(here, "remember me")
     await here.discord.answer_to(asked)
     await here.discord.answer_to(await here.discord.command(channel, ann, "forget"))

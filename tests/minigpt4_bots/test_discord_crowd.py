@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fakes.discord_bot import Scene, picture, scene
-from fakes.vision import Reply
+from fakes.openai_replies import Gate, Reply
 from waiting import until
 
 PEOPLE = 200
@@ -22,20 +22,20 @@ async def one_question(here: Scene, number: int) -> None:
 
 
 @pytest.mark.timeout(1000)
-async def test_two_hundred_people_at_once(tmp_path: Path) -> None:
+async def test_two_hundred_people_are_served_concurrently(tmp_path: Path) -> None:
     async with scene(tmp_path) as here, here.running() as bot:
         memory: list[float] = []
         for people in (PEOPLE, PEOPLE // 2):
-            all_are_here = asyncio.Event()
-            here.vision.on("slow", Reply(WORDS, delay_s=0.8, hold=all_are_here))
+            all_are_here = Gate()
+            here.vision.on("slow", Reply([*WORDS[:-1], all_are_here, WORDS[-1]], delay_s=0.8))
             async with asyncio.TaskGroup() as crowd:
                 for number in range(people):
                     crowd.create_task(one_question(here, number))
-                await until(lambda people=people: here.vision.running_now == people, within_s=400)
-                all_are_here.set()
+                await until(lambda people=people: here.vision.active == people, within_s=400)
+                all_are_here.open()
             memory.append(bot.memory_mb())
         print(f"memory {memory} MiB, {len(here.discord.calls)} calls")
-        assert here.vision.most_at_once == PEOPLE
+        assert here.vision.max_active == PEOPLE
         assert here.discord.limits.refused == []
         assert here.discord.violations == []
         assert memory[1] - memory[0] < 12

@@ -11,7 +11,7 @@ from bot_processes import running_bot
 from fakes.discord_bot import GENEROUS, Scene, environment, picture, scene
 from fakes.discord_gateway import MESSAGE_CONTENT
 from fakes.discord_world import Message
-from fakes.vision import Reply
+from fakes.openai_replies import Gate, Reply
 from waiting import until
 
 pytestmark = pytest.mark.timeout(600)  # several starts of a process each
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.timeout(600)  # several starts of a process each
 async def stage(tmp_path: Path) -> AsyncIterator[Scene]:
     async with scene(tmp_path) as made:
         yield made
-        assert made.vision.mistakes == []
 
 
 async def works(stage: Scene, text: str = "does it work?") -> None:
@@ -55,7 +54,7 @@ async def test_wrong_settings_end_it_with_one_clear_line(
     assert "not-the-token" not in bot.printed
 
 
-async def test_first_connections_may_fail_and_the_intent_may_be_missing(stage: Scene) -> None:
+async def test_failed_connections_and_a_missing_intent_are_survived(stage: Scene) -> None:
     stage.discord.outage = 1  # the login
     stage.discord.gateway.refusals = 1
     async with stage.running() as bot:
@@ -67,7 +66,7 @@ async def test_first_connections_may_fail_and_the_intent_may_be_missing(stage: S
         await works(stage)
 
 
-async def test_lost_connections_are_made_again_and_questions_survive(stage: Scene) -> None:
+async def test_lost_connections_resume_without_losing_questions(stage: Scene) -> None:
     async with stage.running():
         gateway = stage.discord.gateway
         channel = await stage.discord.channel()
@@ -85,16 +84,16 @@ async def test_lost_connections_are_made_again_and_questions_survive(stage: Scen
         await until(lambda: gateway.identified == 2)
         await works(stage, "with a new session")
         # An answer goes on while the connection is lost.
-        hold = asyncio.Event()
-        stage.vision.on("keep going", Reply(["an ", "answer"], hold=hold))
+        hold = Gate()
+        stage.vision.on("keep going", Reply(["an ", hold, "answer"]))
         asked = await stage.discord.says(channel, user, "keep going", attachments=[picture()], mention=True)
         await stage.discord.first_sign(asked)
         await gateway.drop()
-        hold.set()
+        hold.open()
         assert (await stage.discord.answer_to(asked)).text == "an answer"
 
 
-async def test_flood_in_one_channel_keeps_nobody_else_waiting_and_a_withdrawn_token_ends_it(stage: Scene) -> None:
+async def test_a_flood_delays_one_channel_and_4004_ends_the_bot(stage: Scene) -> None:
     flooded, ann = await stage.discord.channel(), stage.discord.user()
     stage.discord.limits.flooded[flooded.id] = 300.0
     async with stage.running() as bot:
@@ -108,7 +107,7 @@ async def test_flood_in_one_channel_keeps_nobody_else_waiting_and_a_withdrawn_to
         assert "doesn't accept DISCORD_TOKEN" in bot.printed
 
 
-async def test_with_the_content_intent_it_sees_what_is_replied_to(stage: Scene) -> None:
+async def test_the_content_intent_shows_messages_replied_to(stage: Scene) -> None:
     stage.discord.gateway.granted |= MESSAGE_CONTENT
     async with stage.running() as bot:
         assert "intent isn't granted" not in bot.printed
@@ -117,25 +116,25 @@ async def test_with_the_content_intent_it_sees_what_is_replied_to(stage: Scene) 
         theirs = await stage.discord.says(channel, ben, "my garden", attachments=[blue])
         asked = await stage.discord.says(channel, ann, "nice?", reply_to=theirs, mention=True)
         answer = await stage.discord.answer_to(asked)
-        assert stage.vision.about("nice?")[0].pictures == [blue.data]
+        assert stage.vision.about("nice?")[0].images == [blue.data]
         # A reply that notifies nobody is understood, too.
         quiet = await stage.discord.says(channel, ann, "quietly?", reply_to=answer.last, ping=False)
         await stage.discord.answer_to(quiet)
-        assert stage.vision.about("quietly?")[0].pictures == [blue.data]
+        assert stage.vision.about("quietly?")[0].images == [blue.data]
         # Everything else is none of its business.
         await stage.discord.says(channel, ben, "chatting on", attachments=[blue])
         await works(stage)
         assert stage.vision.about("chatting on") == []
 
 
-async def test_after_a_kill_no_answer_is_left_unexplained_and_quotas_hold(stage: Scene) -> None:
+async def test_a_kill_leaves_no_unexplained_answer_and_keeps_quotas(stage: Scene) -> None:
     settings = "limits: {user_per_minute: null, user_per_day: 2}\n"
     today = time.time() // 86400
     discord = stage.discord
     channel, unlucky = await discord.channel(), await discord.channel()
     ann, ben, cid, dan = (discord.user(name) for name in ("ann", "ben", "cid", "dan"))
-    stage.vision.on("endless", Reply(["and on ", "and on"], hold=asyncio.Event()))
-    stage.vision.on("secret words", Reply(["never"], hold=asyncio.Event()))
+    stage.vision.on("endless", Reply(["and on ", Gate()]))
+    stage.vision.on("secret words", Reply([Gate(), "never"]))
     discord.lost_replies.add(unlucky.id)  # the bot is killed before it knows of its own message there
     async with stage.running(settings) as bot:
         growing = await discord.says(channel, ann, "endless", attachments=[picture()], mention=True)
@@ -169,11 +168,11 @@ async def test_after_a_kill_no_answer_is_left_unexplained_and_quotas_hold(stage:
                 assert expected in answer.text
 
 
-async def test_a_goodbye_explains_and_the_next_life_goes_on(stage: Scene) -> None:
+async def test_sigterm_explains_answers_and_a_restart_goes_on(stage: Scene) -> None:
     discord = stage.discord
     channel, ann, ben = await discord.channel(), discord.user(), discord.user("ben")
     red = picture()
-    stage.vision.on("endless", Reply(["and on ", "and on"], hold=asyncio.Event()))
+    stage.vision.on("endless", Reply(["and on ", Gate()]))
     async with stage.running() as bot:
         asked = await discord.says(channel, ann, "what?", attachments=[red], mention=True)
         answer = await discord.answer_to(asked)
@@ -194,13 +193,13 @@ async def test_a_goodbye_explains_and_the_next_life_goes_on(stage: Scene) -> Non
         assert "Only the person who asked" in refused.text
         await discord.clicks(answer.last, ann, "Regenerate")
         await discord.until(lambda: len(stage.vision.about("what?")) == 2)
-        assert stage.vision.about("what?")[1].pictures == [red.data]
+        assert stage.vision.about("what?")[1].images == [red.data]
         # Conversations are read from the channel.
         follow_up = await discord.says(channel, ben, "since when?", reply_to=answer.last)
         await discord.answer_to(follow_up)
         request = stage.vision.about("since when?")[0]
-        assert request.pictures == [red.data]
-        assert [role for role, _ in request.words] == ["user", "assistant", "user"]
+        assert request.images == [red.data]
+        assert [role for role, _ in request.transcript] == ["user", "assistant", "user"]
         # A window that was opened before.
         submitted = await discord.submits(chosen, "what is it?")
         assert "no longer have" in (await discord.answer_to(submitted)).text
@@ -222,7 +221,7 @@ async def test_a_goodbye_explains_and_the_next_life_goes_on(stage: Scene) -> Non
         assert sorted(command["contexts"]) == [0, 1, 2]
 
 
-async def test_who_may_ask_is_read_again_while_it_runs(stage: Scene) -> None:
+async def test_access_lists_are_reloaded(stage: Scene) -> None:
     channel, ann = await stage.discord.channel(), stage.discord.user(roles=("555",))
     thread = await stage.discord.thread(channel)
     async with stage.running(f"{GENEROUS}access: {{}}\n") as bot:
@@ -256,7 +255,7 @@ async def test_who_may_ask_is_read_again_while_it_runs(stage: Scene) -> None:
     assert stage.vision.about("may I?") == []
 
 
-def test_help_of_the_command_line() -> None:
+def test_the_command_line_has_help() -> None:
     import subprocess
 
     from bot_processes import BIN

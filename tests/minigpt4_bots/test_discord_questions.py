@@ -1,6 +1,5 @@
 """How a question comes to the Discord bot, and what the vision server is asked then. One real bot for all tests."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +9,7 @@ from aiohttp import web
 from drawing import draw, encode
 from fakes.discord import Upload
 from fakes.discord_bot import GENEROUS, Scene, picture, scene
-from fakes.vision import Reply
+from fakes.openai_replies import Gate, Reply, count_and_question
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,31 +41,30 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]
         async with made.running(f"{GENEROUS}pictures: {{max_bytes: 100000}}\naccess: {{deny: {{roles: [666]}}}}\n"):
             yield made
         assert made.discord.violations == []
-        assert made.vision.mistakes == []
         assert made.discord.limits.refused == []
 
 
-async def test_a_mention_with_a_picture(here: Scene) -> None:
+async def test_a_mention_with_an_image_is_answered(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     red = picture()
     asked = await here.discord.says(channel, ann, "which colour is it?", attachments=[red], mention=True)
     answer = await here.discord.answer_to(asked)
     assert answer.text == "I see 1 picture(s). You asked: which colour is it?"
     (request,) = here.vision.about("which colour is it?")
-    assert request.pictures == [red.data]
+    assert request.images == [red.data]
 
 
-async def test_the_bot_types_while_it_looks(here: Scene) -> None:
+async def test_the_bot_types_while_it_answers(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
-    hold = asyncio.Event()
-    here.vision.on("take your time", Reply(hold=hold))
+    hold = Gate()
+    here.vision.on("take your time", Reply([hold, count_and_question]))
     asked = await here.discord.says(channel, ann, "take your time", attachments=[picture()], mention=True)
     await here.discord.until(lambda: channel.typing, what="typing")
-    hold.set()
+    hold.open()
     await here.discord.answer_to(asked)
 
 
-async def test_without_words_the_default_question_is_asked(here: Scene) -> None:
+async def test_without_text_the_default_question_is_asked(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     one = await here.discord.says(channel, ann, attachments=[picture()], mention=True)
     assert DEFAULT in (await here.discord.answer_to(one)).text
@@ -81,7 +79,7 @@ async def test_a_private_message_needs_no_mention(here: Scene) -> None:
     assert "hm?" in (await here.discord.answer_to(asked)).text
 
 
-async def test_a_follow_up_by_reply_brings_the_conversation_and_its_picture(here: Scene) -> None:
+async def test_a_reply_continues_with_conversation_and_image(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     red = picture()
     first = await here.discord.says(channel, ann, "what?", attachments=[red], mention=True)
@@ -89,20 +87,20 @@ async def test_a_follow_up_by_reply_brings_the_conversation_and_its_picture(here
     second = await here.discord.says(channel, ann, "and where?", reply_to=answer.last)
     await here.discord.answer_to(second)
     (request,) = here.vision.about("and where?")
-    assert request.pictures == [red.data]
-    assert [role for role, _ in request.words] == ["user", "assistant", "user"]
-    assert request.words[0] == ("user", "what?")
-    assert request.words[1][1] == answer.text
+    assert request.images == [red.data]
+    assert [role for role, _ in request.transcript] == ["user", "assistant", "user"]
+    assert request.transcript[0] == ("user", "what?")
+    assert request.transcript[1][1] == answer.text
 
 
-async def test_a_follow_up_without_reply_goes_on(here: Scene) -> None:
+async def test_a_follow_up_without_reply_continues(here: Scene) -> None:
     ann = here.discord.user()
     channel = await here.discord.private_channel(ann)
     await here.discord.answer_to(await here.discord.says(channel, ann, "q1", attachments=[picture()]))
     await here.discord.answer_to(await here.discord.says(channel, ann, "goes on"))
     (request,) = here.vision.about("goes on")
-    assert len(request.pictures) == 1
-    assert len(request.words) == 3
+    assert len(request.images) == 1
+    assert len(request.transcript) == 3
 
 
 async def test_people_in_one_channel_are_kept_apart(here: Scene) -> None:
@@ -112,10 +110,10 @@ async def test_people_in_one_channel_are_kept_apart(here: Scene) -> None:
     await here.discord.answer_to(await here.discord.says(channel, ben, "b", attachments=[blue], mention=True))
     await here.discord.answer_to(await here.discord.says(channel, ann, "ann again", mention=True))
     (request,) = here.vision.about("ann again")
-    assert request.pictures == [red.data]
+    assert request.images == [red.data]
 
 
-async def test_in_somebody_elses_conversation_both_are_told_apart(here: Scene) -> None:
+async def test_two_people_in_one_conversation_are_named(here: Scene) -> None:
     channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
     asked = await here.discord.says(channel, ann, "a?", attachments=[picture()], mention=True)
     answer = await here.discord.answer_to(asked)
@@ -125,7 +123,7 @@ async def test_in_somebody_elses_conversation_both_are_told_apart(here: Scene) -
     assert names == ["user_1", "user_2"]
 
 
-async def test_nobody_else_is_answered(here: Scene) -> None:
+async def test_messages_by_bots_or_without_mention_are_ignored(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     robot = here.discord.user("robot", bot=True)
     ignored = [
@@ -138,7 +136,7 @@ async def test_nobody_else_is_answered(here: Scene) -> None:
     assert [here.discord.answers_to(message) for message in ignored] == [[], [], []]
 
 
-async def test_a_picture_sent_as_a_file_is_recognised_by_its_bytes(here: Scene) -> None:
+async def test_an_image_sent_as_a_file_is_detected_by_content(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     for number, kind in enumerate(("application/octet-stream", None)):
         upload = Upload(encode(draw(), "WEBP"), "photo.bin", kind)
@@ -161,7 +159,7 @@ async def test_a_picture_sent_as_a_file_is_recognised_by_its_bytes(here: Scene) 
     ],
     ids=["words", "svg", "text", "video", "large", "lying", "gone", "expired", "empty"],
 )
-async def test_what_is_no_usable_picture_is_said(here: Scene, upload: Upload, note: str) -> None:
+async def test_unusable_attachments_are_reported(here: Scene, upload: Upload, note: str) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     bad = await here.discord.says(channel, ann, "bad", attachments=[upload], mention=True)
     assert note in (await here.discord.answer_to(bad)).text
@@ -182,22 +180,22 @@ async def test_a_large_file_is_not_even_fetched(here: Scene) -> None:
     assert not any(path.endswith("huge.png") for path in here.discord.downloads)
 
 
-async def test_too_many_pictures(here: Scene) -> None:
+async def test_too_many_images_are_reported(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     colours = ("red", "blue", "green", "black", "yellow", "orange")
     many = await here.discord.says(channel, ann, "six", attachments=[picture(c) for c in colours], mention=True)
     assert "Only 4 of 6 pictures" in (await here.discord.answer_to(many)).text
-    assert len(here.vision.about("six")[0].pictures) == 4
+    assert len(here.vision.about("six")[0].images) == 4
 
 
-async def test_a_mention_without_any_picture_gets_a_hint(here: Scene) -> None:
+async def test_a_mention_without_an_image_gets_a_hint(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     asked = await here.discord.says(channel, ann, "hello?", mention=True)
     assert "Send me a picture" in (await here.discord.answer_to(asked)).text
     assert here.vision.about("hello?") == []
 
 
-async def test_a_thread_is_a_place_of_its_own(here: Scene) -> None:
+async def test_a_thread_has_its_own_conversation(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     thread = await here.discord.thread(channel)
     asked = await here.discord.says(thread, ann, "in a thread", attachments=[picture()], mention=True)
@@ -206,26 +204,26 @@ async def test_a_thread_is_a_place_of_its_own(here: Scene) -> None:
     assert "Send me a picture" in (await here.discord.answer_to(outside)).text
 
 
-async def test_a_forwarded_picture(here: Scene) -> None:
+async def test_a_forwarded_image_is_answered(here: Scene) -> None:
     ann, ben = here.discord.user(), here.discord.user("ben")
     somewhere, private = await here.discord.channel(), await here.discord.private_channel(ann)
     blue = picture("blue")
     original = await here.discord.says(somewhere, ben, "my holiday", attachments=[blue])
     forwarded = await here.discord.says(private, ann, forwards=original)
     assert DEFAULT in (await here.discord.answer_to(forwarded)).text
-    assert here.vision.about(DEFAULT)[-1].pictures == [blue.data]
+    assert here.vision.about(DEFAULT)[-1].images == [blue.data]
 
 
-async def test_a_picture_behind_a_link(here: Scene) -> None:
+async def test_a_linked_image_is_answered(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     blue = picture("blue")
     embed = here.discord.picture_embed(blue)
     at_once = await here.discord.says(channel, ann, "linked", embeds=[embed], mention=True)
     await here.discord.answer_to(at_once)
-    assert here.vision.about("linked")[0].pictures == [blue.data]
+    assert here.vision.about("linked")[0].images == [blue.data]
 
 
-async def test_a_link_whose_picture_is_shown_a_moment_later(here: Scene) -> None:
+async def test_a_link_embedded_a_moment_later_is_answered(here: Scene) -> None:
     # A channel of its own: how often the bot types for a quick answer is up to the clock.
     channel, ann = await here.discord.channel(), here.discord.user()
     late = await here.discord.says(channel, ann, "see https://example.org/picture.png", mention=True)
@@ -234,7 +232,7 @@ async def test_a_link_whose_picture_is_shown_a_moment_later(here: Scene) -> None
     await here.discord.until(lambda: "I see 1 picture(s)" in here.discord.shown_for(late), what="an answer")
 
 
-async def test_a_link_whose_picture_is_shown_too_late_for_the_first_answer(here: Scene) -> None:
+async def test_a_link_embedded_after_the_answer_is_answered(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     late = await here.discord.says(channel, ann, "see https://example.org/slow.png", mention=True)
     assert "Send me a picture" in (await here.discord.answer_to(late)).text
@@ -247,7 +245,7 @@ async def test_a_link_whose_picture_is_shown_too_late_for_the_first_answer(here:
     assert len(here.vision.about("see https://example.org/slow.png")) == 1
 
 
-async def test_an_embeds_own_address_is_never_visited(here: Scene) -> None:
+async def test_embeds_are_never_fetched_from_their_own_url(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     visited: list[str] = []
     async with own_server(visited) as inside:
@@ -257,7 +255,7 @@ async def test_an_embeds_own_address_is_never_visited(here: Scene) -> None:
     assert visited == []
 
 
-async def test_an_embeds_address_within_the_platform_will_do(here: Scene) -> None:
+async def test_embeds_are_fetched_from_discords_hosts(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     embed = here.discord.picture_embed(picture())
     embed["thumbnail"] = {"url": embed["thumbnail"]["proxy_url"]}
@@ -265,7 +263,7 @@ async def test_an_embeds_address_within_the_platform_will_do(here: Scene) -> Non
     assert "I see 1 picture(s)" in (await here.discord.answer_to(asked)).text
 
 
-async def test_a_reply_to_somebody_elses_picture_that_discord_hides_points_to_the_menu(here: Scene) -> None:
+async def test_a_reply_to_a_hidden_image_points_to_the_menu(here: Scene) -> None:
     channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
     theirs = await here.discord.says(channel, ben, "look", attachments=[picture()])
     asked = await here.discord.says(channel, ann, "what is it?", reply_to=theirs, mention=True)
@@ -275,16 +273,16 @@ async def test_a_reply_to_somebody_elses_picture_that_discord_hides_points_to_th
     assert "can't use this bot" in (await here.discord.answer_to(asked)).text
 
 
-async def test_the_menu_describes_anybodys_picture(here: Scene) -> None:
+async def test_the_menu_describes_anybodys_image(here: Scene) -> None:
     channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
     blue = picture("blue")
     theirs = await here.discord.says(channel, ben, "look", attachments=[blue])
     chosen = await here.discord.menu(theirs, ann, "Describe picture")
     assert DEFAULT in (await here.discord.answer_to(chosen)).text
-    assert here.vision.about(DEFAULT)[-1].pictures == [blue.data]
+    assert here.vision.about(DEFAULT)[-1].images == [blue.data]
 
 
-async def test_the_menu_asks_about_a_picture_and_a_reply_asks_on(here: Scene) -> None:
+async def test_the_menu_asks_and_a_reply_continues(here: Scene) -> None:
     channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
     blue = picture("blue")
     theirs = await here.discord.says(channel, ben, attachments=[blue])
@@ -292,14 +290,14 @@ async def test_the_menu_asks_about_a_picture_and_a_reply_asks_on(here: Scene) ->
     await here.discord.until(lambda: chosen.modal, what="the window for the question")
     submitted = await here.discord.submits(chosen, "is it blue?")
     answer = await here.discord.answer_to(submitted)
-    assert here.vision.about("is it blue?")[0].pictures == [blue.data]
+    assert here.vision.about("is it blue?")[0].images == [blue.data]
     await here.discord.answer_to(await here.discord.says(channel, ann, "really?", reply_to=answer.last))
     request = here.vision.about("really?")[0]
-    assert request.pictures == [blue.data]
-    assert len(request.words) == 3
+    assert request.images == [blue.data]
+    assert len(request.transcript) == 3
 
 
-async def test_the_menu_on_a_message_without_picture(here: Scene) -> None:
+async def test_the_menu_on_a_message_without_image_gets_a_hint(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     words = await here.discord.says(channel, ann, "only words")
     for entry in ("Describe picture", "Ask about picture…"):
@@ -309,20 +307,20 @@ async def test_the_menu_on_a_message_without_picture(here: Scene) -> None:
         assert answer.last.ephemeral
 
 
-async def test_ask_with_several_pictures(here: Scene) -> None:
+async def test_the_ask_command_takes_several_images(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     red, blue = picture(), picture("blue")
     asked = await here.discord.command(channel, ann, "ask", question="which?", picture=red, picture_2=blue)
     answer = await here.discord.answer_to(asked)
     assert answer.text.startswith("I see 2 picture(s)")
-    assert here.vision.about("which?")[0].pictures == [red.data, blue.data]
+    assert here.vision.about("which?")[0].images == [red.data, blue.data]
     assert not answer.last.ephemeral
     again = await here.discord.command(channel, ann, "ask", question="and the sizes?")
     await here.discord.answer_to(again)
-    assert len(here.vision.about("and the sizes?")[0].pictures) == 2
+    assert len(here.vision.about("and the sizes?")[0].images) == 2
 
 
-async def test_ask_without_anything_gets_a_hint_for_oneself(here: Scene) -> None:
+async def test_an_empty_ask_command_gets_a_private_hint(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     answer = await here.discord.answer_to(await here.discord.command(channel, ann, "ask"))
     assert "Send me a picture" in answer.text
@@ -330,7 +328,7 @@ async def test_ask_without_anything_gets_a_hint_for_oneself(here: Scene) -> None
 
 
 @pytest.mark.parametrize("group", [False, True])
-async def test_a_user_installed_app_answers_where_the_bot_is_not(here: Scene, group: bool) -> None:
+async def test_a_user_installed_app_answers_without_the_bot(here: Scene, group: bool) -> None:
     ann = here.discord.user()
     strange = await here.discord.strange_channel(ann, group=group)
     theirs = await here.discord.says(strange, here.discord.user("ben"), attachments=[picture()])
@@ -338,12 +336,12 @@ async def test_a_user_installed_app_answers_where_the_bot_is_not(here: Scene, gr
     assert "I see 1 picture(s)" in (await here.discord.answer_to(chosen)).text
     asked = await here.discord.command(strange, ann, "ask", question="mine?", picture=picture())
     answer = await here.discord.answer_to(asked)
-    before = len(here.vision.asked)
+    before = len(here.vision.requests)
     await here.discord.clicks(answer.last, ann, "Regenerate")
-    await here.discord.until(lambda: len(here.vision.asked) > before and "Regenerate" in str(answer.last.buttons()))
+    await here.discord.until(lambda: len(here.vision.requests) > before and "Regenerate" in str(answer.last.buttons()))
 
 
-async def test_an_edited_question_is_answered_anew_in_place(here: Scene) -> None:
+async def test_an_edited_question_is_answered_again_in_place(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     asked = await here.discord.says(channel, ann, "whta?", attachments=[picture()], mention=True)
     answer = await here.discord.answer_to(asked)
@@ -352,11 +350,11 @@ async def test_an_edited_question_is_answered_anew_in_place(here: Scene) -> None
     assert len(here.discord.answers_to(asked)) == 1
 
 
-async def test_mentions_and_own_emojis_travel_without_ids(here: Scene) -> None:
+async def test_mentions_and_custom_emojis_are_sent_without_ids(here: Scene) -> None:
     channel, ann = await here.discord.channel(), here.discord.user()
     text = f"is <@{ann.id}> <:smile:123456> in <#777>?"
     await here.discord.answer_to(await here.discord.says(channel, ann, text, attachments=[picture()], mention=True))
-    assert here.vision.asked[-1].text == "is @someone :smile: in #channel?"
+    assert here.vision.requests[-1].text == "is @someone :smile: in #channel?"
 
 
 async def test_the_same_message_twice_is_answered_once(here: Scene) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from drawing import draw, encode
+from fakes.openai_replies import Cut, Feed, Gate, Reply, count_and_question, refusal
 from fakes.telegram import BOT, Refused, Sent
 from fakes.telegram_bot import BLUE, RED, Scene, mention, scene, somebody
-from fakes.vision import Reply
 from waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -45,14 +45,14 @@ def group() -> int:
     return -somebody()
 
 
-async def test_a_photo_with_a_question(here: Scene, anna: int) -> None:
+async def test_a_photo_with_a_question_is_answered(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, "How many?", **here.telegram.photo(RED))
     answer = await here.answer(anna)
     assert (answer.text, answer.buttons) == ("I see 1 picture(s). You asked: How many?", ["again"])
-    assert here.vision.about("How many?")[-1].pictures == [RED]
+    assert here.vision.about("How many?")[-1].images == [RED]
 
 
-async def test_the_first_sign_of_life_waits_for_nothing(here: Scene, anna: int) -> None:
+async def test_the_placeholder_waits_for_nothing(here: Scene, anna: int) -> None:
     photo, slow = here.telegram.photo(RED), asyncio.Event()
     here.telegram.slow_files[photo["photo"][-1]["file_id"]] = slow
     await here.telegram.say(anna, anna, "Slow file?", **photo)
@@ -64,12 +64,12 @@ async def test_the_first_sign_of_life_waits_for_nothing(here: Scene, anna: int) 
     assert (await here.answer(anna)).text.startswith("I see 1 picture")
 
 
-async def test_a_photo_alone_in_the_persons_language(here: Scene, anna: int) -> None:
+async def test_a_photo_alone_gets_a_question_in_ones_language(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, language="zh-hans", **here.telegram.photo(RED))
     assert "这张图片里有什么？" in (await here.answer(anna)).text
 
 
-async def test_a_picture_sent_as_a_file(here: Scene, anna: int) -> None:
+async def test_an_image_sent_as_a_file_is_answered(here: Scene, anna: int) -> None:
     file = here.telegram.document(RED, kind="application/octet-stream", name="x")
     await here.telegram.say(anna, anna, "File?", **file)
     assert (await here.answer(anna)).text.startswith("I see 1 picture")
@@ -87,21 +87,21 @@ async def test_a_picture_sent_as_a_file(here: Scene, anna: int) -> None:
     ],
     ids=["text", "pdf", "declared size", "platform's limit", "real size", "lost"],
 )
-async def test_files_that_can_not_be_used(
+async def test_unusable_files_are_reported(
     here: Scene, anna: int, data: bytes, fields: dict[str, Any], says: str
 ) -> None:
     await here.telegram.say(anna, anna, "What?", **here.telegram.document(data, **fields))
     assert says in (await here.answer(anna)).text
 
 
-async def test_videos_are_not_looked_at(here: Scene, anna: int) -> None:
+async def test_videos_are_declined(here: Scene, anna: int) -> None:
     video = {"file_id": "v", "file_unique_id": "v", "width": 1, "height": 1, "duration": 1}
     await here.telegram.say(anna, anna, "What?", video=video)
     assert "only look at still pictures" in (await here.answer(anna)).text
 
 
 @pytest.mark.parametrize(("is_animated", "says"), [(False, "I see 1 picture"), (True, "still pictures")])
-async def test_stickers(here: Scene, anna: int, is_animated: bool, says: str) -> None:
+async def test_stickers_are_images_unless_animated(here: Scene, anna: int, is_animated: bool, says: str) -> None:
     sticker = {
         "file_id": here.telegram.upload(encode(draw("red"), "WEBP")),
         "file_unique_id": "s",
@@ -121,17 +121,17 @@ async def test_an_album_is_one_question(here: Scene, anna: int) -> None:
         photo = here.telegram.photo(encode(draw(colour)))
         await here.telegram.say(anna, anna, "Album?" if index == 1 else "", media_group_id="g1", **photo)
     assert (await here.answer(anna)).text == "I see 3 picture(s). You asked: Album?"
-    assert here.vision.about("Album?")[-1].pictures == [encode(draw(colour)) for colour in colours]
+    assert here.vision.about("Album?")[-1].images == [encode(draw(colour)) for colour in colours]
 
 
-async def test_too_many_pictures_are_said_to_be(here: Scene, anna: int) -> None:
+async def test_too_many_images_are_reported(here: Scene, anna: int) -> None:
     for index in range(6):
         photo = here.telegram.photo(encode(draw("red", size=(20 + index, 20))))
         await here.telegram.say(anna, anna, "", media_group_id="g2", **photo)
     assert "Only 4 of 6 pictures" in (await here.answer(anna)).text
 
 
-async def test_follow_ups_with_and_without_reply(here: Scene, anna: int) -> None:
+async def test_follow_ups_continue_with_and_without_reply(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, "First of Anna", **here.telegram.photo(RED))
     first = await here.answer(anna)
     await here.telegram.say(anna, anna, "Second of Anna", reply_to_message=here.telegram.as_json(first))
@@ -139,25 +139,25 @@ async def test_follow_ups_with_and_without_reply(here: Scene, anna: int) -> None
     await here.telegram.say(anna, anna, "Third of Anna")
     await here.answer(anna, 3)
     asked = here.vision.about("Third of Anna")[-1]
-    assert [text for role, text in asked.words if role == "user"] == [
+    assert [text for role, text in asked.transcript if role == "user"] == [
         "First of Anna",
         "Second of Anna",
         "Third of Anna",
     ]
-    assert asked.pictures == [RED]
+    assert asked.images == [RED]
 
 
-async def test_a_reply_to_somebodys_picture_in_a_group(here: Scene, anna: int, group: int) -> None:
+async def test_a_reply_to_anybodys_image_in_a_group_is_answered(here: Scene, anna: int, group: int) -> None:
     ben = somebody()
     picture = await here.telegram.say(group, ben, "my holiday", **here.telegram.photo(BLUE))
     question = await here.telegram.say(group, anna, mention("Where is it?"), reply_to_message=picture)
     answer = await here.answer(group)
     assert (answer.text, answer.reply_to) == ("I see 1 picture(s). You asked: Where is it?", question["message_id"])
     assert len(here.telegram.shown(group)) == 1
-    assert here.vision.about("Where is it?")[-1].pictures == [BLUE]
+    assert here.vision.about("Where is it?")[-1].images == [BLUE]
 
 
-async def test_groups_are_left_alone_unless_the_bot_is_meant(here: Scene, anna: int, group: int) -> None:
+async def test_group_messages_without_a_mention_are_ignored(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, "look at this", **here.telegram.photo(RED))
     await here.telegram.say(group, anna, "/ask@other_bot what?")
     for person in (anna, 666):  # not even who may not ask hears about that
@@ -177,7 +177,7 @@ async def test_people_in_a_group_are_kept_apart(here: Scene, anna: int, group: i
     assert "Send me a picture" in (await here.answer(group, 2)).text
     await here.telegram.say(group, anna, "/ask Anna's second")
     await here.answer(group, 3)
-    assert here.vision.about("Anna's second")[-1].pictures == [RED]
+    assert here.vision.about("Anna's second")[-1].images == [RED]
 
 
 async def test_topics_are_kept_apart(here: Scene, anna: int, group: int) -> None:
@@ -201,39 +201,39 @@ async def test_a_reply_to_the_bot_continues_for_anybody(here: Scene, anna: int, 
     await here.telegram.say(group, ben, "Of Ben", reply_to_message=here.telegram.as_json(first))
     await here.answer(group, 2)
     asked = here.vision.about("Of Ben")[-1]
-    assert asked.pictures == [RED]
+    assert asked.images == [RED]
     assert [message.get("name") for message in asked.body["messages"]] == ["user_1", None, "user_2"]
 
 
-async def test_a_picture_from_another_chat(here: Scene, anna: int) -> None:
+async def test_an_image_quoted_from_another_chat_is_answered(here: Scene, anna: int) -> None:
     outside = {"origin": {"type": "hidden_user", "date": 1, "sender_user_name": "x"}, **here.telegram.photo(BLUE)}
     await here.telegram.say(anna, anna, "Outside?", external_reply=outside)
     assert (await here.answer(anna)).text.startswith("I see 1 picture")
 
 
 async def test_private_answers_grow_as_drafts(here: Scene, anna: int) -> None:
-    words: asyncio.Queue[str | None] = asyncio.Queue()
-    here.vision.on("Count", Reply(pieces=words))
+    words = Feed()
+    here.vision.on("Count", Reply(words))
     await here.telegram.say(anna, anna, "Count", **here.telegram.photo(RED))
     shown = ""
     for word in ("One", " two", " three"):
-        words.put_nowait(word)
+        words.add(word)
         shown += word
         await until(lambda shown=shown: [text for _, text in here.telegram.drafts[anna]][-1:] == [shown])
-    words.put_nowait(" four")
-    words.put_nowait(None)
+    words.add(" four")
+    words.end()
     await until(lambda: [one.text for one in here.telegram.shown(anna)] == ["One two three four"])
     assert len({number for number, _ in here.telegram.drafts[anna]}) == 1
     assert here.telegram.shown(anna)[0].buttons == ["again"]
 
 
 async def test_answers_in_groups_grow_by_edits(here: Scene, anna: int, group: int) -> None:
-    hold = asyncio.Event()
-    here.vision.on("Grow", Reply(pieces=["One", " two", " three"], hold=hold))
+    hold = Gate()
+    here.vision.on("Grow", Reply(["One", " two", hold, " three"]))
     await here.telegram.say(group, anna, mention("Grow"), **here.telegram.photo(RED))
     await until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
     assert here.telegram.shown(group)[0].buttons == ["stop"]
-    hold.set()
+    hold.open()
     await here.answer(group)
     assert [one.text for one in here.telegram.shown(group)] == ["One two three"]
 
@@ -262,7 +262,7 @@ async def test_a_group_upgraded_during_an_answer_gets_all_of_it(here: Scene, ann
 
 async def test_long_answers_are_split_and_complete(here: Scene, anna: int) -> None:
     sentences = [f"Sentence <{number}> & more & more & more. " for number in range(300)]
-    here.vision.on("Long", Reply(pieces=sentences))
+    here.vision.on("Long", Reply(sentences))
     await here.telegram.say(anna, anna, "Long", **here.telegram.photo(RED))
     await until(lambda: here.telegram.shown(anna) and here.telegram.shown(anna)[-1].buttons == ["again"])
     pages = [one.text for one in here.telegram.shown(anna)]
@@ -271,9 +271,9 @@ async def test_long_answers_are_split_and_complete(here: Scene, anna: int) -> No
     assert all(page.strip().endswith(".") for page in pages)
 
 
-async def test_markup_and_links(here: Scene, anna: int) -> None:
+async def test_markup_is_rendered_and_links_are_defused(here: Scene, anna: int) -> None:
     answer = "**Bold** `code` <b>x</b> @everyone [go](https://evil.example) ||secret||\n```py\nif a < b:"
-    here.vision.on("Markup", Reply(pieces=[answer]))
+    here.vision.on("Markup", Reply([answer]))
     await here.telegram.say(anna, anna, "Markup", **here.telegram.photo(RED))
     shown = await here.answer(anna)
     assert {"b", "code", "pre", "tg-spoiler"} <= set(shown.entities)
@@ -284,7 +284,7 @@ async def test_markup_and_links(here: Scene, anna: int) -> None:
 
 async def test_markup_that_telegram_refuses_is_sent_plain(here: Scene, anna: int) -> None:
     here.telegram.refuse_markup_in.add(anna)
-    here.vision.on("Refused", Reply(pieces=["**Bold** & https://evil.example"]))
+    here.vision.on("Refused", Reply(["**Bold** & https://evil.example"]))
     await here.telegram.say(anna, anna, "Refused", **here.telegram.photo(RED))
     shown = await here.answer(anna)
     assert shown.text.startswith("Bold & https:")
@@ -297,9 +297,9 @@ async def test_spoilers_stay_spoilered(here: Scene, anna: int) -> None:
     assert set(shown.entities) == {"tg-spoiler"}
 
 
-async def test_the_stop_button_frees_the_slot(here: Scene, anna: int) -> None:
-    here.vision.on("Stop me", Reply(pieces=["Part", " rest"], hold=asyncio.Event()))
-    aborted = here.vision.aborted
+async def test_the_stop_button_aborts_the_request(here: Scene, anna: int) -> None:
+    here.vision.on("Stop me", Reply(["Part", Gate()]))
+    aborted = len(here.vision.aborted)
     await here.telegram.say(anna, anna, "Stop me", **here.telegram.photo(RED))
     await until(lambda: here.telegram.drafts[anna])
     (placeholder,) = here.telegram.shown(anna)
@@ -307,25 +307,25 @@ async def test_the_stop_button_frees_the_slot(here: Scene, anna: int) -> None:
     await here.telegram.press(placeholder, somebody(), "stop")
     await until(lambda: "Only the person who asked can do this." in here.telegram.toasts)
     await here.telegram.press(placeholder, anna, "stop")
-    await until(lambda: here.vision.aborted == aborted + 1)
+    await until(lambda: len(here.vision.aborted) == aborted + 1)
     await until(lambda: [one.text for one in here.telegram.shown(anna)] == ["Part\n\n⏹ Stopped."])
 
 
-async def test_the_stop_command(here: Scene, anna: int) -> None:
-    here.vision.on("Stop too", Reply(pieces=["a", "b"], hold=asyncio.Event()))
+async def test_the_stop_command_aborts_the_request(here: Scene, anna: int) -> None:
+    here.vision.on("Stop too", Reply(["a", Gate()]))
     await here.telegram.say(anna, anna, "/stop")
     assert "not answering" in (await here.answer(anna)).text
-    aborted = here.vision.aborted
+    aborted = len(here.vision.aborted)
     await here.telegram.say(anna, anna, "Stop too", **here.telegram.photo(RED))
     await until(lambda: here.vision.about("Stop too"))
     await here.telegram.say(anna, anna, "/stop")
-    await until(lambda: here.vision.aborted == aborted + 1)
+    await until(lambda: len(here.vision.aborted) == aborted + 1)
 
 
-async def test_regenerate_writes_anew_in_place(here: Scene, anna: int, group: int) -> None:
+async def test_regenerate_answers_again_in_place(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, mention("Again"), **here.telegram.photo(RED))
     answer = await here.answer(group)
-    here.vision.on("Again", Reply(pieces=["A second answer"]))
+    here.vision.on("Again", Reply(["A second answer"]))
     await here.telegram.press(answer, anna, "again")
     await until(lambda: [one.text for one in here.telegram.shown(group)] == ["A second answer"])
     assert here.vision.about("Again")[-1].body["temperature"] == 1.0
@@ -334,7 +334,7 @@ async def test_regenerate_writes_anew_in_place(here: Scene, anna: int, group: in
     await until(lambda: any("no longer have this question" in toast for toast in here.telegram.toasts))
 
 
-async def test_an_edited_question_is_answered_anew(here: Scene, anna: int) -> None:
+async def test_an_edited_question_is_answered_again(here: Scene, anna: int) -> None:
     question = await here.telegram.say(anna, anna, "First wording", **here.telegram.photo(RED))
     await here.answer(anna)
     await here.telegram.update("edited_message", {**question, "caption": "Second wording", "edit_date": 1})
@@ -342,34 +342,34 @@ async def test_an_edited_question_is_answered_anew(here: Scene, anna: int) -> No
 
 
 async def test_one_answer_at_a_time(here: Scene, anna: int) -> None:
-    hold = asyncio.Event()
-    here.vision.on("Slow one", Reply(hold=hold))
+    hold = Gate()
+    here.vision.on("Slow one", Reply([hold, count_and_question]))
     await here.telegram.say(anna, anna, "Slow one", **here.telegram.photo(RED))
     await until(lambda: here.vision.about("Slow one"))
     await here.telegram.say(anna, anna, "Impatient", **here.telegram.photo(RED))
     await until(lambda: any("still answering" in one.text for one in here.telegram.shown(anna)))
-    hold.set()
+    hold.open()
     await until(lambda: any(one.text.endswith("Slow one") for one in here.telegram.shown(anna)))
     assert here.vision.about("Impatient") == []
 
 
-async def test_the_place_in_line_is_shown(here: Scene, anna: int) -> None:
-    hold = asyncio.Event()
+async def test_the_queue_position_is_shown(here: Scene, anna: int) -> None:
+    hold = Gate()
     headers = {"x-minigpt4-queue-position": "4", "x-minigpt4-expected-wait": "20"}
-    here.vision.on("Line", Reply(headers=headers, hold=hold, pieces=["Done"]))
+    here.vision.on("Line", Reply([hold, "Done"], headers=headers))
     await here.telegram.say(anna, anna, "Line", **here.telegram.photo(RED))
     await until(lambda: any("4 ahead of you, about 20 s" in one.text for one in here.telegram.shown(anna)))
-    hold.set()
+    hold.open()
     assert (await here.answer(anna)).text == "Done"
 
 
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
-        (Reply(status=429, headers={"retry-after": "600"}), "⚠️ The server is busy. Try again in 10 min."),
-        (Reply(status=400, code="invalid_image"), "⚠️ The server can't read this picture."),
-        (Reply(status=500), "⚠️ The picture server failed while answering."),
-        (Reply(pieces=["Half", "x"], break_after=1), "Half\n\n⚠️ The connection to the server was lost"),
+        (refusal(429, retry_after="600"), "⚠️ The server is busy. Try again in 10 min."),
+        (refusal(400, "invalid_image"), "⚠️ The server can't read this picture."),
+        (refusal(500), "⚠️ The picture server failed while answering."),
+        (Reply(["Half", Cut()]), "Half\n\n⚠️ The connection to the server was lost"),
     ],
     ids=["full", "bad picture", "broken", "cut"],
 )
@@ -392,7 +392,7 @@ async def test_errors_are_one_sentence(here: Scene, anna: int, reply: Reply, say
         ("hello", "Send me a picture"),
     ],
 )
-async def test_commands(here: Scene, anna: int, command: str, says: str) -> None:
+async def test_commands_are_answered(here: Scene, anna: int, command: str, says: str) -> None:
     await here.telegram.say(anna, anna, command)
     assert says in (await here.answer(anna)).text
 
@@ -409,7 +409,7 @@ async def test_a_flood_of_commands_is_answered_once(here: Scene, anna: int) -> N
     assert "in memory only" in (await here.answer(anna, 2)).text
 
 
-async def test_commands_in_captions_and_with_the_bots_name(here: Scene, anna: int, group: int) -> None:
+async def test_commands_work_in_captions_and_with_the_bots_name(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, f"/ask@{BOT['username']} Captioned", **here.telegram.photo(RED))
     assert (await here.answer(group)).text == "I see 1 picture(s). You asked: Captioned"
 
@@ -427,7 +427,7 @@ async def test_reset_and_forget_end_a_conversation(here: Scene, anna: int) -> No
     assert "no longer have the picture" in (await here.answer(anna, 5)).text
 
 
-async def test_denied_people_hear_why(here: Scene) -> None:
+async def test_denied_people_get_the_reason(here: Scene) -> None:
     await here.telegram.say(666, 666, "Denied", **here.telegram.photo(RED))
     assert "You can't use this bot here" in (await here.answer(666)).text
     assert here.vision.about("Denied") == []
@@ -452,13 +452,13 @@ async def test_flood_control_is_respected_and_the_text_arrives(here: Scene, anna
     assert time.monotonic() - begun >= 2
 
 
-async def test_a_moment_of_trouble_at_telegram(here: Scene, anna: int) -> None:
+async def test_passing_errors_of_telegram_are_retried(here: Scene, anna: int) -> None:
     here.telegram.refuse_next[anna].append(Refused(502, "Bad Gateway"))
     await here.telegram.say(anna, anna, "Troubled", **here.telegram.photo(RED))
     await until(lambda: any(one.text.endswith("Troubled") for one in here.telegram.shown(anna)))
 
 
-async def test_who_blocked_the_bot_is_left_alone(here: Scene, anna: int) -> None:
+async def test_a_person_who_blocked_the_bot_gets_nothing(here: Scene, anna: int) -> None:
     assert here.bot is not None
     left, before = "can't be written to any more", here.bot.printed.count("can't be written to any more")
     here.telegram.gone.add(anna)
@@ -469,17 +469,17 @@ async def test_who_blocked_the_bot_is_left_alone(here: Scene, anna: int) -> None
     await until(lambda: any(one.text.endswith("Back") for one in here.telegram.shown(anna)))
 
 
-async def test_an_answer_whose_edits_are_refused_comes_anew(here: Scene, anna: int, group: int) -> None:
-    hold = asyncio.Event()
-    here.vision.on("Locked", Reply(hold=hold, pieces=["Still here"]))
+async def test_an_answer_whose_edits_are_refused_is_sent_again(here: Scene, anna: int, group: int) -> None:
+    hold = Gate()
+    here.vision.on("Locked", Reply([hold, "Still here"]))
     await here.telegram.say(group, anna, mention("Locked"), **here.telegram.photo(RED))
     await until(lambda: here.telegram.shown(group))
     here.telegram.uneditable.add(group)
-    hold.set()
+    hold.open()
     await until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
 
 
-async def test_fields_that_telegram_may_leave_out(here: Scene, anna: int) -> None:
+async def test_optional_fields_of_telegram_may_be_missing(here: Scene, anna: int) -> None:
     photo = here.telegram.photo(RED)
     for size in photo["photo"]:
         size.pop("file_size", None)
@@ -490,12 +490,12 @@ async def test_fields_that_telegram_may_leave_out(here: Scene, anna: int) -> Non
 
 
 async def test_a_deleted_placeholder_is_replaced(here: Scene, anna: int, group: int) -> None:
-    hold = asyncio.Event()
-    here.vision.on("Deleted", Reply(hold=hold, pieces=["Still here"]))
+    hold = Gate()
+    here.vision.on("Deleted", Reply([hold, "Still here"]))
     await here.telegram.say(group, anna, mention("Deleted"), **here.telegram.photo(RED))
     await until(lambda: here.telegram.shown(group))
     here.telegram.shown(group)[0].deleted = True
-    hold.set()
+    hold.open()
     await until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
 
 
@@ -537,5 +537,5 @@ async def test_logs_and_storage_hold_no_ids_and_no_contents(here: Scene, anna: i
         assert secret not in here.bot.printed
 
 
-async def test_no_flood_was_ever_met(here: Scene) -> None:
+async def test_no_rate_limit_was_exceeded(here: Scene) -> None:
     assert here.telegram.floods == 0

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from bot_processes import running_bot
+from fakes.openai_replies import Gate, Reply
 from fakes.telegram import Refused
 from fakes.telegram_bot import GENEROUS, RED, Scene, environment, mention, scene, somebody
-from fakes.vision import Reply
 from processes import free_port
 from waiting import until
 
@@ -42,7 +42,7 @@ async def test_wrong_settings_end_it_with_one_clear_line(
     assert "987654321" not in bot.printed
 
 
-async def test_telegram_may_be_away_and_one_chat_flooded(stage: Scene) -> None:
+async def test_outages_and_a_flooded_chat_are_survived(stage: Scene) -> None:
     stage.telegram.down = True
     told = environment(stage.telegram, stage.vision.url)
     async with running_bot("minigpt4-telegram", ready=None, folder=stage.folder, settings=GENEROUS, **told) as bot:
@@ -88,32 +88,32 @@ async def test_updates_by_webhook_need_the_secret(stage: Scene) -> None:
     assert stage.telegram.has_webhook == ""
 
 
-async def test_a_local_bot_api_server_with_paths_and_without_drafts(stage: Scene, tmp_path: Path) -> None:
+async def test_a_local_bot_api_server_works_without_drafts(stage: Scene, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     stage.telegram.local_folder = tmp_path / "files"
     stage.telegram.has_drafts = False
-    port, anna, hold = free_port(), somebody(), asyncio.Event()
+    port, anna, hold = free_port(), somebody(), Gate()
     stage.telegram.webhook_proxy = f"http://127.0.0.1:{port}"
-    stage.vision.on("No drafts", Reply(pieces=["One", " two"], hold=hold))
+    stage.vision.on("No drafts", Reply(["One", hold, " two"]))
     told = {"TELEGRAM_WEBHOOK_URL": "https://bot.example/hook", "TELEGRAM_WEBHOOK_PORT": str(port)}
     async with stage.running(**told) as bot:
         await until(lambda: stage.telegram.has_webhook)
         assert len(stage.telegram.secret) >= 32  # none was given
         await stage.telegram.say(anna, anna, "No drafts", **stage.telegram.photo(RED))
         await until(lambda: [one.text for one in stage.telegram.shown(anna)] == ["One"])
-        hold.set()
+        hold.open()
         assert (await stage.answer(anna)).text == "One two"
         await bot.prints("has no drafts")
         await stage.works("Next")
 
 
-async def test_after_a_kill_no_answer_is_left_unexplained_and_quotas_hold(stage: Scene) -> None:
+async def test_a_kill_leaves_no_unexplained_answer_and_keeps_quotas(stage: Scene) -> None:
     settings = "limits: {user_per_minute: null, user_per_day: 2}\naccess: {deny: {users: [666]}}\n"
     today = time.time() // 86400
     anna, ben, cid, dan = somebody(), somebody(), somebody(), somebody()
     group, topics, unlucky = -somebody(), -somebody(), -somebody()
-    stage.vision.on("Endless", Reply(pieces=["and on ", "and on"], hold=asyncio.Event()))
-    stage.vision.on("Silent", Reply(hold=asyncio.Event()))
+    stage.vision.on("Endless", Reply(["and on ", Gate()]))
+    stage.vision.on("Silent", Reply([Gate()]))
     stage.telegram.lost_replies.add(unlucky)  # the bot is killed before it knows of its own message there
     photo, topic = stage.telegram.photo(RED), {"is_topic_message": True, "message_thread_id": 7}
     async with stage.running(settings) as bot:
@@ -148,9 +148,9 @@ async def test_after_a_kill_no_answer_is_left_unexplained_and_quotas_hold(stage:
         assert "can't use this bot" in (await stage.answer(666)).text
 
 
-async def test_a_goodbye_explains_and_the_next_life_goes_on(stage: Scene) -> None:
+async def test_sigterm_explains_answers_and_a_restart_goes_on(stage: Scene) -> None:
     anna, ben, group = somebody(), somebody(), -somebody()
-    stage.vision.on("Endless", Reply(pieces=["and on ", "and on"], hold=asyncio.Event()))
+    stage.vision.on("Endless", Reply(["and on ", Gate()]))
     async with stage.running() as bot:
         question = await stage.telegram.say(anna, anna, "What?", **stage.telegram.photo(RED))
         answer = await stage.answer(anna)

@@ -4,17 +4,14 @@ import asyncio
 import json
 
 import pytest
-from vision_server import Refusal, vision_server
+from fakes.openai_replies import refusal
+from fakes.openai_server import vision_server
 
 from tools.bench import overload
 from tools.bench.http_requests import StreamedAnswer, chat_bodies, stream_chat
 from tools.bench.overload import OverloadResult, saturate, send_one, time_trivial_requests
 from tools.bench.serve import ServerResult, main
 from tools.bench.servers import ServerUnderTest, parse_server
-
-
-def port_of(url: str) -> int:
-    return int(url.split(":")[2].split("/", maxsplit=1)[0])
 
 
 def openai_body() -> bytes:
@@ -55,8 +52,8 @@ def test_chats_grow_and_all_their_images_differ() -> None:
 
 def test_streamed_answers_are_counted() -> None:
     with vision_server(answers=["a red star"], models=["bench"]) as server:
-        answer = asyncio.run(stream_chat(port_of(server.url), openai_body()))
-    assert (answer.completion_tokens, answer.prompt_tokens, answer.cached_tokens) == (4, 40, 8)
+        answer = asyncio.run(stream_chat(server.port, openai_body()))
+    assert (answer.completion_tokens, answer.prompt_tokens, answer.cached_tokens) == (14, 52, 40)
     assert answer.events > 0
     assert answer.ttft > 0
 
@@ -70,11 +67,11 @@ def test_the_summary_is_relative_to_the_bare_server() -> None:
 
 def test_under_overload_a_request_is_answered_or_refused() -> None:
     with vision_server(answers=["a red star"], models=["bench"]) as fake:
-        server = ServerUnderTest("it", port=port_of(fake.url))
+        server = ServerUnderTest("it", port=fake.port)
         result = OverloadResult()
         asyncio.run(send_one(server, openai_body(), result))
         assert (result.refusals, len(result.ttft)) == ([], 1)
-        fake.answers.append(Refusal(429, "overloaded"))
+        fake.answers.append(refusal(429, "overloaded"))
         asyncio.run(send_one(server, openai_body(), result))
         assert (len(result.refusals), len(result.ttft)) == (1, 1)
         assert len(asyncio.run(time_trivial_requests(server, 3))) == 3
@@ -84,8 +81,8 @@ def test_under_overload_a_request_is_answered_or_refused() -> None:
 
 
 def test_an_answer_that_is_neither_ends_the_benchmark() -> None:
-    with vision_server(answers=[Refusal(500, "broken")], models=["bench"]) as fake:
-        server = ServerUnderTest("it", port=port_of(fake.url))
+    with vision_server(answers=[refusal(500, "broken")], models=["bench"]) as fake:
+        server = ServerUnderTest("it", port=fake.port)
         with pytest.raises(SystemExit, match=r"it answered: .* 500 "):
             asyncio.run(send_one(server, openai_body(), OverloadResult()))
 
@@ -109,9 +106,7 @@ def test_saturation_keeps_one_request_per_running_slot(monkeypatch: pytest.Monke
     monkeypatch.setattr(overload, "send_one", counted)
     with vision_server(answers=["a red star"], models=["bench"]) as fake:
         settings = {"engine": {"max_running": 2}, "scale": {"engines": 2}}
-        result = asyncio.run(
-            saturate(ServerUnderTest("it", settings, port=port_of(fake.url)), rate=10_000, seconds=0.2)
-        )
+        result = asyncio.run(saturate(ServerUnderTest("it", settings, port=fake.port), rate=10_000, seconds=0.2))
     assert most == 4
     assert len(result.ttft) >= 4
     assert not result.refusals

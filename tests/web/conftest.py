@@ -1,12 +1,15 @@
-"""The real page as a process, a scripted server behind it, and a real Chromium in front."""
+"""The real page as a process, the fake server behind it, and a real Chromium in front."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chat_server import ChatServer, chat_server
+from fakes.openai_replies import ErrorEvent, Gate, Reply, colors_and_questions, refusal
+from fakes.openai_requests import FIELDS
+from fakes.openai_server import OpenAIServer
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 from processes import running
 
@@ -20,23 +23,50 @@ CARD = {
     "defaults": {"temperature": 0.6, "top_p": 0.9, "max_tokens": 300},
 }
 
+BOXES = "<p>A red disc</p> {<25><25><75><75>} on <p>white paper</p> {<0><0><100><100>}."
+MARKUP = (
+    "Words with <b>tags</b>, <img src=x onerror=\"document.title='broken in'\">, "
+    "<script>document.title='broken in'</script> and ![a picture](http://127.0.0.1:9/outside.png)."
+)
+QUEUED = {"x-minigpt4-queue-position": "3", "x-minigpt4-expected-wait": "12"}
+
 Visit = Callable[..., Page]
 
 
 @pytest.fixture(scope="session")
-def scripted_server() -> Iterator[ChatServer]:
-    """The server behind the page."""
-    with chat_server(**CARD) as server:
+def session_gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture(scope="session")
+def scripted_server(session_gate: Gate) -> Iterator[OpenAIServer]:
+    """The server behind the page; some words in a question change its answer."""
+    with OpenAIServer(card=CARD, fields=FIELDS | {"beams"}, default=Reply(colors_and_questions)) as server:
+        server.on_word("boxes", BOXES)
+        server.on_word("markup", MARKUP)
+        server.on_word("full", refusal(429, "overloaded", retry_after="61"))
+        server.on_word("spent", refusal(429, "rate_limit_exceeded", retry_after="43000"))
+        server.on_word("late", refusal(408, "deadline_exceeded"))
+        server.on_word("broken", Reply([colors_and_questions, ErrorEvent()]))
+        server.on_word("slow", Reply(lambda _: (f"word{number} " for number in itertools.count()), delay_s=0.05))
+        queued = Reply([session_gate, colors_and_questions], headers=QUEUED, comments=("waiting, 2 ahead",))
+        server.on_word("wait", queued)
         yield server
 
 
 @pytest.fixture
-def scripted(scripted_server: ChatServer) -> ChatServer:
-    """The same, as if new."""
+def scripted(scripted_server: OpenAIServer, session_gate: Gate) -> OpenAIServer:
+    """The same without earlier requests."""
     scripted_server.requests.clear()
-    scripted_server.left.clear()
-    scripted_server.gate.clear()
+    scripted_server.aborted.clear()
+    session_gate.close()
     return scripted_server
+
+
+@pytest.fixture
+def gate(scripted: OpenAIServer, session_gate: Gate) -> Gate:
+    """Where questions with the word "wait" are queued."""
+    return session_gate
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +76,12 @@ def page_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def page_url(scripted_server: ChatServer, page_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def page_url(scripted_server: OpenAIServer, page_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of ``minigpt4 web``, started once."""
     folders = {name: str(page_home) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME")}
     # Gradio imports matplotlib where it finds it, as in this environment; a page's own installation has none.
     folders["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("matplotlib"))
-    words = ("web", "--server", scripted_server.url, "--port", "0")
+    words = ("web", "--server", scripted_server.origin, "--port", "0")
     with running(*words, ready="Open", folder=page_home, MINIGPT4_WEB_PASSWORD="", **folders) as printed:
         yield printed[-1].split()[1]
     # Not even while it ran: a test looks for files then.

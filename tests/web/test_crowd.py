@@ -6,8 +6,10 @@ import secrets
 from typing import Any
 
 import httpx
-from chat_server import ChatServer
 from drawing import draw, encode
+from fakes.openai_replies import Gate
+from fakes.openai_server import OpenAIServer
+from waiting import until
 
 PEOPLE = 20
 
@@ -76,7 +78,7 @@ def _changed(view: Any, news: Any) -> Any:
     return view
 
 
-async def test_twenty_people_at_once(page_url: str, scripted: ChatServer) -> None:
+async def test_twenty_people_are_served_concurrently(page_url: str, scripted: OpenAIServer, gate: Gate) -> None:
     colors = ("red", "green", "blue", "yellow")
     async with httpx.AsyncClient(base_url=page_url, timeout=120, limits=httpx.Limits(max_connections=60)) as client:
         config = (await client.get("/config")).json()
@@ -90,12 +92,8 @@ async def test_twenty_people_at_once(page_url: str, scripted: ChatServer) -> Non
 
         talks = [asyncio.create_task(talk(number)) for number in range(PEOPLE)]
         # Nobody is answered before all are being served: all twenty stream at the same time.
-        for _ in range(1200):
-            if len(scripted.requests) == PEOPLE:
-                break
-            await asyncio.sleep(0.1)
-        assert len(scripted.requests) == PEOPLE
-        scripted.gate.set()
+        await until(lambda: scripted.active == len(scripted.requests) == PEOPLE)
+        gate.open()
         answers = await asyncio.gather(*talks)
     for number, (first, second) in enumerate(answers):
         seen = f"I see {colors[number % 4]}. You asked: please wait for {number}"

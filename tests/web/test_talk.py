@@ -1,13 +1,15 @@
 """One person's chat: what is sent, what replaces what, and that stopping stops."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
-from chat_server import ChatServer as Scripted
-from chat_server import chat_server, image_parts, texts
 from drawing import draw, encode
+from fakes.openai_replies import Gate
+from fakes.openai_requests import image_parts
+from fakes.openai_server import OpenAIServer
+from waiting import until
 
 from minigpt4_serve.client.chat import ChatServer
 from minigpt4_serve.pictures import ImageLimits
@@ -16,14 +18,8 @@ from minigpt4_serve.web.talk import Options, Question, Talk
 
 
 @pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with chat_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def server(scripted: Scripted) -> AsyncIterator[ChatServer]:
-    async with aclosing(ChatServer(scripted.url)) as client:
+async def server(scripted: OpenAIServer) -> AsyncIterator[ChatServer]:
+    async with aclosing(ChatServer(scripted.origin)) as client:
         yield client
 
 
@@ -43,33 +39,25 @@ async def _ask(talk: Talk, server: ChatServer, shelf: Shelf, text: str, *picture
     return talk.exchanges[-1].text.strip()
 
 
-async def _until(condition: object) -> None:
-    for _ in range(1200):
-        if condition():  # type: ignore[operator]
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it didn't happen")
-
-
-async def test_a_follow_up_brings_the_whole_chat(scripted: Scripted, server: ChatServer, shelf: Shelf) -> None:
+async def test_a_follow_up_sends_the_whole_chat(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
     talk = Talk()
     first = await _ask(talk, server, shelf, "What is it?", _put(shelf, "red"), _put(shelf, "blue"))
     assert first == "I see red, blue. You asked: What is it?"
     assert await _ask(talk, server, shelf, "And now?") == "I see red, blue. You asked: What is it? | And now?"
-    sent = scripted.requests[-1]["messages"]
+    sent = scripted.requests[-1].body["messages"]
     assert [message["role"] for message in sent] == ["user", "assistant", "user"]
     assert len(image_parts(sent[0])) == 2
-    assert texts(sent[1]).strip() == first
+    assert scripted.requests[-1].transcript[1] == ("assistant", first)
     assert talk.exchanges[-1].state == "done"
     assert talk.exchanges[-1].end is not None
     assert talk.exchanges[-1].first_words_s > 0
 
 
-async def test_a_picture_without_words_is_described(scripted: Scripted, server: ChatServer, shelf: Shelf) -> None:
+async def test_an_image_without_a_question_is_described(server: ChatServer, shelf: Shelf) -> None:
     assert "Describe this picture" in await _ask(Talk(), server, shelf, "  ", _put(shelf))
 
 
-async def test_nothing_at_all_asks_nothing(scripted: Scripted, server: ChatServer, shelf: Shelf) -> None:
+async def test_an_empty_question_sends_no_request(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
     talk = Talk()
     async for _ in talk.ask(server, shelf, Question()):
         pass
@@ -77,65 +65,65 @@ async def test_nothing_at_all_asks_nothing(scripted: Scripted, server: ChatServe
     assert scripted.requests == []
 
 
-async def test_stop_stops_at_the_server_and_keeps_the_words(
-    scripted: Scripted, server: ChatServer, shelf: Shelf
+async def test_stop_aborts_the_request_and_keeps_the_text(
+    scripted: OpenAIServer, server: ChatServer, shelf: Shelf
 ) -> None:
     talk = Talk()
     asking = asyncio.create_task(_ask(talk, server, shelf, "a slow one"))
-    await _until(lambda: talk.exchanges and talk.exchanges[-1].text)
+    await until(lambda: talk.exchanges and talk.exchanges[-1].text)
     assert talk.busy
     talk.stop()
     assert (await asking).startswith("word0")
-    await _until(lambda: scripted.left)
+    await until(lambda: scripted.aborted)
     assert talk.exchanges[-1].state == "stopped"
     assert not talk.busy
     await _ask(talk, server, shelf, "go on")
-    assert texts(scripted.requests[-1]["messages"][1]).startswith("word0")
+    assert scripted.requests[-1].transcript[1][1].startswith("word0")
 
 
-async def test_who_leaves_stops_the_server(scripted: Scripted, server: ChatServer, shelf: Shelf) -> None:
+async def test_closing_the_view_aborts_the_request(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
     talk = Talk()
     async with aclosing(talk.ask(server, shelf, Question(text="a slow one"))) as news:
         async for _ in news:
             if talk.exchanges[-1].text:
                 break
-    await _until(lambda: scripted.left == ["a slow one"])
+    await until(lambda: [request.text for request in scripted.aborted] == ["a slow one"])
     assert not talk.busy
 
 
-async def test_a_second_question_at_the_same_time_is_not_asked(
-    scripted: Scripted, server: ChatServer, shelf: Shelf
+async def test_a_second_question_during_an_answer_is_ignored(
+    scripted: OpenAIServer, gate: Gate, server: ChatServer, shelf: Shelf
 ) -> None:
     talk = Talk()
     asking = asyncio.create_task(_ask(talk, server, shelf, "please wait"))
-    await _until(lambda: scripted.requests)
+    await until(lambda: scripted.requests)
     async for _ in talk.ask(server, shelf, Question(text="me too")):
         pass
     async for _ in talk.ask_again(server, shelf, Options()):
         pass
-    scripted.gate.set()
+    gate.open()
     await asking
     assert [exchange.question for exchange in talk.exchanges] == ["please wait"]
     assert len(scripted.requests) == 1
 
 
-async def test_answering_again_and_editing_replace_the_last_exchange(
-    scripted: Scripted, server: ChatServer, shelf: Shelf
+async def test_regenerate_and_edit_replace_the_last_exchange(
+    scripted: OpenAIServer, server: ChatServer, shelf: Shelf
 ) -> None:
     talk, key = Talk(), _put(shelf)
     await _ask(talk, server, shelf, "What?", key)
     async for _ in talk.ask_again(server, shelf, Options(temperature=1.5)):
         pass
     assert [exchange.question for exchange in talk.exchanges] == ["What?"]
-    assert len(scripted.requests[-1]["messages"]) == 1
-    assert scripted.requests[-1]["temperature"] == 1.5
+    assert len(scripted.requests[-1].body["messages"]) == 1
+    assert scripted.requests[-1].body["temperature"] == 1.5
     answer = await _ask(talk, server, shelf, "What color?", talk.exchanges[-1].pictures[0].key, instead=True)
     assert answer == "I see red. You asked: What color?"
     assert len(talk.exchanges) == 1
 
 
-async def test_after_a_failure_the_next_question_takes_its_pictures_along(
-    scripted: Scripted, server: ChatServer, shelf: Shelf
+async def test_after_a_failure_images_go_to_the_next_question(
+    scripted: OpenAIServer, server: ChatServer, shelf: Shelf
 ) -> None:
     talk, key = Talk(), _put(shelf)
     scripted.stop()
@@ -164,14 +152,14 @@ async def test_failures_are_one_sentence(server: ChatServer, shelf: Shelf, quest
     assert talk.exchanges[-1].problem == problem
 
 
-async def test_a_picture_that_is_gone_is_said(scripted: Scripted, server: ChatServer, shelf: Shelf) -> None:
+async def test_an_evicted_image_is_reported(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
     talk = Talk()
     await _ask(talk, server, shelf, "What?", "unknown")
     assert talk.exchanges[-1].problem == "A picture is no longer in memory. Add it again."
     assert scripted.requests == []
 
 
-async def test_boxes_are_drawn_on_the_newest_picture(scripted: Scripted, server: ChatServer, shelf: Shelf) -> None:
+async def test_boxes_are_drawn_on_the_newest_image(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
     talk = Talk()
     await _ask(talk, server, shelf, "boxes", _put(shelf))
     drawn = talk.exchanges[-1].drawn
@@ -180,7 +168,7 @@ async def test_boxes_are_drawn_on_the_newest_picture(scripted: Scripted, server:
     assert max(drawn.width, drawn.height) == 500  # small pictures are enlarged, so that labels can be read
 
 
-async def test_starting_over_forgets_and_lets_pictures_go(scripted: Scripted, server: ChatServer, shelf: Shelf) -> None:
+async def test_start_over_frees_exchanges_and_images(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
     talk, key = Talk(), _put(shelf)
     await _ask(talk, server, shelf, "What?", key)
     assert shelf.get(key) is not None
