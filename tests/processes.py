@@ -153,7 +153,7 @@ def _started(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **environment},
+        env=_inherited(words) | environment,
         cwd=folder,
         start_new_session=True,
     )
@@ -172,6 +172,15 @@ def _started(
             process.wait()
         reader.join(timeout=60)
         process.stdout.close()
+
+
+def _inherited(words: tuple[str, ...]) -> dict[str, str]:
+    """What a command gets of this process's environment: all, but commands that start Ray aren't measured by coverage.
+
+    Ray ends its workers without Python's exit handlers. Measured, they would be slower and write nothing.
+    """
+    starts_ray = words[0] != "web" or "--server" not in words
+    return {name: value for name, value in os.environ.items() if not (starts_ray and name == "COVERAGE_PROCESS_CONFIG")}
 
 
 def _follow(stream: object, lines: "queue.Queue[str]") -> None:
