@@ -32,12 +32,14 @@ SHARED_PROCESSES = ("cluster", "converted_v2", "page_url")
 """Fixtures that start a process for the whole session; the one that takes longest comes first."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep tests that share a process or a module's fixtures on one worker of pytest-xdist."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a process or a module's fixtures on one worker, and begin with what takes longest."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
+    """Let workers begin with what takes longest."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=_turn)
 

@@ -98,3 +98,15 @@ def test_workers_get_no_port_of_each_other(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
         ports += processes._ports()
     assert len(set(ports)) == len(ports) == 12_000
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there are no workers")
+def test_tests_of_a_module_run_on_one_worker(request: pytest.FixtureRequest) -> None:
+    assert request.node.nodeid.endswith("@test_make")
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there are no workers")
+def test_tests_that_share_a_server_run_on_one_worker(request: pytest.FixtureRequest) -> None:
+    for item in request.session.items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            assert item.nodeid.endswith("@cluster")
