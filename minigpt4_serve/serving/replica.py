@@ -4,6 +4,7 @@ torch is loaded where it is needed: importing this module, as the process that d
 """
 
 import asyncio
+import atexit
 import gc
 import math
 import os
@@ -36,7 +37,8 @@ _NICENESS = 10  # of an engine that computes on CPUs: a tenth of the share of a 
 def _loading() -> Iterator[None]:
     """No garbage collection while libraries and a model are loaded: nearly everything stays, and looking costs a tenth.
 
-    What was loaded is never looked at again (``gc.freeze``).
+    What was loaded is not looked at again (``gc.freeze``) before Python ends: libraries made with nanobind, such as
+    Triton, print a list of all their objects that exist after that.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -44,6 +46,7 @@ def _loading() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)
         if collecting:
             gc.enable()
 

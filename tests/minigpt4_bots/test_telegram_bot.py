@@ -249,12 +249,12 @@ async def test_a_group_upgraded_before_the_answer_gets_it(here: Scene, anna: int
 
 
 async def test_a_group_upgraded_during_an_answer_gets_all_of_it(here: Scene, anna: int, group: int) -> None:
-    supergroup, hold = -somebody(), asyncio.Event()
-    here.vision.on("Growing group", Reply(pieces=["One", " two", " three"], hold=hold))
+    supergroup, hold = -somebody(), Gate()
+    here.vision.on("Growing group", Reply(["One", " two", hold, " three"]))
     await here.telegram.say(group, anna, mention("Growing group"), **here.telegram.photo(RED))
     await until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
     here.telegram.upgraded[group] = supergroup
-    hold.set()
+    hold.open()
     answer = await here.answer(supergroup)
     assert [one.text for one in here.telegram.shown(supergroup)] == ["One two three"]
     assert answer.buttons == ["again"]
@@ -528,7 +528,7 @@ async def test_another_receiver_is_named_once(here: Scene, anna: int) -> None:
 async def test_logs_and_storage_hold_no_ids_and_no_contents(here: Scene, anna: int) -> None:
     await here.telegram.say(anna, anna, "Confidential words", **here.telegram.photo(RED))
     await here.answer(anna)
-    stored = b"".join(file.read_bytes() for file in here.folder.glob("bots.sqlite3*"))
+    stored = b"".join(file.read_bytes() for file in here.folder.glob("minigpt4-bots.sqlite3*"))
     assert len(stored) > 1000
     assert str(anna).encode() not in stored
     assert b"Confidential" not in stored
