@@ -85,9 +85,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     engine = {"cpu_threads": options.threads, "max_running": options.streams, "max_waiting": options.streams // 4}
     settings: dict[str, Any] = {"engine": engine, "scale": {"cpus_per_engine": 0}}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the servers are stopped on the way out
     names = [*(_SERVERS[:1] if options.only else _SERVERS), *options.server]
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        # A SIGTERM, too, stops the servers on the way out.
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         settings["model"] = {"path": str(options.model or write_random_model(Path(scratch) / "model"))}
         servers = [parse_server(name, settings) for name in names]
         if len({server.name for server in servers}) < len(servers):
