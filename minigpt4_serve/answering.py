@@ -4,7 +4,6 @@ Both take the same OpenAI-shaped messages and give the same pieces, so that comm
 """
 
 import asyncio
-import base64
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -20,7 +19,7 @@ from minigpt4_serve.errors import (
     ModelNotFound,
     ServerUnreachable,
 )
-from minigpt4_serve.pictures import ImageLimits, check_picture, decode_picture
+from minigpt4_serve.pictures import ImageLimits, check_picture, decode_picture, image_part
 from minigpt4_serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:
             decode_picture(check_picture(data, ImageLimits()).data)
         except InvalidImage as error:
             raise InvalidImage(f"{path}: {error.message}") from error
-        url = f"data:image/*;base64,{base64.b64encode(data).decode()}"
-        parts.append({"type": "image_url", "image_url": {"url": url}})
+        parts.append(image_part(data))
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 

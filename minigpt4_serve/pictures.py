@@ -10,12 +10,13 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minigpt4_serve.errors import InvalidImage, InvalidRequest, PayloadTooLarge
 
-__all__ = ["ImageLimits", "Picture", "check_picture", "decode_picture", "read_data_url"]
+__all__ = ["ImageLimits", "Picture", "check_picture", "decode_picture", "image_part", "read_data_url"]
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -160,6 +161,14 @@ def read_data_url(url: str, limits: ImageLimits, *, param: str | None = None) ->
     except (binascii.Error, ValueError):
         raise InvalidImage("The picture's base64 text is damaged.", param=param) from None
     return check_picture(data, limits, param=param)
+
+
+def image_part(data: bytes) -> dict[str, Any]:
+    """An encoded image as a part of an OpenAI message, with its actual media type."""
+    with Image.open(io.BytesIO(data)) as image:
+        kind = Image.MIME[image.format or "PNG"]
+    url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _open(data: bytes, param: str | None) -> Image.Image:

@@ -1,73 +1,39 @@
-"""Where the command line's answers come from: servers of all kinds, and a chat that survives its failures."""
+"""Sources of the command line's answers: servers of all kinds, and a chat that survives its failures."""
 
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drawing import draw, encode
+from fakes.openai_replies import Reply
+from fakes.openai_server import OpenAIServer, vision_server
 from typer.testing import CliRunner
 
 from minigpt4_serve import cli
-from minigpt4_serve.answering import Answer, RemoteModel
+from minigpt4_serve.answering import Answer, RemoteModel, user_message
 from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, ModelNotFound, ServerUnreachable
 
-JSON, STREAM, HTML = "application/json", "text/event-stream", "text/html"
-Reply = tuple[str, str | bytes]
 
-PAGE = (HTML, "<!doctype html>\n<p>Hello")
-LISTED = (JSON, '{"data": [{"id": "theirs"}]}')
+def stream(*steps: dict[str, Any]) -> Reply:
+    return Reply([*steps, b"data: [DONE]\n\n"], bare=True)
 
 
-def stream(*pieces: dict[str, Any]) -> Reply:
-    return STREAM, "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
+def chunk(text: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}], **more}
 
 
-def said(words: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": {"content": words}, "finish_reason": reason}], **more}
+PAGE = Reply(body=b"<!doctype html>\n<p>Hello", content_type="text/html")
+LISTED = Reply(body={"data": [{"id": "theirs"}]})
+FINE = stream(chunk("a "), chunk("disc"), chunk("", "stop"))
 
 
-FINE = stream(said("a "), said("disc"), said("", "stop"))
+def answering(models: Reply, chat: Reply, path: str = "/v1") -> OpenAIServer:
+    """A server that always sends these replies."""
+    return OpenAIServer(models_reply=models, default=chat, path=path, chats=False)
 
 
-@contextmanager
-def answering(models: Reply, chat: Reply, *, prefix: str = "/v1") -> Iterator[tuple[str, list[str]]]:
-    """A server's address, and the models it was asked for."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            assert self.path == f"{prefix}/models"
-            self._say(*models)
-
-        def do_POST(self) -> None:
-            assert self.path == f"{prefix}/chat/completions"
-            asked.append(json.loads(self.rfile.read(int(self.headers["content-length"])))["model"])
-            self._say(*chat)
-
-        def _say(self, kind: str, body: str | bytes) -> None:
-            data = body.encode() if isinstance(body, str) else body
-            self.send_response(200)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
-        finally:
-            server.shutdown()
-            thread.join()
+def models_of(server: OpenAIServer) -> list[str]:
+    return [request.body["model"] for request in server.requests]
 
 
 def ask(url: str, model: str | None = None) -> Answer:
@@ -84,73 +50,86 @@ def ask(url: str, model: str | None = None) -> Answer:
     ("models", "model"),
     [
         (LISTED, "theirs"),
-        ((JSON, '{"data": []}'), "default"),
-        ((JSON, '{"data": null}'), "default"),
-        ((JSON, "[]"), "default"),
+        (Reply(body={"data": []}), "default"),
+        (Reply(body={"data": None}), "default"),
+        (Reply(body=[]), "default"),
         (PAGE, "default"),
     ],
 )
-def test_lists_of_models(models: Reply, model: str) -> None:
-    with answering(models, FINE) as (url, asked):
-        assert ask(url).text == "a disc"
-        assert asked == [model]
+def test_the_only_listed_model_is_asked(models: Reply, model: str) -> None:
+    with answering(models, FINE) as server:
+        assert ask(server.origin).text == "a disc"
+        assert models_of(server) == [model]
 
 
-def test_several_models_are_not_guessed_from() -> None:
-    with answering((JSON, '{"data": [{"id": "a"}, {"id": "b"}]}'), FINE) as (url, asked):
+def test_one_of_several_models_must_be_named() -> None:
+    with answering(Reply(body={"data": [{"id": "a"}, {"id": "b"}]}), FINE) as server:
         with pytest.raises(ModelNotFound, match="name the one to ask in MINIGPT4_MODEL"):
-            ask(url)
-        assert asked == []
-        assert ask(url, model="b").text == "a disc"
-        assert asked == ["b"]
+            ask(server.origin)
+        assert models_of(server) == []
+        assert ask(server.origin, model="b").text == "a disc"
+        assert models_of(server) == ["b"]
 
 
 @pytest.mark.parametrize(
     ("models", "chat"),
     [
-        ((JSON, "<html>"), FINE),
+        (Reply(body=b"<html>"), FINE),
         (PAGE, PAGE),
         (LISTED, PAGE),
-        (LISTED, (JSON, "[]")),
-        (LISTED, (STREAM, "")),
-        (LISTED, (STREAM, "data: {not json\n\n")),
-        (LISTED, (STREAM, "data: 5\n\n")),
+        (LISTED, Reply(body=[])),
+        (LISTED, Reply(bare=True)),
+        (LISTED, Reply([b"data: {not json\n\n"], bare=True)),
+        (LISTED, Reply([b"data: 5\n\n"], bare=True)),
         (LISTED, stream({"choices": ["words"]})),
     ],
 )
-def test_what_is_no_answer_is_one_sentence(models: Reply, chat: Reply) -> None:
-    with answering(models, chat) as (url, _), pytest.raises(EngineFailed, match=f"{url}/v1 can't be understood"):
-        ask(url)
+def test_unreadable_responses_are_one_clear_error(models: Reply, chat: Reply) -> None:
+    with answering(models, chat) as server, pytest.raises(EngineFailed, match=f"{server.url} can't be understood"):
+        ask(server.origin)
 
 
 @pytest.mark.parametrize("usage", [None, [], {}, {"prompt_tokens": 3, "completion_tokens": 2}])
-def test_usage_of_any_shape(usage: Any) -> None:
-    with answering(LISTED, stream(said("a disc", "stop"), {"choices": [], "usage": usage})) as (url, _):
-        answer = ask(url)
+def test_usage_of_any_shape_is_accepted(usage: Any) -> None:
+    with answering(LISTED, stream(chunk("a disc", "stop"), {"choices": [], "usage": usage})) as server:
+        answer = ask(server.origin)
     assert (answer.text, answer.prompt_tokens) == ("a disc", 3 if usage else 0)
 
 
-def test_what_our_server_adds_is_kept() -> None:
+def test_cached_tokens_and_dropped_messages_are_kept() -> None:
     used = {"prompt_tokens": 52, "completion_tokens": 14, "prompt_tokens_details": {"cached_tokens": 40}}
-    with answering(LISTED, stream(said("a disc", "stop"), {"choices": [], "usage": used, "dropped_messages": 2})) as at:
-        answer = ask(at[0])
+    with answering(
+        LISTED, stream(chunk("a disc", "stop"), {"choices": [], "usage": used, "dropped_messages": 2})
+    ) as server:
+        answer = ask(server.origin)
     assert (answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens) == (52, 40, 14)
     assert answer.dropped_messages == 2
 
 
-@pytest.mark.parametrize(("path", "prefix"), [("", "/v1"), ("/", "/v1"), ("/v1/", "/v1"), ("/gpt/api", "/gpt/api")])
-def test_v1_is_added_where_there_is_no_path(path: str, prefix: str) -> None:
-    with answering(LISTED, FINE, prefix=prefix) as (url, _):
-        assert ask(url + path).text == "a disc"
+@pytest.mark.parametrize(("given", "path"), [("", "/v1"), ("/", "/v1"), ("/v1/", "/v1"), ("/gpt/api", "/gpt/api")])
+def test_v1_is_added_where_there_is_no_path(given: str, path: str) -> None:
+    with answering(LISTED, FINE, path) as server:
+        assert ask(server.origin + given).text == "a disc"
 
 
-def test_no_address_and_nobody_there() -> None:
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_images_are_sent_with_their_type(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(encode(draw("red"), kind))
+    with vision_server() as server:  # it refuses images that are declared as something else
+        source = RemoteModel(server.url)
+        answer = source.answer([user_message("Q", [tmp_path / "image"])])
+        assert list(answer)
+        source.close()
+    assert server.requests[0].images == [(tmp_path / "image").read_bytes()]
+
+
+def test_wrong_and_unreachable_addresses_are_clear_errors() -> None:
     with pytest.raises(InvalidRequest, match="should look like"):
         RemoteModel("127.0.0.1:8000")
-    with answering(LISTED, FINE) as (url, _):
+    with answering(LISTED, FINE) as server:
         pass
-    with pytest.raises(ServerUnreachable, match=url):
-        ask(url)
+    with pytest.raises(ServerUnreachable, match=server.origin):
+        ask(server.origin)
 
 
 class Scripted:
@@ -172,9 +151,7 @@ class Scripted:
         self.heard.append(["closed"])
 
 
-def test_a_chat_goes_on_after_a_question_that_can_not_be_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chat_goes_on_after_a_failed_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = tmp_path / "red.png"
     picture.write_bytes(encode(draw("red")))
     source = Scripted()

@@ -1,13 +1,14 @@
 """The command line without a server: help, bad input, one line per error, no tracebacks."""
 
+import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from drawing import draw, encode
+from fakes.openai_replies import Reply
+from fakes.openai_server import OpenAIServer
 from processes import free_port, run
 
 from minigpt4_serve.cli import main
@@ -125,29 +126,17 @@ def test_a_missing_extra_is_named(libraries: list[str], words: list[str], extra:
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_in_use(picture: Path) -> None:
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken:
-        done = run("serve", "--port", str(taken.server_port))
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 1
     assert "is in use" in done.stderr
 
 
-def test_a_server_that_is_none_of_ours(picture: Path) -> None:
-    class NotFound(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(404)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), NotFound) as other:
-        thread = threading.Thread(target=other.serve_forever)
-        thread.start()
-        done = run("ask", str(picture), "Q", "--server", f"http://127.0.0.1:{other.server_port}")
-        other.shutdown()
-        thread.join()
+def test_a_server_of_something_else_is_a_clear_error(picture: Path) -> None:
+    nothing = Reply(status=404, body=b"", content_type="text/html")
+    with OpenAIServer(models_reply=nothing, default=nothing, chats=False) as other:
+        done = run("ask", str(picture), "Q", "--server", other.origin)
     assert done.returncode == 1
     assert "answered with an error" in done.stderr
     assert "Traceback" not in done.stderr

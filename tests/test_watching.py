@@ -1,13 +1,12 @@
 """The table of ``minigpt4 serve --status``."""
 
 import io
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from fakes.openai_replies import Reply
+from fakes.openai_server import OpenAIServer
 from rich.console import Console
 
 from minigpt4_serve.errors import AuthenticationFailed, ServerUnreachable
@@ -31,7 +30,7 @@ def _text(*args: Any) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_rates_are_differences_between_two_looks() -> None:
+def test_rates_are_differences_of_two_responses() -> None:
     before = {"model": "m", "at": 10.0, "engines": [_engine("a", generated_tokens=100), _engine("b")]}
     engines = [
         _engine("a", running=3, generated_tokens=300, requests=4, blocks_held=25, image_hits=3, image_decodes=1),
@@ -46,7 +45,7 @@ def test_rates_are_differences_between_two_looks() -> None:
     assert row["all"] == ["3", "2", "12%", "125.0", "2.0", "75%", "75%"]
 
 
-def test_an_engine_that_is_new_has_no_rates_yet() -> None:
+def test_a_new_engine_has_no_rates() -> None:
     before = {"model": "m", "at": 10.0, "engines": [_engine("old")]}
     assert "…" in _text({"model": "m", "at": 12.0, "engines": [_engine("new")]}, before)
     assert "0 engines" in _text({"model": "m", "at": 12.0, "engines": []}, None)
@@ -54,31 +53,17 @@ def test_an_engine_that_is_new_has_no_rates_yet() -> None:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            allowed = self.headers.get("authorization") == "Bearer sesame"
-            self.send_response(200 if allowed else 401)
-            self.end_headers()
-            if allowed:
-                self.wfile.write(json.dumps({"model": "m", "engines": [_engine("a", running=7)]}).encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Answers) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
+    page = Reply(body={"model": "m", "engines": [_engine("a", running=7)]})
+    with OpenAIServer(key="sesame", pages={"/status": page}) as running:
+        yield running.origin
 
 
-def test_one_look_where_the_output_is_no_terminal(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_printed_once_without_a_terminal(server: str, capsys: pytest.CaptureFixture[str]) -> None:
     watch(server, "sesame")
     assert " 7 " in capsys.readouterr().out
 
 
-def test_what_goes_wrong_is_one_sentence(server: str) -> None:
+def test_failures_are_clear_errors(server: str) -> None:
     with pytest.raises(AuthenticationFailed, match="MINIGPT4_API_KEY"):
         look(server, "other")
     with pytest.raises(ServerUnreachable, match="minigpt4 serve"):

@@ -5,9 +5,7 @@ is nothing to close, and leaving an answer early stops it at the server.
 """
 
 import asyncio
-import base64
 import contextvars
-import io
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +14,15 @@ from typing import Any, TypeVar
 
 import openai
 from openai import AsyncOpenAI
-from PIL import Image
 from pydantic import SecretStr
 
 from minigpt4_serve.client.address import find_model_async, server_address, server_key
 from minigpt4_serve.client.answers import AnswerCache, Gathering, Progress, VisionAnswer
 from minigpt4_serve.client.failures import as_ours, retry_after
 from minigpt4_serve.errors import InvalidRequest, ModelNotFound
-from minigpt4_serve.pictures import Picture
+from minigpt4_serve.pictures import Picture, image_part
 
-__all__ = ["DEFAULT_QUESTION", "VisionClient", "image_part", "wait_for"]
+__all__ = ["DEFAULT_QUESTION", "VisionClient", "wait_for"]
 
 DEFAULT_QUESTION = "Describe this picture in detail."
 
@@ -212,14 +209,6 @@ def wait_for(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     context = contextvars.copy_context()
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(context.run, lambda: asyncio.run(work())).result()
-
-
-def image_part(data: bytes) -> dict[str, Any]:
-    """A picture as OpenAI's messages carry it, with the type that its bytes are."""
-    with Image.open(io.BytesIO(data)) as image:
-        kind = Image.MIME[image.format or "PNG"]
-    url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _number(value: str | None) -> float | None:

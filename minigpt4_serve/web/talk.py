@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from minigpt4_serve.boxes import parse_groundings
 from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
 from minigpt4_serve.client.failures import in_words
-from minigpt4_serve.client.vision import DEFAULT_QUESTION, image_part
+from minigpt4_serve.client.vision import DEFAULT_QUESTION
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited, ServerUnreachable
+from minigpt4_serve.pictures import image_part
 from minigpt4_serve.web.pictures import Shelf, ShownPicture
 
 __all__ = ["Exchange", "Options", "Question", "Talk"]

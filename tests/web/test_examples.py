@@ -6,7 +6,7 @@ import openai
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from minigpt4_serve.client.vision import image_part
+from minigpt4_serve.pictures import image_part
 from minigpt4_serve.web.tasks import EXAMPLES, EXAMPLES_FOLDER
 from tools.draw_examples import draw_examples, main
 
