@@ -101,9 +101,10 @@ class LocalModel:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        from minigpt4_serve.serving.replica import load_engine
+        from minigpt4_serve.serving.replica import load_engine, loading
 
-        self._engine, self._service = load_engine(settings)
+        with loading():
+            self._engine, self._service = load_engine(settings)
         self._loop = asyncio.new_event_loop()
 
     def answer(self, messages: Sequence[Message], **options: Any) -> Answer:

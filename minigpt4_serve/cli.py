@@ -501,7 +501,8 @@ class _StopSignal(SystemExit):
 
 def _handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell lets what it starts in the background ignore Ctrl-C
+            signal.signal(number, handler)
 
 
 def _raise_stop_signal(number: int, _: FrameType | None) -> None:

@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import distributed, nn
 
 from tools.tiny.config import TrainingBudget
-from tools.tiny.trainer import Step, Trainer, random_seeds
+from tools.tiny.trainer import Step, Trainer, end_with_parent, random_seeds
 
 
 def train_until_killed(arguments: Sequence[str], step: int, *, while_saving: bool = False) -> int:
@@ -105,3 +107,17 @@ def train_in_process(rank: int, folder: Path, processes: int) -> None:
     trainer.run()
     torch.save({"network": task.network.state_dict(), "losses": trainer.losses}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
+
+
+def start_worker(ready: Connection) -> None:
+    """Start a worker that does nothing, and do nothing, either."""
+    multiprocessing.get_context("spawn").Process(target=_idle, args=(ready,)).start()
+    ready.close()
+    threading.Event().wait()
+
+
+def _idle(ready: Connection) -> None:
+    """Send this process's id, and hold ``ready`` open until something ends the process."""
+    end_with_parent()
+    ready.send(os.getpid())
+    threading.Event().wait()

@@ -30,9 +30,7 @@ _socket: SharedSocket | None = None  # of the local cluster that this process ha
 _drain_s = 0.0  # of the application that runs there
 _DRAIN_CHECK_S = 0.5  # between Ray's looks at what a leaving process has still to do
 _STATUS_CHECK_S = 0.2
-_OVERDUE_S = (
-    5.0  # HTTP processes end by themselves after ``scale.drain_s``; one that hangs is waited for so much longer
-)
+_OVERDUE_S = 5.0  # HTTP processes end by themselves after ``scale.drain_s``; one that hangs gets this much more
 
 
 def build(args: ServeSettings) -> serve.Application:

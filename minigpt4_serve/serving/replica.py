@@ -3,12 +3,13 @@
 torch is loaded where it is needed: importing this module, as the process that deploys it does, loads none of it.
 """
 
+<<<<<<< ours
 import asyncio
 import atexit
+=======
+>>>>>>> theirs
 import gc
-import math
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,33 +22,41 @@ from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    import uvicorn
     from fastapi import FastAPI
     from ray.serve.handle import DeploymentHandle
 
     from minigpt4_serve.engine import Delta, Engine, Prompt, SamplingParams
     from minigpt4_serve.serving.chat import ChatService
+    from minigpt4_serve.serving.http_server import HttpServer
 
-__all__ = ["EngineReplica", "Ingress", "load_engine"]
+__all__ = ["EngineReplica", "Ingress", "load_engine", "loading"]
 
 _NICENESS = 10  # of an engine that computes on CPUs: a tenth of the share of a process that speaks HTTP
 
 
 @contextmanager
-def _loading() -> Iterator[None]:
-    """No garbage collection while libraries and a model are loaded: nearly everything stays, and looking costs a tenth.
+def loading() -> Iterator[None]:
+    """Suspend garbage collection while a process loads its libraries and its model: it takes a tenth of that time.
 
+<<<<<<< ours
     What was loaded is not looked at again (``gc.freeze``) before Python ends: libraries made with nanobind, such as
     Triton, print a list of all their objects that exist after that.
+=======
+    Nearly all of it stays until the process ends, so later collections skip it, too (``gc.freeze``).
+>>>>>>> theirs
     """
-    collecting = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
+<<<<<<< ours
         atexit.register(gc.unfreeze)
         if collecting:
+=======
+        if enabled:
+>>>>>>> theirs
             gc.enable()
 
 
@@ -57,13 +66,12 @@ def load_engine(settings: ServeSettings) -> "tuple[Engine, ChatService]":
     Raises:
         WeightsError: the folder isn't a model that can be served.
     """
-    with _loading():
-        from minigpt4_serve.engine import Engine
-        from minigpt4_serve.serving.chat import ChatService
-        from minigpt4_serve.weights.load import load_model
+    from minigpt4_serve.engine import Engine
+    from minigpt4_serve.serving.chat import ChatService
+    from minigpt4_serve.weights.load import load_model
 
-        model, processor = load_model(settings.model)
-        engine = Engine(model, processor, settings.engine)
+    model, processor = load_model(settings.model)
+    engine = Engine(model, processor, settings.engine)
     engine.start()
     return engine, ChatService(processor, model.generation_config, engine, settings)
 
@@ -80,15 +88,15 @@ class EngineReplica:
     """A model and its engine, one for each GPU. It counts as ready after it has answered a warm-up request."""
 
     async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]
-        with _loading():
+        with loading():
             from minigpt4_serve.serving.metrics import EngineMeter
             from minigpt4_serve.serving.sight import JsonLines
             from minigpt4_serve.weights.load import resolve_device
 
-        JsonLines.install()
-        if resolve_device(settings.model.device).type == "cpu":
-            _step_back()  # at once: loading would take the CPUs from those who finish their answers meanwhile
-        self._engine, service = load_engine(settings)
+            JsonLines.install()
+            if resolve_device(settings.model.device).type == "cpu":
+                _step_back()  # at once: loading would take the CPUs from those who finish their answers meanwhile
+            self._engine, service = load_engine(settings)
         self._meter = EngineMeter()
         await service.warm_up()
 
@@ -132,11 +140,6 @@ def _answer_promptly() -> None:
     gc.set_threshold(10_000)  # as in the proxy of Ray's whose place this process takes; Ray freezes what was loaded
 
 
-_KEEP_ALIVE_S = 5  # as long as uvicorn, too, leaves an idle connection open by itself
-_LOOK_AGAIN_S = 0.05
-_ACCEPTING_TURNS = 10  # of the event loop, from an accepted connection to its protocol; asyncio takes three
-
-
 class Ingress:
     """HTTP, pictures' checks and tokens, on CPUs; outlives the engines that it asks.
 
@@ -144,13 +147,12 @@ class Ingress:
         socket_path: where this machine's ``SharedSocket`` is handed out; without one Ray's proxies bring the requests.
     """
 
-    _server: "uvicorn.Server | None" = None
-    _owner: socket.socket  # the connection to the process that shares the listening socket
+    _server: "HttpServer | None" = None
 
     async def __init__(  # type: ignore[misc]
         self, settings: ServeSettings, engines: "DeploymentHandle[Any]", socket_path: str | None = None
     ) -> None:
-        with _loading():
+        with loading():
             from minigpt4_serve.serving.chat import ChatService
             from minigpt4_serve.serving.metrics import HttpMeter
             from minigpt4_serve.serving.remote_engine import RemoteEngine
@@ -169,67 +171,15 @@ class Ingress:
         self._application = create_app(service, quotas, HttpMeter(), behind_proxy=socket_path is None)
         if socket_path is not None:
             _answer_promptly()
-            self._listen(socket_path, settings.scale.drain_s)
+            from minigpt4_serve.serving.http_server import HttpServer
+
+            self._server = HttpServer(self._application, socket_path, drain_s=settings.scale.drain_s)
+            self._server.start()
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         return self._application
 
-    def _listen(self, socket_path: str, drain_s: float) -> None:
-        import uvicorn
-
-        from minigpt4_serve.serving.shared_socket import receive_socket
-
-        listening, self._owner = receive_socket(socket_path)
-        config = uvicorn.Config(
-            self._application,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=math.ceil(drain_s),
-            server_header=False,
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-        )
-        self._server = uvicorn.Server(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
-        self._stopping = asyncio.create_task(self._stop_with_owner(self._server))
-
-    async def _stop_with_owner(self, server: "uvicorn.Server") -> None:
-        """Finish the answers in progress when the whole server stops, and close idle connections at once.
-
-        There is no successor that a late request on such a connection could be sent to.
-        """
-        with suppress(OSError):
-            await asyncio.get_running_loop().sock_recv(self._owner, 1)  # nothing is ever sent: this is its end
-        await _close_listeners(server)
-        server.should_exit = True
-        await self._serving
-        self._owner.close()
-
     async def __del__(self) -> None:
-        """Ray calls this when the process is to be replaced, and waits for it: what was begun is finished.
-
-        An idle connection is left to its own timeout: its client may be sending a request right now, and would lose it.
-        A request that arrives on one is answered, and the client told to open a new connection.
-        """
-        server = self._server
-        if server is None or not server.started:
-            return
-        if not server.should_exit:
-            await _close_listeners(server)
-            close = (b"connection", b"close")
-            server.config.encoded_headers.append(close)  # uvicorn copies these into the defaults once a second
-            server.server_state.default_headers.append(close)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_KEEP_ALIVE_S + 1):
-                    while server.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for it
-                        await asyncio.sleep(_LOOK_AGAIN_S)
-            server.should_exit = True
-        await self._serving
-
-
-async def _close_listeners(server: "uvicorn.Server") -> None:
-    """Accept no more connections; those that were just accepted are then in ``server_state.connections``."""
-    for listening in getattr(server, "servers", ()):  # uvicorn has none until it has started
-        listening.close()
-    for _ in range(_ACCEPTING_TURNS):
-        await asyncio.sleep(0)
+        """Ray calls this when the process is to be replaced, and waits for it."""
+        if self._server is not None:
+            await self._server.retire()

@@ -1,13 +1,16 @@
 """The training loop: schedule and random numbers by step, atomic checkpoints, exact resumption, several processes."""
 
 import math
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
-from training_runs import Regression, train_in_process
+from training_runs import Regression, start_worker, train_in_process
 
 from minigpt4_serve.errors import InvalidRequest
 from tools.tiny import trainer as trainer_module
@@ -147,3 +150,21 @@ def test_processes_train_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
     for name, value in together.network.state_dict().items():
         assert torch.equal(first["network"][name], second["network"][name])
         assert torch.allclose(first["network"][name], value, rtol=1e-5)
+
+
+def test_a_worker_ends_when_its_parent_is_killed() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    parent = multiprocessing.get_context("spawn").Process(target=start_worker, args=(sender,))
+    parent.start()
+    sender.close()
+    worker = receiver.recv()
+    parent.kill()
+    parent.join()
+    parent.close()
+    ended = receiver.poll(120)  # the end of the worker, the last that holds the sender open
+    if not ended:
+        os.kill(worker, signal.SIGKILL)
+    assert ended
+    with pytest.raises(EOFError):
+        receiver.recv()
+    receiver.close()

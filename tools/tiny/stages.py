@@ -33,6 +33,7 @@ from tools.tiny.trainer import (
     Step,
     Trainer,
     TrainingTask,
+    end_with_parent,
     random_seeds,
     read_result,
     sum_over_processes,
@@ -356,6 +357,7 @@ def _train_in_process(rank: int, run: Run, stage: StageName, rendezvous: Path | 
     assert budget is not None
     torch.set_num_threads(run.config.threads)
     if rendezvous is not None:
+        end_with_parent()
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
         distributed.init_process_group(

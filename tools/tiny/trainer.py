@@ -6,8 +6,10 @@ number.
 """
 
 import math
+import multiprocessing
 import os
 import random
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ __all__ = [
     "Trainer",
     "TrainingDiverged",
     "TrainingTask",
+    "end_with_parent",
     "learning_rate_factor",
     "random_seeds",
     "read_result",
@@ -256,3 +259,17 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     if distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor
+
+
+def end_with_parent() -> None:
+    """End this process when its parent ends, even by SIGKILL: a worker that is left behind would go on writing the
+    checkpoint that the next start resumes from. (What torch does, SIGINT, is ignored by jobs in a shell's background.)
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
