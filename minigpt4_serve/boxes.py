@@ -17,8 +17,10 @@ _ANY_BOX = re.sub(r"\((?=-)", "(?:", _BOX)
 _BOXES = rf"{_ANY_BOX}(?:\s*<delim>\s*{_ANY_BOX})*"
 _GROUNDED = re.compile(rf"(?:<p>([^<]*)</p>\s*)?({_BOXES})")
 
+# Tried once for each run of blanks: (?<!\s) and the possessive *+ keep long runs from taking quadratic time.
+_BOXES_AND_BLANKS = re.compile(rf"(?<!\s)\s*+(?:<delim>\s*+)?{_BOXES}")
 _TAG = re.compile(r"</?p>|<delim>")
-_HALF_WRITTEN = re.compile(r"\s*(?:\{[-<>\d\s]*|</?p?|<d(?:e|el|eli|elim)?)$")
+_HALF_WRITTEN = re.compile(r"(?<!\s)\s*+(?:\{[-<>\d\s]*|</?p?|<d(?:e|el|eli|elim)?)$")
 
 _COLOURS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324", "#808000", "#000075",
@@ -82,7 +84,7 @@ def parse_groundings(text: str) -> list[Grounding]:
 
 def plain_text(text: str) -> str:
     """The answer without boxes and tags, as a person reads it."""
-    text = re.sub(rf"\s*(?:<delim>)?\s*(?:{_BOXES})", "", html.unescape(text))
+    text = _BOXES_AND_BLANKS.sub("", html.unescape(text))
     return _TAG.sub("", text).strip()
 
 

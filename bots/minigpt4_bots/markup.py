@@ -16,12 +16,14 @@ ZERO_WIDTH = "\u200b"
 _NO_BACKTICK = "\u02cb"
 """Looks like a backtick, and means nothing."""
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^\n`]*$")
+# Repetitions are possessive (*+) wherever two of them could share the same characters: a text that fails is then given
+# up at once instead of being split in every possible way, which takes quadratic or cubic time.
+_FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)\s*+([\w+#.-]*+)[^\n`]*+$")
 _CODE_OR_BARS = re.compile(r"(?<!`)(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|(?P<bars>\|\|)")
 _PATH = r"/[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~]|/"
 _LINK = re.compile(
-    r"!?\[(?P<label>[^\[\]\n]*)\]\(\s*<?(?P<target>[^\s()<>`]*(?:\([^\s()<>`]*\)[^\s()<>`]*)*)>?(?:\s+[^()\n]*)?\)"
-    r"|<?(?P<address>\b(?:[a-zA-Z][a-zA-Z0-9+.-]*://|www\.)[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~])>?"
+    r"!?\[(?P<label>[^\[\]\n]*)\]\(\s*+<?(?P<target>[^\s()<>`]*+(?:\([^\s()<>`]*+\)[^\s()<>`]*+)*+)>?(?:\s++[^()\n]*+)?\)"
+    r"|<?(?P<address>\b(?:[a-zA-Z][a-zA-Z0-9+.-]{0,30}+://|www\.)[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~])>?"
     # Programs link bare domains in any script and case, and numbers. One try for each run of these characters, or long
     # runs would take too long.
     r"|(?<![\w.-])(?P<before>[-_.]*)(?P<domain>"

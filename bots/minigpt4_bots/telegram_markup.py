@@ -51,7 +51,7 @@ def telegram_length(text: str, *, spoiler: bool = False) -> int:
 
 
 def _plain(rendered: str) -> str:
-    return html.unescape(re.sub(r"<[^>]*>", "", rendered))
+    return html.unescape(re.sub(r"<[^<>]*>", "", rendered))
 
 
 def _code_block(block: Code, *, hidden: bool) -> str:

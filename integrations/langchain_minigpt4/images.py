@@ -14,7 +14,7 @@ __all__ = ["StoredImage", "images_in", "take_images"]
 
 # A picture's address inside running text, as people paste it.
 _PASTED = re.compile(r"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
-_NUMBER = re.compile(r"\d+$")
+_NUMBER = re.compile(r"(?<!\d)\d+$")
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 _M = TypeVar("_M", bound=BaseMessage)

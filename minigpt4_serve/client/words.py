@@ -10,7 +10,7 @@ import unicodedata
 __all__ = ["clean", "delimited"]
 
 _JOINERS = "\u200c\u200d"  # scripts of India and Iran, and emoji, can't be written without them
-_MARK = re.compile(r"<(\s*/?\s*picture_answer)", re.IGNORECASE)
+_MARK = re.compile(r"<(\s*+(?:/\s*+)?picture_answer)", re.IGNORECASE)
 
 
 def clean(text: str, max_chars: int) -> tuple[str, bool]:

@@ -18,6 +18,7 @@ from ray.serve.schema import ApplicationStatus
 from minigpt4_serve.errors import EngineFailed, WeightsError
 from minigpt4_serve.process_tree import descendants, kill_descendants
 from minigpt4_serve.serving.keys import KeyRing
+from minigpt4_serve.serving.ray_token import protect_token
 from minigpt4_serve.serving.replica import EngineReplica, Ingress
 from minigpt4_serve.serving.shared_socket import SharedSocket
 from minigpt4_serve.settings import ScaleSettings, ServeSettings
@@ -191,6 +192,7 @@ def _start_cluster(metrics_port: int | None) -> None:
     Raises:
         EngineFailed: not even then.
     """
+    protect_token()
     before = descendants()
     for attempt in range(3):
         try:

@@ -3,11 +3,7 @@
 torch is loaded where it is needed: importing this module, as the process that deploys it does, loads none of it.
 """
 
-<<<<<<< ours
-import asyncio
 import atexit
-=======
->>>>>>> theirs
 import gc
 import os
 import sys
@@ -38,12 +34,8 @@ _NICENESS = 10  # of an engine that computes on CPUs: a tenth of the share of a 
 def loading() -> Iterator[None]:
     """Suspend garbage collection while a process loads its libraries and its model: it takes a tenth of that time.
 
-<<<<<<< ours
-    What was loaded is not looked at again (``gc.freeze``) before Python ends: libraries made with nanobind, such as
-    Triton, print a list of all their objects that exist after that.
-=======
-    Nearly all of it stays until the process ends, so later collections skip it, too (``gc.freeze``).
->>>>>>> theirs
+    Nearly all of it stays until the process ends, so later collections skip it, too (``gc.freeze``). At exit it is
+    collected after all: libraries made with nanobind, such as Triton, print a list of the objects that outlive Python.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -51,12 +43,8 @@ def loading() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
-<<<<<<< ours
         atexit.register(gc.unfreeze)
-        if collecting:
-=======
         if enabled:
->>>>>>> theirs
             gc.enable()
 
 

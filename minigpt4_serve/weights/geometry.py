@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, LlamaConfig
+from transformers import LlamaConfig
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4Config
@@ -91,10 +91,11 @@ def read_llm_config(folder: Path) -> LlamaConfig:
     """
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        # Not by AutoConfig: with an auto_map in the file it offers to run the Python in the folder.
+        config = LlamaConfig.from_pretrained(folder, local_files_only=True) if kind == "llama" else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise WeightsError(f"{folder / 'config.json'} is damaged; download it again.") from error
-    if not isinstance(config, LlamaConfig):
+    if config is None:
         raise WeightsError(
             f"{folder} holds an LLM of type {kind!r}; MiniGPT-4 needs a LLaMA: Vicuna v0 or Llama-2 chat."
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run
 from safetensors.torch import load_file, save_file
 
 from minigpt4_serve import cli
@@ -338,3 +339,19 @@ def test_memory_stays_near_one_copy_of_the_model(files: Path) -> None:
     )
     assert int(done.stdout) < 1.5 * model_bytes
     assert len(list((files / "model").glob("*.safetensors"))) == 9
+
+
+# --- Python that comes with a folder ---
+
+
+@pytest.mark.parametrize(("model_type", "code"), [("llama", 0), ("stranger", 1)])
+def test_a_folders_own_python_never_runs(files: Path, model_type: str, code: int) -> None:
+    llm = files / "llm" / "llama2-tiny"
+    (llm / "code_of_a_stranger.py").write_text(f"import os; os.mkdir({str(files / 'owned')!r})\nclass Config: ...\n")
+    auto_map = {"AutoConfig": "code_of_a_stranger.Config", "AutoTokenizer": "code_of_a_stranger.Config"}
+    configure(files, auto_map=auto_map, model_type=model_type)
+    ended = run(*words(files), stdin="y\n" * 8)
+    assert ended.returncode == code, ended.stderr
+    assert "[y/N]" not in ended.stdout + ended.stderr
+    assert ("type 'stranger'" in ended.stderr) == bool(code)
+    assert not (files / "owned").exists()
