@@ -81,7 +81,7 @@ def test_an_engine_asks_for_its_gpu_although_no_node_has_one_yet(text: str) -> N
     assert application["args"]["scale"]["gpus_per_engine"] > 0
 
 
-def test_nodes_of_a_cluster_have_the_transport_that_a_local_one_has() -> None:
+def test_cluster_nodes_use_the_local_servers_transport() -> None:
     ours = re.findall(
         r'setdefault\("(RAY_SERVE_\w+|RAY_worker_niceness)", "(\w+)"\)', Path(serving.__file__).read_text()
     )
@@ -96,7 +96,7 @@ def test_nodes_of_a_cluster_have_the_transport_that_a_local_one_has() -> None:
         assert {"name": name, "value": value} in head["env"]
 
 
-def test_the_dashboard_names_only_metrics_that_exist_and_shows_them_all() -> None:
+def test_the_dashboard_shows_exactly_the_metrics_that_exist() -> None:
     dashboard = json.loads((CONFIGS / "grafana.json").read_text())
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     series = set(re.findall(r"\bray_minigpt4_\w+", asked))

@@ -57,9 +57,7 @@ def test_what_is_wrong_is_told(folder: Path) -> None:
     assert findings(folder)["model"].state == "problem"
 
 
-def test_the_memory_that_is_told_is_that_of_the_dtype_that_is_loaded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reported_memory_is_that_of_the_loaded_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "selftest.json").unlink()
     assert "as float32" in findings(folder)["memory"].text
     monkeypatch.setattr(doctor, "resolve_device", lambda _: torch.device("cuda"))

@@ -1,5 +1,6 @@
 """What users rely on before they run anything: names, light imports, layers that hold."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -91,3 +92,13 @@ def test_clients_install_without_torch_or_ray(extra: str) -> None:
     expected = {"": "openai", "langchain": "langgraph", "mcp": "mcp", "discord": "discord-py"}
     assert expected.get(extra, "python-telegram-bot") in names
     assert not names & {"torch", "ray", "transformers", "fastapi", "nvidia-cublas"}
+
+
+def test_test_names_have_at_most_60_characters() -> None:
+    names = [
+        name
+        for path in Path(__file__).parent.rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(names) > 900
+    assert [name for name in names if len(name) > 60] == []

@@ -62,7 +62,7 @@ def test_a_block_released_twice_is_a_programmers_error() -> None:
         manager.release([block])
 
 
-def test_what_was_released_longest_ago_is_evicted_first_and_an_end_before_its_beginning() -> None:
+def test_the_oldest_free_block_is_evicted_first_suffix_first() -> None:
     manager = BlockManager(4, SIZE)
     chains = [manager.chain([word] * 4, []) for word in (0, 1)]
     for hashes in chains:
@@ -77,7 +77,7 @@ def test_what_was_released_longest_ago_is_evicted_first_and_an_end_before_its_be
     assert [len(manager.find(hashes)) for hashes in chains] == [0, 2]
 
 
-def test_equal_words_after_different_beginnings_are_different_blocks() -> None:
+def test_equal_blocks_after_different_prefixes_differ() -> None:
     manager = BlockManager(4, SIZE)
     assert manager.chain([1, 1, 5, 5], [])[1] != manager.chain([2, 2, 5, 5], [])[1]
     assert manager.chain([1, 1, 5], []) == manager.chain([1, 1, 6], [])  # only full blocks have a name

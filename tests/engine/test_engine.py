@@ -223,7 +223,7 @@ async def test_evicted_features_and_blocks_change_no_answer(small_model: Any) ->
 # Promises.
 
 
-async def test_after_an_abort_slot_and_blocks_are_free_and_the_caller_hears_of_it(small_model: Any) -> None:
+async def test_abort_frees_slot_and_blocks_and_ends_the_stream(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True)
     with running(small_model) as engine:
         answers: list[Whole] = []
@@ -291,7 +291,7 @@ async def test_leaving_the_iteration_frees_the_slot(small_model: Any) -> None:
         assert answer.finish_reason in ("stop", "length")
 
 
-async def test_leaving_while_pictures_are_decoded_frees_the_place_in_line(small_model: Any, monkeypatch: Any) -> None:
+async def test_leaving_during_image_decoding_frees_the_queue_position(small_model: Any, monkeypatch: Any) -> None:
     with running(small_model, max_running=1, max_waiting=0) as engine:
         never = asyncio.get_running_loop().create_future()
 
@@ -310,7 +310,7 @@ async def test_leaving_while_pictures_are_decoded_frees_the_place_in_line(small_
         assert (await collect(engine, ask(small_model), GREEDY, "free"))[0].finish_reason
 
 
-async def test_a_name_that_is_taken_is_refused_and_its_owner_not_disturbed(small_model: Any) -> None:
+async def test_a_taken_request_id_is_refused_and_its_owner_undisturbed(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=60, ignore_eos=True)
     with running(small_model) as engine:
         with few_steps(engine) as rations:

@@ -27,7 +27,7 @@ SHAPE = {
 RULES = SamplingParams(max_tokens=150, temperature=1.5, json_schema=json.dumps(SHAPE), stop=())
 
 
-async def test_every_answer_is_json_of_the_shape_and_others_are_not_touched(small_model: Any) -> None:
+async def test_constrained_answers_follow_the_schema_and_others_do_not(small_model: Any) -> None:
     asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
     with running(small_model, max_running=4, num_blocks=40) as engine:  # a cache so small that some are preempted
         free = SamplingParams(max_tokens=20)
@@ -68,13 +68,13 @@ async def test_every_answer_is_json_of_the_shape_and_others_are_not_touched(smal
         "true",
     ],
 )
-def test_a_schema_that_can_not_be_followed_is_refused_in_our_words(small_model: Any, schema: str) -> None:
+def test_an_impossible_schema_is_refused_in_one_sentence(small_model: Any, schema: str) -> None:
     with pytest.raises(InvalidRequest, match="can't be followed") as refused:
         Grammars(small_model[1].tokenizer, [2], 512).compile(schema)
     assert refused.value.param == "response_format"
 
 
-def test_what_writes_nothing_is_forbidden_and_so_is_what_has_no_text(small_model: Any) -> None:
+def test_tokens_without_text_are_never_allowed(small_model: Any) -> None:
     """Padding, unknown words and rows past the vocabulary would vanish from the text."""
     tokenizer = small_model[1].tokenizer
     size = tokenizer.vocab_size + 30

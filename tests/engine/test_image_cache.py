@@ -76,7 +76,7 @@ async def test_features_larger_than_the_cache_are_kept_until_the_next(cache: Ima
     assert not await is_kept(cache, "red")
 
 
-async def test_what_a_request_still_shows_is_found_though_it_was_dropped(cache: ImageCache) -> None:
+async def test_evicted_features_in_use_are_still_found(cache: ImageCache) -> None:
     (held,) = await cache.resolve([picture("red")])
     cache.put(held, torch.zeros(1000))
     await encode_one(cache, "blue", features(1))

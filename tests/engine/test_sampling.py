@@ -78,7 +78,7 @@ def test_filters_apply_one_after_the_other() -> None:
     )
 
 
-def test_the_same_seed_gives_the_same_token_whatever_else_is_in_the_batch() -> None:
+def test_a_seed_gives_the_same_token_in_any_batch() -> None:
     scores = logits(40)
     kinds = [
         SamplingParams(temperature=1.3),

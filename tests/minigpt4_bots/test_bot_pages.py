@@ -18,9 +18,7 @@ def essence(text: str) -> str:
 
 @given(TEXTS, st.integers(64, 400), st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
-def test_pages_keep_every_word_within_the_limit_however_the_text_arrives(
-    text: str, limit: int, chance: random.Random
-) -> None:
+def test_pages_keep_all_text_within_the_limit(text: str, limit: int, chance: random.Random) -> None:
     cuts = sorted(chance.randint(0, len(text)) for _ in range(10))
     pages = pages_of(text, limit, cuts)
     assert all(utf16_length(safe_markdown(page)) <= limit for page in pages)

@@ -238,7 +238,7 @@ def test_lists(tmp_path: Path, access: dict[str, Any], asker: Asker, allowed: bo
     assert (gate.check(asker) is None) is allowed
 
 
-def test_a_minute_allows_so_many_questions_and_says_how_long_to_wait(tmp_path: Path) -> None:
+def test_the_minute_limit_refuses_with_the_wait(tmp_path: Path) -> None:
     clock = Clock()
     gate = gate_of(tmp_path, clock, limits=LimitSettings(user_per_minute=2))
     for _ in range(2):

@@ -148,7 +148,7 @@ async def test_a_deleted_message_is_sent_again() -> None:
     assert [stage.shown[message].text for message in await writing] == ["Answer"]
 
 
-async def test_progress_that_is_deleted_again_and_again_comes_back_only_when_complete() -> None:
+async def test_progress_deleted_repeatedly_returns_when_complete() -> None:
     stage = FakeStage()
     display = display_for(stage)
     writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
@@ -162,7 +162,7 @@ async def test_progress_that_is_deleted_again_and_again_comes_back_only_when_com
     assert [stage.shown[message].text for message in await writing] == ["One two three"]
 
 
-async def test_a_message_that_may_not_be_edited_is_replaced_and_removed() -> None:
+async def test_a_message_that_cannot_be_edited_is_replaced() -> None:
     class Locked(FakeStage):
         async def edit(self, message: str, content: Content) -> None:
             raise MessageGone(remains=True)

@@ -72,7 +72,7 @@ def test_rates_hold_at_the_platform_however_late_writes_arrive(
         assert all(sum(at - period < other <= at for other in times) <= rate for at in times)
 
 
-def test_a_write_that_hangs_keeps_others_waiting_only_for_a_moment() -> None:
+def test_a_hanging_write_delays_others_only_briefly() -> None:
     line = WaitingLine([Rate(2, 1.0)], lambda _: [Rate(1, 1.0)])
     for chat in ("hangs", "hangs too", "fine"):
         line.join(chat, Urgency.ANSWER)

@@ -79,14 +79,14 @@ def test_windows_line_ends_become_plain_ones() -> None:
     assert neutralise("a\r\nb\r\n") == "a\nb\n"
 
 
-def test_blanks_around_a_question_stay_and_those_around_an_answer_go() -> None:
+def test_questions_keep_outer_blanks_and_answers_lose_them() -> None:
     chat = [Turn("user", " Q1 ", 1), Turn("assistant", " A1\n"), Turn("user", "Q2\n")]
     expected = SYSTEM + "###Human: <Img><ImageHere></Img>  Q1 ###Assistant: A1###Human: Q2\n###Assistant: "
     assert render(chat, FORMATS["vicuna"]) == expected
     assert render([Turn("user", " \n", 1)], FORMATS["v2"]) == "<s>[INST] <Img><ImageHere></Img> [/INST]"
 
 
-def test_the_oldest_exchange_is_forgotten_first_and_pictures_stay() -> None:
+def test_truncation_drops_oldest_text_first_and_keeps_images() -> None:
     chat = [
         Turn("system", "S"),
         Turn("user", "Q1", 1),
@@ -109,7 +109,7 @@ def test_the_oldest_exchange_is_forgotten_first_and_pictures_stay() -> None:
         ("uaau", [3]), ("susu", [2, 3]), ("uaua", [2]),
     ],
 )  # fmt: skip
-def test_an_answer_goes_with_its_question_and_the_last_question_stays(roles: str, ends: list[int]) -> None:
+def test_truncation_drops_pairs_and_keeps_the_last_question(roles: str, ends: list[int]) -> None:
     names = {"s": "system", "u": "user", "a": "assistant"}
     chat = [Turn(names[role], f"words {i}", images=role == "u") for i, role in enumerate(roles)]  # type: ignore[arg-type]
     assert forgettable(chat) == ends
@@ -119,6 +119,6 @@ def test_an_answer_goes_with_its_question_and_the_last_question_stays(roles: str
         assert dropped == end - roles.startswith("s")
 
 
-def test_a_sharp_at_the_end_of_the_system_text_stays_apart_from_the_separator() -> None:
+def test_a_trailing_sharp_never_joins_the_separator() -> None:
     prompt = render([Turn("system", " Answer in C# "), Turn("user", "Q")], FORMATS["vicuna"])
     assert prompt == "Answer in C# ###Human: Q###Assistant: "

@@ -50,7 +50,7 @@ def test_every_kind_of_picture_becomes_rgb(mode: str) -> None:
     assert torch.equal(pixels, MiniGPT4ImageProcessor(SIDE).to_tensor(picture.convert("RGB")))
 
 
-def test_transparency_is_dropped_and_a_square_of_the_right_size_is_left_alone() -> None:
+def test_transparency_is_dropped_and_fitting_squares_are_kept() -> None:
     image = noise(SIDE, SIDE)
     clear = image.convert("RGBA")
     clear.putalpha(0)

@@ -29,7 +29,7 @@ def test_special_ids_are_the_vocabularys_own(tokenizer: MiniGPT4Tokenizer) -> No
     assert tokenizer.convert_ids_to_tokens(tokenizer.pad_token_id) == "$$"
 
 
-def test_a_vocabulary_of_another_size_even_without_the_piece_for_padding(tmp_path: Path) -> None:
+def test_vocabularies_of_other_sizes_work_without_padding_piece(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(vocabulary(330))
     plain = MiniGPT4Tokenizer(str(tmp_path / "tokenizer.model"))
     assert (len(plain), plain.vocab_size, plain.pad_token_id) == (330, 330, 0)

@@ -61,9 +61,7 @@ def test_only_the_whole_key_opens(file: Path) -> None:
     assert ring.find(other).name == "bob"  # type: ignore[union-attr]
 
 
-def test_changes_are_seen_within_seconds_but_not_looked_for_at_every_request(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_changes_are_seen_soon_but_not_checked_each_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = add_key(file, "alice", KeyLimits())
     clock = Clock()
     ring = KeyRing(file, None, clock)
@@ -83,9 +81,7 @@ def test_changes_are_seen_within_seconds_but_not_looked_for_at_every_request(
     assert looked == []
 
 
-def test_a_file_that_is_damaged_keeps_its_keys_and_one_that_is_gone_has_none(
-    file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_file_keeps_its_keys_and_a_missing_has_none(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     key = add_key(file, "alice", KeyLimits())
     clock = Clock()
     ring = KeyRing(file, None, clock)

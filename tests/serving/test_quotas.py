@@ -87,9 +87,7 @@ def test_requests_in_progress(ledger: Ledger) -> None:
     assert ledger.begin("alice", limits, "a", "five").refusal is None
 
 
-def test_what_a_lost_replica_held_is_free_again_and_what_a_living_one_holds_is_not(
-    ledger: Ledger, clock: Clock
-) -> None:
+def test_only_lost_replicas_reservations_are_released(ledger: Ledger, clock: Clock) -> None:
     limits = KeyLimits(concurrent_requests=2)
     ledger.begin("alice", limits, "lost", "one")
     ledger.begin("alice", limits, "living", "two")

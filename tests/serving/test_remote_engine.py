@@ -137,7 +137,7 @@ class Router:
     sent: dict[str, int] = field(default_factory=dict)
 
 
-async def test_it_is_full_when_all_places_are_taken_by_requests_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_capacity_is_exhausted_by_this_processs_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     router = Router()
     monkeypatch.setattr("minigpt4_serve.serving.replica_stats._routers", [router])
     engine, _, _ = _engine(*[[Delta(text="a"), Delta(text="b")]] * 6)
@@ -159,7 +159,7 @@ async def test_it_is_full_when_all_places_are_taken_by_requests_from_here(monkey
     engine.check_room()
 
 
-async def test_who_came_to_a_full_engine_while_another_has_a_place_is_asked_there_once(
+async def test_a_full_engine_is_retried_once_on_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     full = Overloaded("busy", retry_after=2.5)

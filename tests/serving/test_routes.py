@@ -186,7 +186,7 @@ def test_refusals_have_their_status_and_openais_shape(
     assert answer.headers["x-request-id"]
 
 
-def test_a_picture_that_breaks_off_is_refused_before_the_stream_begins(client: httpx.Client) -> None:
+def test_a_truncated_image_is_refused_before_the_stream(client: httpx.Client) -> None:
     data = encode(draw("red", (300, 300)))
     url = "data:image/png;base64," + base64.b64encode(data[: len(data) // 2]).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}]
@@ -221,7 +221,7 @@ def test_a_client_that_leaves_frees_its_slot(served: tuple[httpx.Client, ChatSer
     assert stats.aborted == before + 1
 
 
-def test_a_client_that_leaves_before_its_whole_answer_frees_its_slot(
+def test_a_client_leaving_a_whole_answer_frees_its_slot(
     served: tuple[httpx.Client, ChatService],
 ) -> None:
     client, service = served
@@ -313,7 +313,7 @@ def test_a_key_is_wanted_everywhere_but_for_health(small_model: Any) -> None:
         assert client.post(CHAT, json=_question(), headers={"authorization": "Bearer sesame"}).status_code == 200
 
 
-def test_when_busy_some_wait_and_see_their_place_and_others_are_refused(small_model: Any) -> None:
+def test_when_busy_some_queue_and_others_are_refused(small_model: Any) -> None:
     settings = EngineSettings(max_running=1, max_waiting=1)
 
     async def crowd(url: str, service: ChatService) -> list[httpx.Response]:

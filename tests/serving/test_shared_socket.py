@@ -22,7 +22,7 @@ def _received(shared: SharedSocket) -> Iterator[socket.socket]:
         yield listening
 
 
-def test_who_connects_while_a_process_is_replaced_is_answered_by_the_next() -> None:
+def test_connections_during_a_replacement_reach_the_successor() -> None:
     shared = SharedSocket("127.0.0.1", 0)
     with _received(shared) as listening:
         port = listening.getsockname()[1]
@@ -49,7 +49,7 @@ def test_an_address_that_is_not_ours_is_named(host: str) -> None:
         SharedSocket(host, 0)
 
 
-def test_who_is_killed_before_the_socket_reaches_it_costs_nobody_else() -> None:
+def test_a_receiver_killed_early_does_not_affect_others() -> None:
     shared = SharedSocket("127.0.0.1", 0)
     try:
         for _ in range(20):

@@ -75,14 +75,14 @@ async def test_a_stream_says_what_is_known_when_it_begins() -> None:
     assert counts.answers == [(USAGE, TIMINGS)]
 
 
-async def test_refusals_are_counted_by_reason_and_strangers_paths_together() -> None:
+async def test_refusals_are_counted_by_reason_unknown_paths_together() -> None:
     _, counts = await _get("/busy")
     assert counts.requests == [("/busy", 429, "overloaded")]
     _, counts = await _get("/made/up/by/a/stranger")
     assert counts.requests == [("other", 200, None)]
 
 
-async def test_what_breaks_is_logged_with_the_name_and_answered_without_the_reason(
+async def test_crashes_are_logged_in_full_and_answered_generically(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     answer, counts = await _get("/breaks", **{"x-request-id": "abc-1"})

@@ -154,7 +154,7 @@ def test_what_the_checkpoint_trained_lies_over_the_rest(files: Path) -> None:
     assert torch.equal(load_file(files / "own" / "model.safetensors")[norm], own)
 
 
-def test_an_embedding_of_other_height_than_the_configuration_is_kept(files: Path) -> None:
+def test_an_embedding_taller_than_the_configuration_is_kept(files: Path) -> None:
     path = files / "llm" / "vicuna-tiny" / "config.json"
     path.write_text(path.read_text().replace('"vocab_size": 513', '"vocab_size": 512'))
     conversion = run(files)
