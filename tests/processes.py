@@ -82,7 +82,11 @@ class Server:
 
     def replicas(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas."""
-        title = f"ray::ServeReplica:minigpt4:{deployment}"
+        return self.workers(f"ServeReplica:minigpt4:{deployment}")
+
+    def workers(self, title: str) -> list[int]:
+        """Process ids of Ray's workers whose title begins so, an actor's class for instance."""
+        title = f"ray::{title}"
         return [pid for pid in _descendants(self.process.pid) if _title(pid).startswith(title)]
 
 
