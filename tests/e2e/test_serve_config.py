@@ -156,7 +156,7 @@ async def test_under_load_ray_adds_an_engine(deployed: httpx.Client) -> None:
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(SLOTS)]
         try:
-            async with asyncio.timeout(400):
+            async with asyncio.timeout(240):
                 while len((await client.get("/status")).json()["engines"]) < 2:
                     await asyncio.sleep(0.5)
         finally:
