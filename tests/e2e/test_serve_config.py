@@ -145,7 +145,7 @@ def test_a_counter_that_hangs_is_a_503_until_it_goes_on(running: tuple[Server, h
 @pytest.mark.timeout(600)
 async def test_under_load_ray_adds_an_engine(deployed: httpx.Client) -> None:
     async with httpx.AsyncClient(base_url=deployed.base_url, headers=deployed.headers, timeout=300) as client:
-        assert len((await client.get("/status")).json()["engines"]) == 1
+        await _until_engines(client, 1)  # until the first one has reported there is none
         over = asyncio.Event()
 
         async def keep_asking() -> list[int]:
@@ -156,10 +156,14 @@ async def test_under_load_ray_adds_an_engine(deployed: httpx.Client) -> None:
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(SLOTS)]
         try:
-            async with asyncio.timeout(240):
-                while len((await client.get("/status")).json()["engines"]) < 2:
-                    await asyncio.sleep(0.5)
+            await _until_engines(client, 2)
         finally:
             over.set()
             answered = [status for statuses in await asyncio.gather(*asking) for status in statuses]
         assert set(answered) == {200}
+
+
+async def _until_engines(client: httpx.AsyncClient, number: int) -> None:
+    async with asyncio.timeout(240):
+        while len((await client.get("/status")).json()["engines"]) != number:
+            await asyncio.sleep(0.5)
