@@ -19,11 +19,11 @@ from minigpt4_serve.errors import (
     ModelNotFound,
     ServerUnreachable,
 )
-from minigpt4_serve.pictures import ImageLimits, check_picture, decode_picture, image_part
+from minigpt4_serve.images import ImageLimits, decode_image, image_url_part, validate_image
 from minigpt4_serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from minigpt4_serve.engine import Delta
+    from minigpt4_serve.protocol import Delta
 
 __all__ = ["Answer", "AnswerSource", "LocalModel", "RemoteModel", "user_message"]
 
@@ -77,7 +77,7 @@ def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:
         InvalidRequest: no such file, or not readable.
         InvalidImage, PayloadTooLarge: not a picture that the model can be shown.
     """
-    parts: list[dict[str, Any]] = []
+    parts: list[Any] = []
     for path in pictures:
         try:
             data = path.read_bytes()
@@ -86,10 +86,10 @@ def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:
             why = reason.get(type(error), "it can't be read")
             raise InvalidRequest(f"Can't open the picture {path}: {why}.") from error
         try:
-            decode_picture(check_picture(data, ImageLimits()).data)
+            decode_image(validate_image(data, ImageLimits()).data)
         except InvalidImage as error:
             raise InvalidImage(f"{path}: {error.message}") from error
-        parts.append(image_part(data))
+        parts.append(image_url_part(data))
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
@@ -101,7 +101,7 @@ class LocalModel:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        from minigpt4_serve.serving.replica import load_engine, loading
+        from minigpt4_serve.server.ray.replica import load_engine, loading
 
         with loading():
             self._engine, self._service = load_engine(settings)
@@ -109,7 +109,7 @@ class LocalModel:
 
     def answer(self, messages: Sequence[Message], **options: Any) -> Answer:
         """See ``AnswerSource``."""
-        from minigpt4_serve.serving.api import ChatCompletionRequest
+        from minigpt4_serve.server.openai.chat_request import ChatCompletionRequest
 
         request = ChatCompletionRequest.model_validate({"messages": list(messages), **options})
         chat = self._loop.run_until_complete(self._service.prepare(request))

@@ -43,7 +43,6 @@ _EXTRAS = {
     "uvicorn": "web",  # this process needs it for the page only
 }
 """Which extra of the package brings a library."""
-_PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _DEMO_QUESTIONS = ("What is the background?", "How many objects are there?", "What are they?")
 
 ServerOption = Annotated[
@@ -422,8 +421,10 @@ def _base_url(settings: "ServeSettings") -> str:
 
 def _split_words(words: Sequence[str]) -> tuple[list[Path], str]:
     """Pictures first, the question last; a last word that is a file, or is called like a picture, is one, too."""
+    from minigpt4_serve.images import IMAGE_SUFFIXES
+
     last = words[-1]
-    if len(words) == 1 or Path(last).is_file() or last.lower().endswith(_PICTURE_ENDINGS):
+    if len(words) == 1 or Path(last).is_file() or last.lower().endswith(IMAGE_SUFFIXES):
         return [Path(word) for word in words], _DEFAULT_QUESTION
     return [Path(word) for word in words[:-1]], last.strip() or _DEFAULT_QUESTION
 
@@ -481,14 +482,14 @@ def _start_server(settings: "ServeSettings") -> None:
             step.enter_context(_Step(what))
 
         begin("importing Ray")
-        from minigpt4_serve.serving.app import start
+        from minigpt4_serve.server.ray.app import start
 
         start(settings, on_progress=begin)
 
 
 def _stop_server() -> None:
     """Finish the answers in progress, then stop; a second signal ends all processes at once."""
-    from minigpt4_serve.serving.app import stop
+    from minigpt4_serve.server.ray.app import stop
 
     _handle_stop_signals(_kill_all)
     typer.echo("Stopping …")
@@ -555,7 +556,7 @@ class _HangUps:
 
 def _roll_over(running: "ServeSettings", config: Path | None, words: dict[str, Any]) -> None:
     """New settings for a running server; what can be seen to be wrong before a process is replaced changes nothing."""
-    from minigpt4_serve.serving.app import check, deploy
+    from minigpt4_serve.server.ray.app import check, deploy
     from minigpt4_serve.settings import read_serve_settings
 
     try:

@@ -12,7 +12,7 @@
     │  └─ RateLimited                  429  rate_limit_exceeded
     ├─ EngineFailed                    503  engine_failed
     ├─ ServerUnreachable               503  server_unreachable    (clients only)
-    │  └─ CutShort                     503  cut_short
+    │  └─ StreamInterrupted                     503  cut_short
     └─ WeightsError                    500  weights_error         (missing, unexpected tensor names)
 
 Every message is one or two sentences for the person who meets it and says what to do. Text of third-party exceptions
@@ -25,7 +25,6 @@ from typing import Any
 __all__ = [
     "AuthenticationFailed",
     "ContextLengthExceeded",
-    "CutShort",
     "DeadlineExceeded",
     "EngineFailed",
     "InvalidImage",
@@ -36,6 +35,7 @@ __all__ = [
     "PayloadTooLarge",
     "RateLimited",
     "ServerUnreachable",
+    "StreamInterrupted",
     "WeightsError",
 ]
 
@@ -138,7 +138,7 @@ class Overloaded(MiniGPT4Error):
         self.retry_after = retry_after
 
     @classmethod
-    def full(cls, wait: float) -> "Overloaded":
+    def queue_full(cls, wait: float) -> "Overloaded":
         """No more may wait; after ``wait`` seconds, as expected, one more may."""
         return cls(f"The server is busy; try again in {max(1, round(wait))} s.", retry_after=wait)
 
@@ -163,7 +163,7 @@ class ServerUnreachable(MiniGPT4Error):
     status = 503
 
 
-class CutShort(ServerUnreachable):
+class StreamInterrupted(ServerUnreachable):
     """A client lost the server in the middle of an answer."""
 
     code = "cut_short"

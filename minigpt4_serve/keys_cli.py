@@ -33,7 +33,7 @@ def add(
 
     Example: minigpt4 keys add alice --requests-per-minute 60 --images-per-day 1000
     """
-    from minigpt4_serve.serving.keys import KeyLimits, add_key
+    from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 
     limits = KeyLimits(
         requests_per_minute=requests_per_minute,
@@ -48,7 +48,7 @@ def add(
 @keys.command("list")
 def show(keys_file: FileOption = Path("minigpt4-keys.json")) -> None:
     """Show names and limits; the keys themselves are not known any more."""
-    from minigpt4_serve.serving.keys import read_keys
+    from minigpt4_serve.server.keys.key_ring import read_keys
 
     rows: list[tuple[str, ...]] = [("NAME", "ID", "CREATED", "REQUESTS/MIN", "CONCURRENT", "IMAGES/DAY")]
     for key in read_keys(keys_file):
@@ -66,7 +66,7 @@ def revoke(
     keys_file: FileOption = Path("minigpt4-keys.json"),
 ) -> None:
     """Take a key away. Requests in progress are finished."""
-    from minigpt4_serve.serving.keys import revoke_key
+    from minigpt4_serve.server.keys.key_ring import revoke_key
 
     key = revoke_key(keys_file, name)
     typer.echo(f"The key of {key.name} ({key.id}) is no longer valid; running servers know within seconds.")

@@ -12,14 +12,15 @@ import torch
 from drawing import draw, encode
 from transformers import StoppingCriteriaList
 
-from minigpt4_serve.engine import Delta, Engine, Prompt, SamplingParams, Timings, Usage
+from minigpt4_serve.engine import Engine
+from minigpt4_serve.images import EncodedImage, ImageLimits, decode_image, validate_image
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
-from minigpt4_serve.pictures import ImageLimits, Picture, check_picture, decode_picture
+from minigpt4_serve.protocol import Delta, Prompt, SamplingParams, Timings, Usage
 from minigpt4_serve.settings import EngineSettings
 
 COLORS = ("red", "green", "blue", "orange", "purple", "black")
-PICTURES = {color: check_picture(encode(draw(color)), ImageLimits()) for color in COLORS}
+PICTURES = {color: validate_image(encode(draw(color)), ImageLimits()) for color in COLORS}
 
 
 @dataclass
@@ -120,7 +121,7 @@ def add(answer: Whole, delta: Delta) -> None:
 def plain_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[int]:
     """The greedy ids of ``generate()`` on the model itself."""
     model, processor = small_model
-    pixels = [processor.image_processor.to_tensor(decode_picture(picture.data)) for picture in asked.pictures]
+    pixels = [processor.image_processor.to_tensor(decode_image(picture.data)) for picture in asked.images]
     stop = StoppingCriteriaList([StopAtText(processor.tokenizer, rules.stop)] if rules.stop else [])
     out = model.generate(
         input_ids=torch.tensor([asked.token_ids]),
@@ -150,7 +151,7 @@ async def arrived(engine: Engine, sequences: int) -> None:
 __all__ = [
     "COLORS",
     "PICTURES",
-    "Picture",
+    "EncodedImage",
     "Rations",
     "Whole",
     "add",

@@ -12,8 +12,8 @@ import httpx
 import uvicorn
 
 from minigpt4_serve.engine import Engine, EngineStats
-from minigpt4_serve.serving.chat import ChatService
-from minigpt4_serve.serving.routes import create_app
+from minigpt4_serve.server.http.chat_service import ChatService
+from minigpt4_serve.server.http.routes import create_app
 from minigpt4_serve.settings import ServeSettings
 
 

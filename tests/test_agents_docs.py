@@ -74,7 +74,7 @@ def test_documented_errors_exist_in_the_code() -> None:
     rows = re.findall(r"^\| [^|]+ \| (Th[^|]+\.) \|$", DOCS, re.MULTILINE)
     assert len(rows) == 11
     sources = [*(ROOT / "minigpt4_serve" / "client").glob("*.py")]
-    sources += [ROOT / "minigpt4_serve" / "pictures.py", ROOT / "minigpt4_serve" / "fetch.py"]
+    sources += (ROOT / "minigpt4_serve" / "images").glob("*.py")
     sources.append(ROOT / "integrations" / "langchain_minigpt4" / "tools.py")
     code = " ".join(path.read_text(encoding="utf-8") for path in sources)
     for row in rows:

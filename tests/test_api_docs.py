@@ -101,8 +101,8 @@ def test_the_tables_are_true() -> None:
 
 
 def test_every_refused_field_is_named() -> None:
-    from minigpt4_serve.serving.api import _REFUSED as CHAT
-    from minigpt4_serve.serving.responses_api import _REFUSED as RESPONSES
+    from minigpt4_serve.server.openai.chat_request import _REFUSED as CHAT
+    from minigpt4_serve.server.openai.responses_request import _REFUSED as RESPONSES
 
     refused = " ".join(PAGE.split("Fields that this server can't honour")[1].split("Unknown fields")[0].split())
     words = {

@@ -13,7 +13,7 @@ from ray import serve
 
 from minigpt4_serve import cli, process_tree
 from minigpt4_serve.errors import EngineFailed
-from minigpt4_serve.serving import app
+from minigpt4_serve.server.ray import app
 from minigpt4_serve.settings import read_serve_settings
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")

@@ -15,8 +15,8 @@ from ray.scripts.scripts import start as ray_start
 from ray.serve._private import constants
 from ray.serve.schema import ServeDeploySchema
 
-from minigpt4_serve import serving
-from minigpt4_serve.serving.metrics import METRICS
+from minigpt4_serve.server import ray as ray_environment
+from minigpt4_serve.server.metrics import METRICS
 from minigpt4_serve.settings import ServeSettings, read_serve_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -83,7 +83,7 @@ def test_an_engine_asks_for_its_gpu_although_no_node_has_one_yet(text: str) -> N
 
 def test_cluster_nodes_use_the_local_servers_transport() -> None:
     ours = re.findall(
-        r'setdefault\("(RAY_SERVE_\w+|RAY_worker_niceness)", "(\w+)"\)', Path(serving.__file__).read_text()
+        r'setdefault\("(RAY_SERVE_\w+|RAY_worker_niceness)", "(\w+)"\)', Path(ray_environment.__file__).read_text()
     )
     assert len(ours) == 6
     longest = int(dict(ours)["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"])

@@ -23,7 +23,8 @@ def _modules_after(statement: str) -> set[str]:
     [
         "import minigpt4_serve",
         "import minigpt4_serve.cli",
-        "import minigpt4_serve.settings, minigpt4_serve.answering, minigpt4_serve.pictures",
+        "import minigpt4_serve.settings, minigpt4_serve.answering, minigpt4_serve.images",
+        "import minigpt4_serve.images.fetch, minigpt4_serve.protocol, minigpt4_serve.prompt.encoder",
         "import langchain_minigpt4",
         "import mcp_minigpt4",
         "import minigpt4_bots",
@@ -39,7 +40,7 @@ def test_the_page_loads_no_model_and_no_cluster() -> None:
 
 
 def test_deploying_loads_no_torch_in_the_driver() -> None:
-    assert "torch" not in _modules_after("import minigpt4_serve.serving.app")
+    assert "torch" not in _modules_after("import minigpt4_serve.server.ray.app")
 
 
 def test_public_names() -> None:
@@ -47,8 +48,8 @@ def test_public_names() -> None:
     import minigpt4_serve.model as model
 
     assert set(model.__all__) == {
-        "FORMATS",
-        "ConversationFormat",
+        "TEMPLATES",
+        "ConversationTemplate",
         "EncodedChat",
         "MiniGPT4Config",
         "MiniGPT4ForConditionalGeneration",

@@ -12,7 +12,7 @@ from coverage import Coverage
 FLOORS = {
     "minigpt4_serve/*.py": 85,
     "minigpt4_serve/engine/*": 94,
-    "minigpt4_serve/serving/*": 85,
+    "minigpt4_serve/server/*": 85,
     "minigpt4_serve/model/*": 96,
     "minigpt4_serve/weights/*": 95,
     "minigpt4_serve/client/*": 97,

@@ -15,7 +15,7 @@ from minigpt4_bots.settings import BotSettings
 from minigpt4_bots.texts import Texts
 from minigpt4_serve.client.chat import ChatServer
 from minigpt4_serve.errors import InvalidImage, PayloadTooLarge
-from minigpt4_serve.pictures import ImageLimits, Picture, check_picture
+from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
 
 __all__ = ["Collected", "Collector"]
 
@@ -41,10 +41,10 @@ class _Loader:
         self._refused: Counter[str] = Counter()
         self._kept = self._sent = 0
 
-    async def load(self, attachments: Sequence[Attachment]) -> tuple[Picture, ...]:
+    async def load(self, attachments: Sequence[Attachment]) -> tuple[EncodedImage, ...]:
         """The pictures among a message's files, each once, as many as a request may have."""
         results = await asyncio.gather(*(self._load_one(file) for file in attachments[:_MOST_ATTACHMENTS]))
-        pictures = tuple({one.digest: one for one in results if isinstance(one, Picture)}.values())
+        pictures = tuple({one.digest: one for one in results if isinstance(one, EncodedImage)}.values())
         self._refused.update(one for one in results if isinstance(one, str))
         kept = pictures[: self._most]
         self._kept += len(kept)
@@ -61,14 +61,14 @@ class _Loader:
                 notes.append(texts(f"left_out.{reason}", n=count, limit=texts.megabytes(self._max_bytes)))
         return notes
 
-    async def _load_one(self, file: Attachment) -> Picture | str:
+    async def _load_one(self, file: Attachment) -> EncodedImage | str:
         """The picture, or why not, by the name of its sentence."""
         if file.unusable is not None:
             return file.unusable
         if file.size is not None and file.size > self._max_bytes:
             return "too_large"
         try:
-            return check_picture(await file.load(self._max_bytes), ImageLimits(max_bytes=self._max_bytes))
+            return validate_image(await file.load(self._max_bytes), ImageLimits(max_bytes=self._max_bytes))
         except (TooLarge, PayloadTooLarge):
             return "too_large"
         except InvalidImage:

@@ -3,7 +3,6 @@
 Knows ids, words and encoded pictures; no platform and no network. Nothing here is ever written to disk.
 """
 
-import base64
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Literal
 
 from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionMessageParam
 
-from minigpt4_serve.pictures import Picture
+from minigpt4_serve.images import EncodedImage, image_url_part
 
 __all__ = [
     "Memory",
@@ -24,8 +23,6 @@ __all__ = [
     "merge_turns",
     "to_messages",
 ]
-
-_MIME = {b"\x89P": "image/png", b"\xff\xd8": "image/jpeg", b"GI": "image/gif", b"BM": "image/bmp", b"RI": "image/webp"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Turn:
 
     role: Literal["user", "assistant"]
     text: str
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[EncodedImage, ...] = ()
     owner: str = ""
     """The pseudonym of who asked, also for answers."""
     parent: MessageKey | None = None
@@ -193,20 +190,13 @@ def to_messages(turns: Sequence[Turn], system_prompt: str | None = None) -> list
         if turn.role == "assistant":
             messages.append({"role": "assistant", "content": turn.text})
             continue
-        content: list[ChatCompletionContentPartParam] = [
-            {"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in turn.pictures
-        ]
+        content: list[ChatCompletionContentPartParam] = [image_url_part(picture.data) for picture in turn.pictures]
         content.append({"type": "text", "text": turn.text})
         if len(owners) > 1:
             messages.append({"role": "user", "content": content, "name": f"user_{owners.index(turn.owner) + 1}"})
         else:
             messages.append({"role": "user", "content": content})
     return messages
-
-
-def _data_url(picture: Picture) -> str:
-    mime = next(mime for start, mime in _MIME.items() if picture.data.startswith(start))
-    return f"data:{mime};base64,{base64.b64encode(picture.data).decode()}"
 
 
 def _size(turn: Turn) -> int:

@@ -10,7 +10,7 @@ from langgraph.channels import DeltaChannel
 from langgraph.runtime import Runtime
 
 from langchain_minigpt4.images import StoredImage, take_images
-from minigpt4_serve.pictures import ImageLimits
+from minigpt4_serve.images import ImageLimits
 
 __all__ = ["ImageHandles", "ImageHandlesState"]
 

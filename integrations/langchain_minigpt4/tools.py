@@ -25,7 +25,7 @@ from minigpt4_serve.client import (
     wait_for,
 )
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
-from minigpt4_serve.pictures import ImageLimits, Picture
+from minigpt4_serve.images import EncodedImage, ImageLimits
 
 __all__ = ["MiniGPT4VisionTool"]
 
@@ -140,12 +140,12 @@ class MiniGPT4VisionTool(BaseTool):
             raise ToolException(error.message) from error
         return answer.for_model(), answer.model_dump(mode="json")
 
-    async def _open(self, references: Sequence[str], state: Mapping[str, Any]) -> list[Picture]:
+    async def _open(self, references: Sequence[str], state: Mapping[str, Any]) -> list[EncodedImage]:
         messages, taken = state.get("messages") or [], state.get("minigpt4_images") or {}
         known = await asyncio.to_thread(images_in, messages, taken, max_bytes=self.max_image_bytes)
         return await read_each(references, lambda name: self._open_one(_name(name), known), limit=self.max_images)
 
-    async def _open_one(self, reference: str, known: Mapping[str, StoredImage]) -> Picture:
+    async def _open_one(self, reference: str, known: Mapping[str, StoredImage]) -> EncodedImage:
         image = known.get(reference)
         if image is None:
             if is_handle(reference) or not self._may_open_others(reference):
@@ -160,7 +160,7 @@ class MiniGPT4VisionTool(BaseTool):
         """A plain word, where no folders are allowed, is a mistaken name rather than a path."""
         return bool(self.allowed_folders) or ":" in reference or "/" in reference or "\\" in reference
 
-    async def _ask(self, question: str, pictures: Sequence[Picture], runtime: Any) -> VisionAnswer:
+    async def _ask(self, question: str, pictures: Sequence[EncodedImage], runtime: Any) -> VisionAnswer:
         write = getattr(runtime, "stream_writer", None)
         async with aclosing(self._client.stream(question, pictures)) as events:
             async for event in events:

@@ -15,7 +15,7 @@ from pydantic import Field
 from minigpt4_serve import __version__
 from minigpt4_serve.client import DEFAULT_QUESTION, PictureSources, Progress, VisionAnswer, VisionClient, read_each
 from minigpt4_serve.errors import MiniGPT4Error
-from minigpt4_serve.pictures import Picture
+from minigpt4_serve.images import EncodedImage
 
 __all__ = ["create_server"]
 
@@ -67,7 +67,9 @@ def create_server(client: VisionClient, sources: PictureSources, *, trust_roots:
     return server
 
 
-async def _ask(client: VisionClient, question: str, pictures: Sequence[Picture], context: Context) -> CallToolResult:
+async def _ask(
+    client: VisionClient, question: str, pictures: Sequence[EncodedImage], context: Context
+) -> CallToolResult:
     steps, said = 0, ""
     async with aclosing(client.stream(question, pictures)) as events:
         async for event in events:

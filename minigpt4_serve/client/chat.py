@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from minigpt4_serve.client.address import server_address
 from minigpt4_serve.client.failures import as_ours, by_code
-from minigpt4_serve.errors import CutShort, EngineFailed, ModelNotFound, Overloaded, ServerUnreachable
+from minigpt4_serve.errors import EngineFailed, ModelNotFound, Overloaded, ServerUnreachable, StreamInterrupted
 
 __all__ = ["ChatServer", "End", "Event", "Full", "ModelCard", "Piece", "Waiting"]
 
@@ -171,7 +171,7 @@ class ChatServer:
 
         Raises:
             Overloaded: still full after ``patience_s``.
-            ServerUnreachable: it can't be reached; ``CutShort``: it was lost in the middle.
+            ServerUnreachable: it can't be reached; ``StreamInterrupted``: it was lost in the middle.
             MiniGPT4Error: anything else, by kind.
         """
         patience_ends = self._clock() + self._patience_s
@@ -233,7 +233,7 @@ async def _events(lines: AsyncIterator[str], dropped: int) -> AsyncIterator[Even
     """Server-sent lines → events.
 
     Raises:
-        CutShort, ServerUnreachable: the lines end, or break, before the answer does.
+        StreamInterrupted, ServerUnreachable: the lines end, or break, before the answer does.
         MiniGPT4Error: what the server reports.
     """
     begun = False
@@ -282,7 +282,7 @@ def _end(reason: str, last: Mapping[str, Any], dropped: int) -> End:
 
 def _broken(begun: bool) -> ServerUnreachable:
     if begun:
-        return CutShort("The connection to the server was lost in the middle of the answer.")
+        return StreamInterrupted("The connection to the server was lost in the middle of the answer.")
     return ServerUnreachable("The server can't be reached.")
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.fetch import PictureFetcher
-from minigpt4_serve.pictures import ImageLimits, Picture, check_picture, decode_picture, read_data_url
+from minigpt4_serve.images import EncodedImage, ImageLimits, decode_image, parse_data_url, validate_image
+from minigpt4_serve.images.fetch import ImageFetcher
 
 __all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each"]
 
@@ -45,13 +45,13 @@ class PictureSources:
     folders: tuple[Path, ...] = ()
     urls: bool | Sequence[str] = False
     limits: ImageLimits = field(default_factory=ImageLimits)
-    fetcher: PictureFetcher | None = None
+    fetcher: ImageFetcher | None = None
 
     def with_folders(self, folders: Sequence[Path]) -> "PictureSources":
         """The same with more folders."""
         return replace(self, folders=(*self.folders, *folders))
 
-    async def read(self, reference: str) -> Picture:
+    async def read(self, reference: str) -> EncodedImage:
         """The picture behind a reference.
 
         Raises:
@@ -60,16 +60,16 @@ class PictureSources:
         """
         reference = reference.strip()
         if reference[:5].lower() == "data:":
-            return await asyncio.to_thread(self._checked, lambda: read_data_url(reference, self.limits))
+            return await asyncio.to_thread(self._checked, lambda: parse_data_url(reference, self.limits))
         if "://" in reference or reference[:5].lower() == "file:":
             fetched = await self._fetch(reference)
-            return await asyncio.to_thread(self._checked, lambda: check_picture(fetched, self.limits))
-        return await asyncio.to_thread(self._checked, lambda: check_picture(self._read_file(reference), self.limits))
+            return await asyncio.to_thread(self._checked, lambda: validate_image(fetched, self.limits))
+        return await asyncio.to_thread(self._checked, lambda: validate_image(self._read_file(reference), self.limits))
 
-    def _checked(self, read: Callable[[], Picture]) -> Picture:
+    def _checked(self, read: Callable[[], EncodedImage]) -> EncodedImage:
         """A picture that can be decoded: no server is sent another."""
         picture = read()
-        decode_picture(picture.data)
+        decode_image(picture.data)
         return picture
 
     async def _fetch(self, url: str) -> bytes:
@@ -78,7 +78,7 @@ class PictureSources:
         if self.urls is False:
             raise InvalidRequest("Fetching pictures from addresses is not allowed here; use a picture that was given.")
         hosts = None if self.urls is True else frozenset(host.lower() for host in self.urls)
-        fetcher = self.fetcher or PictureFetcher(self.limits.max_bytes, hosts=hosts)
+        fetcher = self.fetcher or ImageFetcher(self.limits.max_bytes, hosts=hosts)
         return await fetcher.fetch(url)
 
     def _read_file(self, reference: str) -> bytes:
@@ -118,8 +118,8 @@ class PictureSources:
 
 
 async def read_each(
-    references: Sequence[str], read: Callable[[str], Awaitable[Picture]], *, limit: int = MAX_IMAGES
-) -> list[Picture]:
+    references: Sequence[str], read: Callable[[str], Awaitable[EncodedImage]], *, limit: int = MAX_IMAGES
+) -> list[EncodedImage]:
     """The pictures behind several references, in order; an error says which one of several it is about.
 
     Raises:

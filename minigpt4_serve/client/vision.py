@@ -20,7 +20,7 @@ from minigpt4_serve.client.address import find_model_async, server_address, serv
 from minigpt4_serve.client.answers import AnswerCache, Gathering, Progress, VisionAnswer
 from minigpt4_serve.client.failures import as_ours, retry_after
 from minigpt4_serve.errors import InvalidRequest, ModelNotFound
-from minigpt4_serve.pictures import Picture, image_part
+from minigpt4_serve.images import EncodedImage, image_url_part
 
 __all__ = ["DEFAULT_QUESTION", "VisionClient", "wait_for"]
 
@@ -75,7 +75,7 @@ class VisionClient:
         self._options = {name: value for name, value in options.items() if value is not None}
         self._cache = AnswerCache(cache_size)
 
-    async def ask(self, question: str, pictures: Sequence[Picture]) -> VisionAnswer:
+    async def ask(self, question: str, pictures: Sequence[EncodedImage]) -> VisionAnswer:
         """The answer; see ``stream`` for what can go wrong."""
         async with aclosing(self.stream(question, pictures)) as events:
             async for event in events:
@@ -83,7 +83,7 @@ class VisionClient:
                     return event
         raise AssertionError("a stream ends with its answer or an error")
 
-    async def stream(self, question: str, pictures: Sequence[Picture]) -> AsyncGenerator[Progress | VisionAnswer]:
+    async def stream(self, question: str, pictures: Sequence[EncodedImage]) -> AsyncGenerator[Progress | VisionAnswer]:
         """Progress, and at last the whole answer.
 
         Raises:
@@ -107,7 +107,7 @@ class VisionClient:
                 self._found_model = None  # the server may have been restarted with another one
             raise ours from error
 
-    async def _stream(self, question: str, pictures: Sequence[Picture]) -> AsyncGenerator[Progress | VisionAnswer]:
+    async def _stream(self, question: str, pictures: Sequence[EncodedImage]) -> AsyncGenerator[Progress | VisionAnswer]:
         digests = tuple(picture.digest for picture in pictures)
         patience = _Patience(self._max_wait_s)
         async with self._connection() as client:
@@ -153,8 +153,8 @@ class VisionClient:
             self._found_model = await find_model_async(client)
         return self._found_model
 
-    async def _open(self, client: AsyncOpenAI, model: str, question: str, pictures: Sequence[Picture]) -> Any:
-        parts = [await asyncio.to_thread(image_part, picture.data) for picture in pictures]
+    async def _open(self, client: AsyncOpenAI, model: str, question: str, pictures: Sequence[EncodedImage]) -> Any:
+        parts = [await asyncio.to_thread(image_url_part, picture.data) for picture in pictures]
         messages: Any = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
         while True:
             request: dict[str, Any] = {"model": model, "messages": messages, "stream": True, **self._options}

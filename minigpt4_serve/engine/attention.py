@@ -10,7 +10,7 @@ from collections.abc import Sequence as Ids
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Reading", "store"]
+__all__ = ["SequenceAttention", "store"]
 
 
 def store(cache: torch.Tensor, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -20,7 +20,7 @@ def store(cache: torch.Tensor, slots: torch.Tensor, key: torch.Tensor, value: to
     values.index_copy_(0, slots, value)
 
 
-class Reading:
+class SequenceAttention:
     """Rows ``start`` to ``end`` of a sequence attend to all before them and, causally, to each other.
 
     Args:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
-from minigpt4_serve.engine.sequence import FinishReason, Sequence
+from minigpt4_serve.engine.sequence import Sequence
 from minigpt4_serve.model.stopping import reach
+from minigpt4_serve.protocol import FinishReason
 
 __all__ = ["BeamSearch", "Hypothesis"]
 
@@ -44,11 +45,11 @@ class BeamSearch:
         """The hypotheses that grow."""
         return list(self._scores)
 
-    def offer(self, sequence: Sequence, continuations: Ids[tuple[int, float]]) -> bool:
+    def offer(self, sequence: Sequence, beam_candidates: Ids[tuple[int, float]]) -> bool:
         """A hypothesis' likeliest next tokens with their log probabilities; True when all hypotheses have theirs."""
         if sequence not in self._scores:
             return False  # computed again after it had offered, and continued already
-        self._offers[sequence] = continuations
+        self._offers[sequence] = beam_candidates
         # One that lost its blocks since it offered has to be computed again before it can be continued.
         return all(other in self._offers and other.num_computed == len(other) for other in self._scores)
 

@@ -21,14 +21,15 @@ from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.block_manager import BlockManager
 from minigpt4_serve.engine.detokenizer import Detokenizer
 from minigpt4_serve.engine.grammar import Grammars
-from minigpt4_serve.engine.image_cache import ImageCache, Seen
+from minigpt4_serve.engine.image_cache import ImageCache, ImageEntry
 from minigpt4_serve.engine.model_runner import ModelRunner
 from minigpt4_serve.engine.request import Answer, Request
-from minigpt4_serve.engine.sampling import Choice, SamplingParams, continuations, sample
-from minigpt4_serve.engine.scheduler import Scheduler, Span
-from minigpt4_serve.engine.sequence import Delta, FinishReason, Prompt, Sequence, TokenLogprob, content_ids
+from minigpt4_serve.engine.sampling import SampledToken, beam_candidates, sample
+from minigpt4_serve.engine.scheduler import ScheduledChunk, Scheduler
+from minigpt4_serve.engine.sequence import Sequence, content_ids
 from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, MiniGPT4Error, Overloaded
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+from minigpt4_serve.protocol import Delta, FinishReason, Prompt, SamplingParams, TokenLogprob
 from minigpt4_serve.settings import EngineSettings
 
 __all__ = ["Engine", "EngineStats"]
@@ -138,7 +139,7 @@ class Engine:
         if hangs or self._failure is not None or self._stopping or not self._thread.is_alive():
             raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.")
 
-    def check_room(self, ahead: int = 0) -> None:
+    def check_capacity(self, ahead: int = 0) -> None:
         """Raise ``Overloaded`` if, after ``ahead`` others that are on their way, no request could even wait."""
         self._place_of(1, self._load + ahead)
 
@@ -183,7 +184,7 @@ class Engine:
             came, self._arriving[request_id] = time.monotonic(), False
             schema = sampling.json_schema
             grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
-            pictures = await self._images.resolve(prompt.pictures)
+            pictures = await self._images.resolve(prompt.images)
             request = self._make_request(prompt, pictures, sampling, request_id, came)
             for answer in request.answers:
                 answer.grammar = grammar and grammar.fork()
@@ -230,9 +231,9 @@ class Engine:
             )
         if not ids or not all(0 <= token < self._runner.vocab_size or token == slot for token in ids):
             raise InvalidRequest("The prompt must hold ids of the model's vocabulary, at least one.", param="messages")
-        if ids.count(slot) != len(prompt.pictures) * self._slots:
+        if ids.count(slot) != len(prompt.images) * self._slots:
             raise InvalidRequest(
-                f"The prompt has {ids.count(slot)} image slots; {len(prompt.pictures)} pictures of {self._slots} each "
+                f"The prompt has {ids.count(slot)} image slots; {len(prompt.images)} pictures of {self._slots} each "
                 "were given.",
                 param="messages",
             )
@@ -262,7 +263,7 @@ class Engine:
         """The place in the line of so many more sequences, 0 if slots are free. Raises ``Overloaded``."""
         waiting = load + sequences - self._settings.max_running
         if waiting > self._settings.max_waiting and load:
-            raise Overloaded.full(self._expected_wait(load - self._settings.max_running + 1))
+            raise Overloaded.queue_full(self._expected_wait(load - self._settings.max_running + 1))
         return max(0, waiting)
 
     def _leave(self, sequences: int) -> None:
@@ -292,9 +293,9 @@ class Engine:
         return told
 
     def _make_request(
-        self, prompt: Prompt, pictures: list[Seen], sampling: SamplingParams, request_id: str, came: float
+        self, prompt: Prompt, pictures: list[ImageEntry], sampling: SamplingParams, request_id: str, came: float
     ) -> Request:
-        names = content_ids(prompt.token_ids, prompt.pictures, image_token_id=self._image_token_id, slots=self._slots)
+        names = content_ids(prompt.token_ids, prompt.images, image_token_id=self._image_token_id, slots=self._slots)
         room = self.context_length - len(prompt.token_ids)
         rules = replace(sampling, max_tokens=min(sampling.max_tokens, room), min_tokens=min(sampling.min_tokens, room))
         seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
@@ -402,9 +403,9 @@ class Engine:
                 self._grow(sequence, choice)
         self._tell()
 
-    def _encode_pictures(self, spans: list[Span]) -> None:
+    def _encode_pictures(self, spans: list[ScheduledChunk]) -> None:
         """Features for every picture that this step reads, in one batch."""
-        missing: dict[Seen, None] = {}
+        missing: dict[ImageEntry, None] = {}
         waiting: set[Request] = set()
         for span in spans:
             if self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]:
@@ -421,7 +422,7 @@ class Engine:
         for request in waiting:
             request.encode_s += time.monotonic() - began
 
-    def _features_of(self, span: Span) -> list[torch.Tensor]:
+    def _features_of(self, span: ScheduledChunk) -> list[torch.Tensor]:
         pictures = self._requests[span.sequence.request_id].pictures
         return [seen.features for seen in pictures if seen.features is not None]
 
@@ -430,11 +431,11 @@ class Engine:
         grammars = [self._requests[each.request_id].answers[each.index].grammar for each in sequences]
         return self._grammars.forbidden(grammars, logits.device) if any(grammars) else None
 
-    def _count(self, spans: list[Span], sampled: int) -> None:
+    def _count(self, spans: list[ScheduledChunk], sampled: int) -> None:
         read = sum(max(0, min(span.end, span.sequence.num_prompt) - span.start) for span in spans)
         self._counts.update(steps=1, decode_steps=int(sampled > 0), generated_tokens=sampled, prefill_tokens=read)
 
-    def _grow(self, sequence: Sequence, choice: Choice) -> None:
+    def _grow(self, sequence: Sequence, choice: SampledToken) -> None:
         """A token joins an answer."""
         request, rules = self._requests.get(sequence.request_id), sequence.sampling
         if request is None:
@@ -473,7 +474,7 @@ class Engine:
         if reason is not None or (answer.held and time.monotonic() - answer.told >= hold):
             self._news.append((request, request.piece(answer)))
 
-    def _describe(self, logprob: float, choice: Choice) -> TokenLogprob:
+    def _describe(self, logprob: float, choice: SampledToken) -> TokenLogprob:
         def name(token: int) -> str:
             if token >= self._tokenizer.vocab_size:
                 return ""  # a row that only pads the embedding
@@ -483,7 +484,7 @@ class Engine:
 
     def _search(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
         """Beam searches advance whose hypotheses are all computed; an answer is told when its search is over."""
-        for sequence, offers in zip(sequences, continuations(logits, sequences, self._eos_ids), strict=True):
+        for sequence, offers in zip(sequences, beam_candidates(logits, sequences, self._eos_ids), strict=True):
             request = self._requests[sequence.request_id]
             search = request.search
             assert search is not None

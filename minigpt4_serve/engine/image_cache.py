@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from minigpt4_serve.errors import EngineFailed
-from minigpt4_serve.pictures import Picture, decode_picture
+from minigpt4_serve.images import EncodedImage, decode_image
 
-__all__ = ["ImageCache", "Seen"]
+__all__ = ["ImageCache", "ImageEntry"]
 
 
 @dataclass(eq=False)
-class Seen:
+class ImageEntry:
     """A picture as the model sees it. All requests that show it share this one, and keep it until their end.
 
     Attributes:
@@ -54,13 +54,15 @@ class ImageCache:
         self.hits = 0
         self._to_tensor = to_tensor
         self._max_bytes = max_bytes
-        self._alive: WeakValueDictionary[str, Seen] = WeakValueDictionary()  # whatever a request or the next one holds
-        self._kept: OrderedDict[str, Seen] = OrderedDict()
+        self._alive: WeakValueDictionary[str, ImageEntry] = (
+            WeakValueDictionary()
+        )  # whatever a request or the next one holds
+        self._kept: OrderedDict[str, ImageEntry] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()  # event loops ask, the engine's thread stores
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="minigpt4-decode")
 
-    async def resolve(self, pictures: Sequence[Picture]) -> list[Seen]:
+    async def resolve(self, pictures: Sequence[EncodedImage]) -> list[ImageEntry]:
         """Each picture decoded, or already encoded. Equal ones are one, and are decoded once.
 
         Raises:
@@ -78,22 +80,22 @@ class ImageCache:
             raise
         return seen
 
-    def _find(self, picture: Picture) -> Seen:
+    def _find(self, picture: EncodedImage) -> ImageEntry:
         seen = self._alive.get(picture.digest)
         if seen is None:
             try:
-                pixels = self._pool.submit(lambda: self._to_tensor(decode_picture(picture.data)))
+                pixels = self._pool.submit(lambda: self._to_tensor(decode_image(picture.data)))
             except RuntimeError as error:
                 raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.") from error
             self.decodes += 1
-            self._alive[picture.digest] = seen = Seen(picture.digest, pixels)
+            self._alive[picture.digest] = seen = ImageEntry(picture.digest, pixels)
         elif seen.features is not None:
             self.hits += 1
             if picture.digest in self._kept:
                 self._kept.move_to_end(picture.digest)
         return seen
 
-    def put(self, seen: Seen, features: torch.Tensor) -> None:
+    def put(self, seen: ImageEntry, features: torch.Tensor) -> None:
         """It is encoded: keep its features; the least recently used ones make room."""
         with self._lock:
             seen.features, seen.pixels = features, Future()  # the pixels' memory is free

@@ -6,9 +6,9 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from minigpt4_serve.engine.attention import Reading, store
+from minigpt4_serve.engine.attention import SequenceAttention, store
 from minigpt4_serve.engine.decoder import Attend, Decoder
-from minigpt4_serve.engine.scheduler import Span
+from minigpt4_serve.engine.scheduler import ScheduledChunk
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration
 from minigpt4_serve.settings import EngineSettings
@@ -71,7 +71,9 @@ class ModelRunner:
         for cache in self._cache:
             cache[:, target] = cache[:, source]
 
-    def step(self, spans: Rows[Span], features: Callable[[Span], Rows[torch.Tensor]]) -> torch.Tensor:
+    def step(
+        self, spans: Rows[ScheduledChunk], features: Callable[[ScheduledChunk], Rows[torch.Tensor]]
+    ) -> torch.Tensor:
         """Compute the spans; logits ``[S, vocabulary]`` of those that sample, in their order.
 
         Args:
@@ -91,10 +93,10 @@ class ModelRunner:
         logits: torch.Tensor = self._decoder.logits(hidden if len(sampled) == len(hidden) else hidden[sampled])
         return logits
 
-    def _slot(self, span: Span, position: int) -> int:
+    def _slot(self, span: ScheduledChunk, position: int) -> int:
         return span.sequence.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
-    def _tables(self, singles: Rows[Span]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tables(self, singles: Rows[ScheduledChunk]) -> tuple[torch.Tensor, torch.Tensor]:
         """Block tables ``[B, most blocks]``, filled up with block 0, and lengths ``[B]``."""
         tables = [span.sequence.block_table for span in singles]
         width = max(map(len, tables))
@@ -102,7 +104,9 @@ class ModelRunner:
         lengths = [span.end for span in singles]
         return torch.tensor(filled, device=self.device), torch.tensor(lengths, device=self.device)
 
-    def _rows(self, spans: Rows[Span], ids: list[int], features: Callable[[Span], Rows[torch.Tensor]]) -> torch.Tensor:
+    def _rows(
+        self, spans: Rows[ScheduledChunk], ids: list[int], features: Callable[[ScheduledChunk], Rows[torch.Tensor]]
+    ) -> torch.Tensor:
         """What enters the first layer ``[T, hidden size]``: embeddings, and pictures in their slots."""
         slot = self._image_token_id
         words = [0 if token == slot else token for token in ids]
@@ -117,15 +121,15 @@ class ModelRunner:
             at += span.end - span.start
         return rows
 
-    def _attention(self, spans: Rows[Span], slots: torch.Tensor) -> Attend:
+    def _attention(self, spans: Rows[ScheduledChunk], slots: torch.Tensor) -> Attend:
         """Store and attend: on GPUs all single positions in one kernel, the others sequence by sequence."""
         count = sum(span.end - span.start == 1 for span in spans) if self.device.type == "cuda" else 0
         tables = self._tables(spans[:count]) if count else ()
-        chunks: list[tuple[slice, Reading]] = []
+        chunks: list[tuple[slice, SequenceAttention]] = []
         at = count
         for span in spans[count:]:
             table = span.sequence.block_table[: -(-span.end // self.block_size)]
-            reading = Reading(table, start=span.start, end=span.end, device=self.device)
+            reading = SequenceAttention(table, start=span.start, end=span.end, device=self.device)
             chunks.append((slice(at, at + span.end - span.start), reading))
             at += span.end - span.start
 
@@ -178,7 +182,7 @@ class _DecodeGraphs:
 
         return self._decoder.forward(self._decoder.embed(ids), positions, attend)
 
-    def fit(self, spans: Rows[Span]) -> bool:
+    def fit(self, spans: Rows[ScheduledChunk]) -> bool:
         """Is there a graph for these: single positions, and not too many?"""
         return len(spans) <= self._sizes[-1] and all(span.end - span.start == 1 for span in spans)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.detokenizer import Detokenizer
 from minigpt4_serve.engine.grammar import Grammar
-from minigpt4_serve.engine.image_cache import Seen
-from minigpt4_serve.engine.sequence import Delta, FinishReason, Sequence, Timings, TokenLogprob, Usage
+from minigpt4_serve.engine.image_cache import ImageEntry
+from minigpt4_serve.engine.sequence import Sequence
 from minigpt4_serve.errors import MiniGPT4Error
+from minigpt4_serve.protocol import Delta, FinishReason, Timings, TokenLogprob, Usage
 
 __all__ = ["Answer", "Request"]
 
@@ -50,7 +51,7 @@ class Request:
 
     id: str
     answers: list[Answer]
-    pictures: list[Seen]
+    pictures: list[ImageEntry]
     search: BeamSearch | None
     submitted: float
     images_s: float

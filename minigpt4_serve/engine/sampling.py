@@ -1,4 +1,4 @@
-"""How the next token is chosen: one request's wishes, and the choice for a whole batch on the device."""
+"""How the next token is chosen for a whole batch, on the device."""
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -6,72 +6,11 @@ from typing import Protocol
 
 import torch
 
-from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.protocol import SamplingParams
 
-__all__ = ["Choice", "SamplingParams", "continuations", "sample"]
+__all__ = ["SampledToken", "beam_candidates", "sample"]
 
 _GREEDY = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """One request's generation rules. The defaults are greedy and plain.
-
-    Attributes:
-        max_tokens, min_tokens: bounds of the answer's length; no end-of-sequence token before ``min_tokens``.
-        temperature: 0 takes the likeliest token; so does what is nearly 0, where divided scores would overflow.
-        top_p, top_k, min_p: filters, applied in the order k, p, min-p; 1, 0 and 0 switch them off.
-        repetition_penalty: divides positive and multiplies negative scores of tokens that the answer already holds;
-            never of the prompt's, as in the original.
-        seed: same seed, same answer, whatever else is in the batch; None draws one.
-        stop: strings that end the answer and don't appear in it.
-        logprobs, top_logprobs: report each token's log probability, and this many alternatives.
-        n: independent answers to one prompt.
-        beams: beam search with this many hypotheses instead of sampling; the best ``n`` are given.
-        length_penalty: beams only; scores are divided by length to this power.
-        json_schema: the answer is JSON that follows this schema, given as JSON text.
-    """
-
-    max_tokens: int = 300
-    min_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    logprobs: bool = False
-    top_logprobs: int = 0
-    n: int = 1
-    beams: int = 1
-    length_penalty: float = 1.0
-    json_schema: str | None = None
-
-    def __post_init__(self) -> None:
-        rules = {
-            "max_tokens": self.max_tokens >= 1,
-            "min_tokens": 0 <= self.min_tokens <= self.max_tokens,
-            "temperature": 0 <= self.temperature < float("inf"),
-            "top_p": 0 < self.top_p <= 1,
-            "top_k": 0 <= self.top_k <= 2**31,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": 0 < self.repetition_penalty < float("inf"),
-            "stop": all(self.stop),
-            "top_logprobs": 0 <= self.top_logprobs <= 20,
-            "n": 1 <= self.n <= 16,
-            "beams": 1 <= self.beams <= 16 and (self.beams == 1 or self.n <= self.beams),
-        }
-        if self.beams > 1 and (self.temperature > 0 or self.logprobs):
-            raise InvalidRequest(
-                "Beam search gives the likeliest answers as a whole: leave out temperature and logprobs.", param="beams"
-            )
-        if self.beams > 1 and self.json_schema is not None:
-            raise InvalidRequest("Beam search can't follow a JSON schema; leave out one of the two.", param="beams")
-        for name, holds in rules.items():
-            if not holds:
-                raise InvalidRequest(f"'{name}' is out of range.", param=name)
 
 
 class Row(Protocol):
@@ -87,7 +26,7 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class SampledToken:
     """A chosen token. ``top`` holds (token, log probability), best first, if asked for."""
 
     token: int
@@ -97,7 +36,7 @@ class Choice:
 
 def sample(
     logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int], *, forbidden: torch.Tensor | None = None
-) -> list[Choice]:
+) -> list[SampledToken]:
     """One token for each row of ``logits`` ``[S, vocabulary]``, any float type, on any device.
 
     ``forbidden``, of the same shape, marks tokens that can't be chosen; log probabilities stay the model's own.
@@ -117,18 +56,18 @@ def sample(
     if drawing:
         tokens[drawing] = _draw(scores[drawing], [rows[i] for i in drawing])
     chosen = tokens.tolist()
-    choices = [Choice(token) for token in chosen]
+    choices = [SampledToken(token) for token in chosen]
     if plain is not None:
         width = max(1, *(rules[i].top_logprobs for i in reported))
         values, ids = (t.tolist() for t in plain.topk(width, dim=-1))
         own = plain.gather(1, tokens[reported].unsqueeze(1)).squeeze(1).tolist()
         for k, i in enumerate(reported):
             top = tuple(zip(ids[k], values[k], strict=True))[: rules[i].top_logprobs]
-            choices[i] = Choice(chosen[i], own[k], top)
+            choices[i] = SampledToken(chosen[i], own[k], top)
     return choices
 
 
-def continuations(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[list[tuple[int, float]]]:
+def beam_candidates(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[list[tuple[int, float]]]:
     """For beam search: each row's likeliest tokens with their log probabilities, as many as could be needed."""
     scores = _penalise(torch.log_softmax(logits.float(), dim=-1), rows, eos_ids)
     width = max(row.sampling.beams for row in rows) * max(2, 1 + len(eos_ids))

@@ -9,13 +9,14 @@ from collections import deque
 from dataclasses import dataclass
 
 from minigpt4_serve.engine.block_manager import BlockManager
-from minigpt4_serve.engine.sequence import FinishReason, Sequence
+from minigpt4_serve.engine.sequence import Sequence
+from minigpt4_serve.protocol import FinishReason
 
-__all__ = ["Scheduler", "Span"]
+__all__ = ["ScheduledChunk", "Scheduler"]
 
 
 @dataclass(frozen=True)
-class Span:
+class ScheduledChunk:
     """Positions ``start`` to ``end`` of a sequence that a step computes."""
 
     sequence: Sequence
@@ -55,13 +56,13 @@ class Scheduler:
         """To the end of the line. The caller has made sure that it fits the cache when it is alone."""
         self.waiting.append(sequence)
 
-    def schedule(self) -> list[Span]:
+    def schedule(self) -> list[ScheduledChunk]:
         """The next step's work: single positions in the order of admission, then longer chunks of prompts."""
         self.copies = []
         spans = self._decodes() + self._prefills(self._max_prefill)
         return sorted(spans, key=lambda span: span.end - span.start > 1)
 
-    def advance(self, spans: list[Span]) -> None:
+    def advance(self, spans: list[ScheduledChunk]) -> None:
         """A step was computed: what is full can be shared from now on."""
         for span in spans:
             sequence, size = span.sequence, self.blocks.block_size
@@ -89,14 +90,16 @@ class Scheduler:
         self.running.insert(self.running.index(sequence) + 1, other)
         return other
 
-    def _decodes(self) -> list[Span]:
+    def _decodes(self) -> list[ScheduledChunk]:
         """One position of each sequence that has read its prompt; who finds no room takes it from the youngest."""
         ready = [sequence for sequence in self.running if sequence.num_computed == len(sequence) - 1]
         for sequence in ready:
             while sequence.block_table and not self._has_room(sequence):
                 self._preempt(self.running[-1])
         # Without a block: preempted for the sake of an earlier one.
-        return [Span(sequence, len(sequence) - 1, len(sequence)) for sequence in ready if sequence.block_table]
+        return [
+            ScheduledChunk(sequence, len(sequence) - 1, len(sequence)) for sequence in ready if sequence.block_table
+        ]
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Is there a block of its own for its last position? A shared one is copied."""
@@ -114,8 +117,8 @@ class Scheduler:
             table.append(block)
         return True
 
-    def _prefills(self, budget: int) -> list[Span]:
-        spans: list[Span] = []
+    def _prefills(self, budget: int) -> list[ScheduledChunk]:
+        spans: list[ScheduledChunk] = []
         for sequence in self.running:
             if budget and sequence.num_computed < len(sequence) - 1:
                 spans.append(self._chunk(sequence, budget))
@@ -131,8 +134,8 @@ class Scheduler:
         return sum(other.slots for other in self.running) + sequence.slots <= self._max_running
 
     @staticmethod
-    def _chunk(sequence: Sequence, budget: int) -> Span:
-        return Span(sequence, sequence.num_computed, min(len(sequence), sequence.num_computed + budget))
+    def _chunk(sequence: Sequence, budget: int) -> ScheduledChunk:
+        return ScheduledChunk(sequence, sequence.num_computed, min(len(sequence), sequence.num_computed + budget))
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give it blocks for all it has so far, shared ones where its beginning is known; False if too few are free."""

@@ -8,15 +8,15 @@ from transformers import (
 )
 
 from minigpt4_serve.model.configuration_minigpt4 import MiniGPT4Config
-from minigpt4_serve.model.conversation import FORMATS, ConversationFormat, Turn
 from minigpt4_serve.model.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from minigpt4_serve.model.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4_serve.model.processing_minigpt4 import EncodedChat, MiniGPT4Processor
 from minigpt4_serve.model.tokenization_minigpt4 import MiniGPT4Tokenizer
+from minigpt4_serve.prompt.templates import TEMPLATES, ConversationTemplate, Turn
 
 __all__ = [
-    "FORMATS",
-    "ConversationFormat",
+    "TEMPLATES",
+    "ConversationTemplate",
     "EncodedChat",
     "MiniGPT4Config",
     "MiniGPT4ForConditionalGeneration",

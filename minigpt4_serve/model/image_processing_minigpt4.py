@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from minigpt4_serve.pictures import to_rgb
+from minigpt4_serve.images import to_rgb
 
 __all__ = ["MiniGPT4ImageProcessor"]
 

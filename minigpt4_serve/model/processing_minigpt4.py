@@ -1,7 +1,6 @@
 """Chats and pictures → ids with image slots and pixels. Knows tokens and templates, no HTTP and no scheduling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +9,12 @@ from PIL import Image, ImageOps
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from minigpt4_serve.errors import ContextLengthExceeded
-from minigpt4_serve.model.conversation import (
-    FORMATS,
-    IMAGE_PLACEHOLDER,
-    ConversationFormat,
-    Turn,
-    forget,
-    forgettable,
-    render,
-)
 from minigpt4_serve.model.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from minigpt4_serve.model.tokenization_minigpt4 import MiniGPT4Tokenizer
+from minigpt4_serve.prompt.encoder import EncodedChat, PromptEncoder
+from minigpt4_serve.prompt.templates import TEMPLATES, ConversationTemplate, Turn, render
 
 __all__ = ["EncodedChat", "MiniGPT4Processor"]
-
-
-@dataclass(frozen=True)
-class EncodedChat:
-    """A chat as ids.
-
-    Attributes:
-        token_ids: the prompt; every picture is ``num_image_tokens`` times ``image_token_id``.
-        dropped_messages: messages whose text was forgotten to fit the context; their pictures are still there.
-    """
-
-    token_ids: list[int]
-    dropped_messages: int = 0
 
 
 class MiniGPT4Processor(ProcessorMixin):
@@ -76,56 +54,26 @@ class MiniGPT4Processor(ProcessorMixin):
         return cls(image, tokenizer, **{name: settings[name] for name in own if name in settings})
 
     @property
-    def format(self) -> ConversationFormat:
-        return FORMATS[self.conversation_format]
+    def format(self) -> ConversationTemplate:
+        """The template of ``conversation_format``."""
+        return TEMPLATES[self.conversation_format]
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The part that needs no torch."""
+        return PromptEncoder(self.tokenizer.prompt_tokenizer, self.format, self.num_image_tokens, self.image_token_id)
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Ids of a rendered prompt: one BOS, each stretch between placeholders encoded for itself, slots between."""
-        ids = [self.tokenizer.bos_token_id]
-        for i, segment in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
-            if i:
-                ids += [self.image_token_id] * self.num_image_tokens
-            ids += self.tokenizer.encode_segment(segment)
-        return ids
+        """As ``PromptEncoder.encode_prompt``."""
+        return self.encoder.encode_prompt(prompt)
 
     def encode_chat(self, turns: Sequence[Turn], *, max_tokens: int | None = None) -> EncodedChat:
-        """A chat that awaits its next answer, as ids.
-
-        If it is longer than ``max_tokens``, the text of as many of the oldest exchanges as needed is dropped; pictures
-        and the last question stay.
-
-        Raises:
-            ContextLengthExceeded: too long even then.
-        """
-        ids = self.encode_prompt(render(turns, self.format))
-        if max_tokens is None or len(ids) <= max_tokens:
-            return EncodedChat(ids)
-        ends = forgettable(turns)
-        found: EncodedChat | None = None
-        low, high = 0, len(ends)
-        # Halving: a chat of thousands of turns is encoded a dozen times, not once for every exchange.
-        while low < high:
-            middle = (low + high) // 2
-            kept, dropped = forget(turns, ends[middle])
-            ids = self.encode_prompt(render(kept, self.format))
-            if len(ids) <= max_tokens:
-                found, high = EncodedChat(ids, dropped), middle
-            else:
-                low = middle + 1
-        if found is None:
-            raise ContextLengthExceeded(
-                f"The question with its pictures takes {len(ids)} tokens; the model reads at most {max_tokens}. "
-                "Ask with fewer words or fewer pictures.",
-                param="messages",
-            )
-        return found
+        """As ``PromptEncoder.encode_chat``."""
+        return self.encoder.encode_chat(turns, max_tokens=max_tokens)
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """The answer as the original shows it: special tokens dropped, cut at the format's stop string, stripped."""
-        text = self.tokenizer.decode_ids(list(ids))
-        for stop in self.format.stop:
-            text = text.split(stop, 1)[0]
-        return text.strip()
+        """As ``PromptEncoder.decode_answer``."""
+        return self.encoder.decode_answer(ids)
 
     def __call__(
         self,

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from minigpt4_serve.client.chat import ChatServer
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.pictures import ImageLimits
+from minigpt4_serve.images import ImageLimits
 from minigpt4_serve.web.door import Door
 from minigpt4_serve.web.pictures import Shelf
 from minigpt4_serve.web.settings import PageSettings

@@ -18,7 +18,7 @@ from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, 
 from minigpt4_serve.client.failures import in_words
 from minigpt4_serve.client.vision import DEFAULT_QUESTION
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited, ServerUnreachable
-from minigpt4_serve.pictures import image_part
+from minigpt4_serve.images import image_url_part
 from minigpt4_serve.web.pictures import Shelf, ShownPicture
 
 __all__ = ["Exchange", "Options", "Question", "Talk"]
@@ -225,7 +225,7 @@ def _messages(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
     """The chat as the API takes it, the last question at its end."""
     messages: list[dict[str, Any]] = []
     for exchange in exchanges:
-        images = [image_part(one.picture.data) for one in exchange.pictures]
+        images = [image_url_part(one.picture.data) for one in exchange.pictures]
         messages.append({"role": "user", "content": [*images, {"type": "text", "text": exchange.question}]})
         if exchange is not exchanges[-1]:
             messages.append({"role": "assistant", "content": exchange.text})

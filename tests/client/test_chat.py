@@ -13,13 +13,13 @@ from waiting import until
 from minigpt4_serve.client import chat
 from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
 from minigpt4_serve.errors import (
-    CutShort,
     DeadlineExceeded,
     EngineFailed,
     InvalidRequest,
     ModelNotFound,
     Overloaded,
     ServerUnreachable,
+    StreamInterrupted,
 )
 
 
@@ -170,7 +170,7 @@ async def test_a_server_stopped_in_an_answer_interrupts_it(client: Client) -> No
         async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
             assert isinstance(await anext(events), Piece)
             server.stop()
-            with pytest.raises(CutShort, match="middle"):
+            with pytest.raises(StreamInterrupted, match="middle"):
                 await _to_the_end(events)
 
 
@@ -179,7 +179,7 @@ async def test_done_ends_a_stream_without_finish_reason(mark: str) -> None:
     assert [event async for event in _events_of(_WORDS, mark)] == [Piece("a disc"), End("stop")]
 
 
-@pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), CutShort), ((), ServerUnreachable)])
+@pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), StreamInterrupted), ((), ServerUnreachable)])
 async def test_a_stream_without_any_end_is_cut_short(lines: tuple[str, ...], kind: type[Exception]) -> None:
     with pytest.raises(ServerUnreachable) as cut:
         await _to_the_end(_events_of(*lines))

@@ -13,10 +13,10 @@ from fakes.openai_server import OpenAIServer
 from minigpt4_serve.client import TokenUsage, VisionAnswer, VisionClient
 from minigpt4_serve.client.failures import in_words
 from minigpt4_serve.errors import MiniGPT4Error
-from minigpt4_serve.pictures import Picture
+from minigpt4_serve.images import EncodedImage
 
 DATA = encode(draw())
-PICTURE = Picture(hashlib.sha256(DATA).hexdigest(), DATA)
+PICTURE = EncodedImage(hashlib.sha256(DATA).hexdigest(), DATA)
 SECRET = "sk-upstream-1"
 
 

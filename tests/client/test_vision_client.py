@@ -22,7 +22,7 @@ from minigpt4_serve.client import Progress, VisionClient, vision, wait_for
 from minigpt4_serve.client.failures import retry_after
 from minigpt4_serve.client.words import clean, delimited
 from minigpt4_serve.errors import EngineFailed, InvalidRequest, ModelNotFound, Overloaded, ServerUnreachable
-from minigpt4_serve.pictures import Picture
+from minigpt4_serve.images import EncodedImage
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def server() -> Iterator[OpenAIServer]:
         yield running
 
 
-def picture(color: str = "red", kind: str = "PNG") -> Picture:
+def picture(color: str = "red", kind: str = "PNG") -> EncodedImage:
     data = encode(draw(color), kind)
-    return Picture(hashlib.sha256(data).hexdigest(), data)
+    return EncodedImage(hashlib.sha256(data).hexdigest(), data)
 
 
 @pytest.mark.parametrize(

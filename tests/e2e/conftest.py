@@ -9,7 +9,7 @@ import pytest
 from golden_chats import ConvertedServer, convert_recorded
 from processes import serving
 
-from minigpt4_serve.serving.keys import KeyLimits, add_key
+from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from golden_chats import ConvertedServer
 from processes import run
 
-from minigpt4_serve.serving.keys import KeyLimits, add_key
+from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from processes import Server, free_port
 
-from minigpt4_serve.serving.keys import KeyLimits, add_key
+from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 from minigpt4_serve.settings import ModelSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.slow]
@@ -129,7 +129,7 @@ def test_pieces_come_through_the_proxy_one_by_one(deployed: httpx.Client) -> Non
 def test_a_counter_that_hangs_is_a_503_until_it_goes_on(running: tuple[Server, httpx.Client]) -> None:
     server, client = running
     assert client.post(CHAT, json=_question()).status_code == 200
-    (counters,) = server.workers("Ledger")
+    (counters,) = server.workers("QuotaStore")
     os.kill(counters, signal.SIGSTOP)
     try:
         refused = client.post(CHAT, json=_question())

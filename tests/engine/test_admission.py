@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from engine_driving import collect, few_steps, idle, prompt, running
 
-from minigpt4_serve.engine import SamplingParams
 from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.model import Turn
+from minigpt4_serve.protocol import SamplingParams
 
 RULES = SamplingParams(max_tokens=30, ignore_eos=True)
 
@@ -78,19 +78,19 @@ async def test_room_is_known_before_anything_is_asked(small_model: Any) -> None:
     asked = prompt(small_model, [Turn("user", "Hello")])
     long = SamplingParams(max_tokens=200, ignore_eos=True)
     with running(small_model, max_running=1, max_waiting=1) as engine:
-        engine.check_room()
-        engine.check_room(1)
+        engine.check_capacity()
+        engine.check_capacity(1)
         with pytest.raises(Overloaded):
-            engine.check_room(2)
+            engine.check_capacity(2)
         first, second = (engine.generate(asked, long, request_id=name) for name in ("first", "second"))
         with few_steps(engine):
             await anext(first)
-            engine.check_room()
+            engine.check_capacity()
             await anext(second)
             with pytest.raises(Overloaded) as refused:
-                engine.check_room()
+                engine.check_capacity()
             assert refused.value.retry_after > 0
             await first.aclose()  # type: ignore[attr-defined]
             await second.aclose()  # type: ignore[attr-defined]
         await idle(engine)
-        engine.check_room()
+        engine.check_capacity()

@@ -9,19 +9,19 @@ import torch
 from engine_driving import COLORS, collect, few_steps, idle, prompt, running
 from transformers import StoppingCriteriaList
 
-from minigpt4_serve.engine import Prompt, SamplingParams
 from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.sequence import Sequence
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.images import decode_image
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
-from minigpt4_serve.pictures import decode_picture
+from minigpt4_serve.protocol import Prompt, SamplingParams
 
 
 def searched(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[list[int]]:
     """The best ``n`` answers of ``generate(num_beams=…)``, without padding."""
     model, processor = small_model
-    pixels = [processor.image_processor.to_tensor(decode_picture(picture.data)) for picture in asked.pictures]
+    pixels = [processor.image_processor.to_tensor(decode_image(picture.data)) for picture in asked.images]
     out = model.generate(
         input_ids=torch.tensor([asked.token_ids]),
         pixel_values=torch.stack(pixels) if pixels else None,

@@ -9,10 +9,11 @@ import pytest
 import torch
 from engine_driving import COLORS, PICTURES, Whole, arrived, collect, few_steps, idle, plain_ids, prompt, running
 
-from minigpt4_serve.engine import Engine, Prompt, SamplingParams
+from minigpt4_serve.engine import Engine
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidImage, InvalidRequest, Overloaded
+from minigpt4_serve.images import EncodedImage
 from minigpt4_serve.model import Turn
-from minigpt4_serve.pictures import Picture
+from minigpt4_serve.protocol import Prompt, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=12)
 WORDS = [
@@ -81,7 +82,7 @@ async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
     assert stats.preemptions >= 10
     assert stats.cached_tokens > 1000
     assert stats.blocks_held == 0
-    assert sum(len(question.pictures) > 1 for question, _, _ in asked) >= 40
+    assert sum(len(question.images) > 1 for question, _, _ in asked) >= 40
     for question, rules, answer in asked:
         assert list(answer.ids) == plain_ids(small_model, question, rules)
 
@@ -172,7 +173,7 @@ async def test_a_long_chat_reads_only_what_is_new(small_model: Any) -> None:
             (answer,) = await collect(engine, question, rules, str(i))
             assert answer.usage is not None
             assert answer.usage.prompt_tokens == len(question.token_ids)
-            question = Prompt((*question.token_ids, *answer.ids, *follow_up), question.pictures)
+            question = Prompt((*question.token_ids, *answer.ids, *follow_up), question.images)
         stats = engine.stats()
     assert stats.prefill_tokens + stats.cached_tokens == without_reuse
     assert stats.prefill_tokens <= 0.15 * without_reuse
@@ -365,9 +366,9 @@ async def test_who_waits_hears_its_place_first(small_model: Any, monkeypatch: py
         (lambda good: Prompt((1, -1)), InvalidRequest),
         (lambda good: Prompt((1, 513)), InvalidRequest),  # 512 is the slot, and above it is nothing
         (lambda good: Prompt(good.token_ids), InvalidRequest),
-        (lambda good: Prompt(good.token_ids, good.pictures * 2), InvalidRequest),
+        (lambda good: Prompt(good.token_ids, good.images * 2), InvalidRequest),
         (lambda good: Prompt((5,) * 512), ContextLengthExceeded),
-        (lambda good: Prompt(good.token_ids, (Picture("0" * 64, b"\x89PNG\r\n\x1a\nno"),)), InvalidImage),
+        (lambda good: Prompt(good.token_ids, (EncodedImage("0" * 64, b"\x89PNG\r\n\x1a\nno"),)), InvalidImage),
     ],
 )
 async def test_bad_prompts_are_refused_and_the_engine_lives(

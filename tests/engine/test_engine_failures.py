@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from engine_driving import collect, few_steps, prompt, running
 
-from minigpt4_serve.engine import Engine, SamplingParams
+from minigpt4_serve.engine import Engine
 from minigpt4_serve.errors import EngineFailed, InvalidRequest
 from minigpt4_serve.model import Turn
+from minigpt4_serve.protocol import SamplingParams
 from minigpt4_serve.settings import EngineSettings
 
 LONG = SamplingParams(max_tokens=300, ignore_eos=True)

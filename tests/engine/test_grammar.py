@@ -8,10 +8,10 @@ import pytest
 import torch
 from engine_driving import collect, idle, prompt, running
 
-from minigpt4_serve.engine import SamplingParams
 from minigpt4_serve.engine.grammar import Grammars
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import Turn
+from minigpt4_serve.protocol import SamplingParams
 
 SHAPE = {
     "type": "object",

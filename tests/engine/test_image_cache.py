@@ -9,11 +9,11 @@ from drawing import draw, encode
 
 from minigpt4_serve.engine.image_cache import ImageCache
 from minigpt4_serve.errors import EngineFailed, InvalidImage
-from minigpt4_serve.pictures import ImageLimits, Picture, check_picture
+from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
 
 
-def picture(color: str) -> Picture:
-    return check_picture(encode(draw(color)), ImageLimits())
+def picture(color: str) -> EncodedImage:
+    return validate_image(encode(draw(color)), ImageLimits())
 
 
 def features(value: float) -> torch.Tensor:
@@ -92,7 +92,7 @@ async def test_pictures_that_nobody_waits_for_are_not_kept(cache: ImageCache) ->
 
 async def test_a_damaged_picture_is_its_senders_error_every_time(cache: ImageCache) -> None:
     data = encode(draw("red", (200, 200)))
-    half = check_picture(data[: len(data) // 2], ImageLimits())
+    half = validate_image(data[: len(data) // 2], ImageLimits())
     for _ in range(2):
         with pytest.raises(InvalidImage):
             await cache.resolve([picture("blue"), half])

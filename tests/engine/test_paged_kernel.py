@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton", reason="Triton comes with PyTorch on Linu
 
 INTERPRETED = """
 import torch
-from minigpt4_serve.engine.attention import Reading
+from minigpt4_serve.engine.attention import SequenceAttention
 from minigpt4_serve.engine.paged_kernel import paged_decode
 
 worst = 0.0
@@ -35,7 +35,7 @@ for heads, kv_heads, head_dim, block_size, lengths in cases:
     query = torch.randn(len(lengths), heads, head_dim, generator=generator)
     got = paged_decode(query, cache[0], cache[1], filled, torch.tensor(lengths))
     for i, (table, length) in enumerate(zip(tables, lengths)):
-        reading = Reading(table, start=length - 1, end=length, device=query.device)
+        reading = SequenceAttention(table, start=length - 1, end=length, device=query.device)
         worst = max(worst, float((got[i : i + 1] - reading.attend(query[i : i + 1], cache)).abs().max()))
     # A padding row of a CUDA graph: length 0 gives zeros, not NaN.
     padding = paged_decode(query[:1], cache[0], cache[1], filled[:1], torch.tensor([0]))

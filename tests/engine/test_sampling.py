@@ -6,8 +6,9 @@ import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from minigpt4_serve.engine.sampling import SamplingParams, sample
+from minigpt4_serve.engine.sampling import sample
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.protocol import SamplingParams
 
 EOS = 2
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4_serve.engine.block_manager import BlockManager
-from minigpt4_serve.engine.sampling import SamplingParams
 from minigpt4_serve.engine.scheduler import Scheduler
 from minigpt4_serve.engine.sequence import Sequence
+from minigpt4_serve.protocol import SamplingParams
 
 
 @dataclass(frozen=True)

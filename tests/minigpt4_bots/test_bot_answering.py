@@ -26,11 +26,11 @@ from minigpt4_bots.traffic import Rate, Urgency
 from waiting import until
 
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded
-from minigpt4_serve.serving.auth import Admission
-from minigpt4_serve.serving.deadline import before
-from minigpt4_serve.serving.keys import ApiKey, KeyLimits
-from minigpt4_serve.serving.quotas import Ledger, LocalQuotas
-from minigpt4_serve.serving.refusals import error_response
+from minigpt4_serve.server.http.auth import Admission
+from minigpt4_serve.server.http.deadline import before
+from minigpt4_serve.server.http.error_handlers import error_response
+from minigpt4_serve.server.keys.key_ring import ApiKey, KeyLimits
+from minigpt4_serve.server.keys.quotas import LocalQuotas, QuotaStore
 
 ANNA = Asker("test", "1", "chat")
 BEN = Asker("test", "2", "chat")
@@ -370,7 +370,7 @@ async def test_errors_are_one_plain_sentence(scene: Scene, reply: Reply, says: s
 
 async def _a_key_with(limits: KeyLimits) -> None:
     """Two requests with a picture each, at 13:30 UTC, by one key on minigpt4-serve."""
-    quotas = LocalQuotas(Ledger(lambda: 86400 * 20_000 + 13.5 * 3600))
+    quotas = LocalQuotas(QuotaStore(lambda: 86400 * 20_000 + 13.5 * 3600))
     key = ApiKey(id="bot", name="bot", sha256="0" * 64, created=datetime.now(UTC), limits=limits)
     for _ in range(2):
         admission = Admission(key, quotas)
@@ -379,7 +379,7 @@ async def _a_key_with(limits: KeyLimits) -> None:
 
 
 async def _a_full_house() -> None:
-    raise Overloaded.full(7.2)
+    raise Overloaded.queue_full(7.2)
 
 
 async def _a_deadline() -> None:

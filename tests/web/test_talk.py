@@ -12,7 +12,7 @@ from fakes.openai_server import OpenAIServer
 from waiting import until
 
 from minigpt4_serve.client.chat import ChatServer
-from minigpt4_serve.pictures import ImageLimits
+from minigpt4_serve.images import ImageLimits
 from minigpt4_serve.web.pictures import Shelf
 from minigpt4_serve.web.talk import Options, Question, Talk
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from minigpt4_serve.images import decode_image
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4ImageProcessor
-from minigpt4_serve.pictures import decode_picture
 from tools.bench.measurement import Measurement
 from tools.bench.workload import BenchRequest
 
@@ -36,7 +36,7 @@ def generate_batch(
     """One call of ``generate``, padded on the left. Returns the times at which its steps were done."""
     to_tensor = MiniGPT4ImageProcessor(model.config.vision_config.image_size).to_tensor
     device = model.device
-    pixels = torch.stack([to_tensor(decode_picture(one.image.data)) for one in batch]).to(device, model.dtype)
+    pixels = torch.stack([to_tensor(decode_image(one.image.data)) for one in batch]).to(device, model.dtype)
     longest_prompt = max(len(one.ids) for one in batch)
     longest_answer = max(one.answer_tokens for one in batch)
     ids = [[0] * (longest_prompt - len(one.ids)) + list(one.ids) for one in batch]

@@ -1,7 +1,6 @@
 """Requests over bare sockets: a client that costs next to nothing, and the same for every server."""
 
 import asyncio
-import base64
 import contextlib
 import io
 import json
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image, ImageDraw
+
+from minigpt4_serve.images import to_data_url
 
 __all__ = ["StreamedAnswer", "chat_bodies", "first_turns", "send", "send_chat", "stream_chat"]
 
@@ -52,7 +53,7 @@ def _image_url(rng: random.Random) -> str:
     image = Image.new("RGB", (224, 224), tuple(rng.randrange(256) for _ in range(3)))
     ImageDraw.Draw(image).ellipse((60, 60, 160, 160), fill=tuple(rng.randrange(256) for _ in range(3)))
     image.save(file := io.BytesIO(), "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return to_data_url(file.getvalue())
 
 
 @contextlib.asynccontextmanager

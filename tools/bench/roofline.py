@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from minigpt4_serve.engine import Engine
+from minigpt4_serve.images import decode_image
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4ImageProcessor
-from minigpt4_serve.pictures import decode_picture
 from tools.bench.machine import Machine, best_seconds
 from tools.bench.measurement import Measurement, log_progress
 from tools.bench.stages import run_engine
@@ -93,7 +93,7 @@ def device_figures(
         figures[f"{measured.name}, tokens/s"] = _figure(batch / step, batch / limits.decode_seconds(batch, context))
         log_progress(measured.name)
     to_tensor = MiniGPT4ImageProcessor(model.config.vision_config.image_size).to_tensor
-    pixels = torch.stack([to_tensor(decode_picture(one.image.data)) for one in requests[:_IMAGES]])
+    pixels = torch.stack([to_tensor(decode_image(one.image.data)) for one in requests[:_IMAGES]])
     for count in (1, _IMAGES):
         seconds = _encode_seconds(model, pixels[:count])
         limit = limits.image_seconds(count)

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-from minigpt4_serve.engine import Engine, SamplingParams
+from minigpt4_serve.engine import Engine
 from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration
+from minigpt4_serve.protocol import SamplingParams
 from minigpt4_serve.settings import EngineSettings
 from tools.bench.machine import add_model_options, choose_device, describe_run
 from tools.bench.stages import start_engine

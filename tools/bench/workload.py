@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
-from minigpt4_serve.engine import Prompt, SamplingParams
+from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration
-from minigpt4_serve.pictures import ImageLimits, Picture, check_picture
+from minigpt4_serve.protocol import Prompt, SamplingParams
 from minigpt4_serve.weights.memory import footprint, published_config
 
 __all__ = [
@@ -118,7 +118,7 @@ class BenchRequest:
     """A prompt with one image, and the length of its answer in tokens."""
 
     ids: tuple[int, ...]
-    image: Picture
+    image: EncodedImage
     answer_tokens: int
 
     @property
@@ -132,7 +132,7 @@ class BenchRequest:
         return SamplingParams(max_tokens=self.answer_tokens, ignore_eos=True)
 
 
-def draw_image(seed: int) -> Picture:
+def draw_image(seed: int) -> EncodedImage:
     """A JPEG unlike all others, 320 × 240."""
     rng = random.Random(seed)
     image = Image.new("RGB", (320, 240), (seed % 251, seed * 7 % 251, seed * 13 % 251))
@@ -142,7 +142,7 @@ def draw_image(seed: int) -> Picture:
         canvas.ellipse((x, y, x + 40, y + 40), fill=tuple(rng.randrange(256) for _ in range(3)))
     file = io.BytesIO()
     image.save(file, "JPEG")
-    return check_picture(file.getvalue(), ImageLimits())
+    return validate_image(file.getvalue(), ImageLimits())
 
 
 def kv_cache_bytes(model: MiniGPT4ForConditionalGeneration, preset: Preset) -> int:

@@ -13,8 +13,8 @@ from transformers import StoppingCriteriaList
 
 from minigpt4_serve.errors import WeightsError
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor, Turn
-from minigpt4_serve.model.conversation import IMAGE_PLACEHOLDER, neutralise, render
 from minigpt4_serve.model.stopping import StopAtText
+from minigpt4_serve.prompt.templates import IMAGE_PLACEHOLDER, escape_control_tokens, render
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.convert import convert
 from minigpt4_serve.weights.files import open_tensors
@@ -95,7 +95,7 @@ def recorded_turns(subject: Subject) -> Iterator[RecordedTurn]:
                 turns.append(Turn("user", images=1))
             elif step == "ask":
                 turns.append(Turn("user", argument[0]))
-                differs |= neutralise(argument[0]) != argument[0]
+                differs |= escape_control_tokens(argument[0]) != argument[0]
             elif step != "answer":
                 differs = True  # stream_mark: v2's demo drops its answers from the history; ours keeps them
             else:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-from minigpt4_serve.model.conversation import Turn, render
+from minigpt4_serve.prompt.templates import Turn, render
 from minigpt4_serve.settings import TINY_MODEL
 from tools.tiny.alternative_renderer import draw_alternative
 from tools.tiny.questions import KINDS_OF_QUESTION, Dialogue, ask, is_correct

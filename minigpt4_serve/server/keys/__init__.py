@@ -1,0 +1,1 @@
+"""API keys and the quotas they carry. Knows no HTTP and no Ray."""
