@@ -28,7 +28,7 @@ def _modules_after(statement: str) -> set[str]:
         "import langchain_minigpt4",
         "import mcp_minigpt4",
         "import minigpt4_bots",
-        "import minigpt4_serve.web, minigpt4_serve.client.chat",
+        "import minigpt4_serve.web, minigpt4_serve.client.chat_client",
     ],
 )
 def test_light_imports_load_neither_torch_nor_ray(statement: str) -> None:

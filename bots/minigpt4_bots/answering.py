@@ -38,8 +38,8 @@ from minigpt4_bots.storage import Storage
 from minigpt4_bots.streaming import Buttons, ChatGone, Content, Display, Stage, TryLater, deliver
 from minigpt4_bots.texts import Texts, choose_language
 from minigpt4_bots.traffic import Rate, Traffic, Urgency
-from minigpt4_serve.client.chat import ChatServer, End, Full, Piece, Waiting
-from minigpt4_serve.client.failures import in_words
+from minigpt4_serve.client.chat_client import ChatClient, Completed, Queued, Retrying, TextDelta
+from minigpt4_serve.client.failures import describe_wait
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited
 
 __all__ = ["Answering", "Outlet"]
@@ -90,7 +90,7 @@ class Answering:
         settings: BotSettings,
         platform: str,
         *,
-        server: ChatServer,
+        server: ChatClient,
         memory: Memory,
         gate: Gate,
         storage: Storage,
@@ -129,7 +129,7 @@ class Answering:
         return cls(
             settings,
             platform,
-            server=ChatServer(
+            server=ChatClient(
                 server.base_url,
                 server.api_key,
                 model=server.model,
@@ -453,7 +453,7 @@ class Answering:
                 _log.error(
                     "This bot's key has used up its share of the vision server, for another %s. Raise the key's "
                     "limits, or lower this bot's own: 'limits' in its settings.",
-                    in_words(error.retry_after),
+                    describe_wait(error.retry_after),
                 )
             else:
                 _log.warning("an answer failed: %s", error.code)
@@ -488,14 +488,14 @@ class Answering:
         async with contextlib.aclosing(self._server.answer(messages, **options)) as events:
             async for event in events:
                 match event:
-                    case Piece(text):
+                    case TextDelta(text):
                         spoken.append(text)
                         display.feed(text)
-                    case Waiting(ahead, wait_s):
+                    case Queued(ahead, wait_s):
                         display.set_status(_waiting_text(texts, ahead, wait_s))
-                    case Full(retry_in_s):
+                    case Retrying(retry_in_s):
                         display.set_status(texts("progress.full", wait=texts.seconds(retry_in_s)))
-                    case End(reason=reason, dropped_messages=dropped_messages):
+                    case Completed(reason=reason, dropped_messages=dropped_messages):
                         if reason == "length":
                             notes.append(texts("answer.cut"))
                         if dropped_messages:

@@ -13,7 +13,7 @@ from minigpt4_bots.privacy import Pseudonyms
 from minigpt4_bots.question import Attachment, NotFetched, Question, Quoted, TooLarge
 from minigpt4_bots.settings import BotSettings
 from minigpt4_bots.texts import Texts
-from minigpt4_serve.client.chat import ChatServer
+from minigpt4_serve.client.chat_client import ChatClient
 from minigpt4_serve.errors import InvalidImage, PayloadTooLarge
 from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
 
@@ -85,7 +85,7 @@ class Collector:
     """
 
     def __init__(
-        self, settings: BotSettings, platform: str, *, server: ChatServer, memory: Memory, pseudonyms: Pseudonyms
+        self, settings: BotSettings, platform: str, *, server: ChatClient, memory: Memory, pseudonyms: Pseudonyms
     ) -> None:
         self._settings = settings
         self._platform = platform

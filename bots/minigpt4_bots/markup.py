@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Code", "Line", "Piece", "fence_at", "inert", "safe_markdown", "scan", "spoiler_is_open", "utf16_length"]
+__all__ = ["Code", "Line", "TextDelta", "fence_at", "inert", "safe_markdown", "scan", "spoiler_is_open", "utf16_length"]
 
 ZERO_WIDTH = "\u200b"
 """Breaks what a chat program would make clickable, and can't be seen."""
@@ -42,7 +42,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """A stretch of a line, under a spoiler or not."""
 
     text: str
@@ -53,7 +53,7 @@ class Piece:
 class Line:
     """A line outside of fenced code."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TextDelta, ...]
 
 
 def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
@@ -73,7 +73,7 @@ def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
             fence, language, code = mark[1], mark[2], []
         else:
             pieces, open_spoiler = _split_at_bars(line, open_spoiler)
-            yield Line(tuple(Piece(piece.text, hidden or piece.hidden) for piece in pieces))
+            yield Line(tuple(TextDelta(piece.text, hidden or piece.hidden) for piece in pieces))
     if fence is not None:
         yield Code(language, "\n".join(code), closed=False)
 
@@ -214,9 +214,9 @@ def _in_backticks(address: str) -> str:
     return f"`{address}`"
 
 
-def _split_at_bars(line: str, hidden: bool) -> tuple[list[Piece], bool]:
+def _split_at_bars(line: str, hidden: bool) -> tuple[list[TextDelta], bool]:
     """The line's pieces between spoiler bars, and whether a spoiler is open at its end."""
-    pieces: list[Piece] = []
+    pieces: list[TextDelta] = []
     begin = 0
     bars = [found for found in _CODE_OR_BARS.finditer(line) if found["bars"]]
     for index, found in enumerate(bars):
@@ -225,8 +225,8 @@ def _split_at_bars(line: str, hidden: bool) -> tuple[list[Piece], bool]:
         opens = hidden or index + 1 < len(bars) or (after != "" and not after.isspace())
         if not opens:
             continue
-        pieces.append(Piece(line[begin : found.start()], hidden))
+        pieces.append(TextDelta(line[begin : found.start()], hidden))
         hidden = not hidden
         begin = found.end()
-    pieces.append(Piece(line[begin:], hidden))
+    pieces.append(TextDelta(line[begin:], hidden))
     return pieces, hidden

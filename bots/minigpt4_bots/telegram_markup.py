@@ -7,7 +7,7 @@ or under a spoiler is shown as plain words. Emphasis ends on its line.
 import html
 import re
 
-from minigpt4_bots.markup import ZERO_WIDTH, Code, Piece, inert, scan, utf16_length
+from minigpt4_bots.markup import ZERO_WIDTH, Code, TextDelta, inert, scan, utf16_length
 
 __all__ = ["telegram_html", "telegram_length", "telegram_plain"]
 
@@ -63,7 +63,7 @@ def _code_block(block: Code, *, hidden: bool) -> str:
     return f"<pre>{code}</pre>"
 
 
-def _piece(piece: Piece, *, is_start: bool) -> str:
+def _piece(piece: TextDelta, *, is_start: bool) -> str:
     text = piece.text
     heading = None
     if is_start:

@@ -26,7 +26,7 @@ from minigpt4_serve.errors import (
     ServerUnreachable,
 )
 
-__all__ = ["as_ours", "by_code", "in_words", "retry_after"]
+__all__ = ["describe_wait", "error_of_code", "retry_after", "to_minigpt4_error"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ _BY_STATUS: dict[int, MiniGPT4Error] = {
 }
 
 
-def as_ours(error: Exception) -> MiniGPT4Error:
+def to_minigpt4_error(error: Exception) -> MiniGPT4Error:
     """The error of our tree for what a call of the OpenAI client raised."""
     status = getattr(error, "status_code", None)
     code = getattr(error, "code", None)
@@ -77,9 +77,9 @@ def as_ours(error: Exception) -> MiniGPT4Error:
     if status == 429 or code in (Overloaded.code, RateLimited.code):
         wait = retry_after(error) or 5.0
         if code == RateLimited.code:
-            used_up = f"The key's share of the vision server is used up; try again in {in_words(wait)}."
+            used_up = f"The key's share of the vision server is used up; try again in {describe_wait(wait)}."
             return RateLimited(used_up, retry_after=wait)
-        return Overloaded(f"The vision server is busy; try again in {in_words(wait)}.", retry_after=wait)
+        return Overloaded(f"The vision server is busy; try again in {describe_wait(wait)}.", retry_after=wait)
     known = _BY_CODE.get(code or "") or _BY_STATUS.get(status or 0)
     if known is not None:
         return type(known)(known.message)
@@ -90,13 +90,13 @@ def as_ours(error: Exception) -> MiniGPT4Error:
     return EngineFailed(_UNREADABLE)
 
 
-def by_code(code: object) -> MiniGPT4Error:
+def error_of_code(code: object) -> MiniGPT4Error:
     """The error of our tree for the ``code`` of an error that arrives inside a stream, after its status line."""
     known = _BY_CODE.get(code) if isinstance(code, str) else None
     return type(known)(known.message) if known else EngineFailed(_FAILED)
 
 
-def in_words(wait_s: float) -> str:
+def describe_wait(wait_s: float) -> str:
     """A wait for people and agents: ``33 seconds``, ``12 hours``; rounded up, so that nobody comes back too early."""
     if wait_s <= 1:
         return "1 second"

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from minigpt4_serve.client.address import find_model_async, server_address, server_key
 from minigpt4_serve.client.answers import AnswerCache, Gathering, Progress, VisionAnswer
-from minigpt4_serve.client.failures import as_ours, retry_after
+from minigpt4_serve.client.failures import retry_after, to_minigpt4_error
 from minigpt4_serve.errors import InvalidRequest, ModelNotFound
 from minigpt4_serve.images import EncodedImage, image_url_part
 
@@ -102,7 +102,7 @@ class VisionClient:
                 async for event in events:
                     yield event
         except (openai.OpenAIError, *_UNREADABLE) as error:
-            ours = as_ours(error)
+            ours = to_minigpt4_error(error)
             if isinstance(ours, ModelNotFound):
                 self._found_model = None  # the server may have been restarted with another one
             raise ours from error

@@ -19,7 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 
-from minigpt4_serve.client.chat import ChatServer
+from minigpt4_serve.client.chat_client import ChatClient
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
 from minigpt4_serve.images import ImageLimits
 from minigpt4_serve.web.door import Door
@@ -42,7 +42,7 @@ def create_page(settings: PageSettings) -> FastAPI:
     Raises:
         InvalidRequest: the server's address isn't one.
     """
-    server = ChatServer(settings.server_url, settings.api_key)
+    server = ChatClient(settings.server_url, settings.api_key)
     shelf = Shelf(ImageLimits(max_bytes=settings.max_picture_bytes))
 
     @asynccontextmanager
@@ -71,7 +71,7 @@ def create_page(settings: PageSettings) -> FastAPI:
     return app
 
 
-def _blocks(server: ChatServer, shelf: Shelf) -> gr.Blocks:
+def _blocks(server: ChatClient, shelf: Shelf) -> gr.Blocks:
     """One component that our own script fills, and the events it sends."""
 
     async def look(talk: Talk, request: gr.Request) -> tuple[_View, Talk]:

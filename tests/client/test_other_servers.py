@@ -11,7 +11,7 @@ from fakes.openai_replies import Cut, Gate, Reply
 from fakes.openai_server import OpenAIServer
 
 from minigpt4_serve.client import TokenUsage, VisionAnswer, VisionClient
-from minigpt4_serve.client.failures import in_words
+from minigpt4_serve.client.failures import describe_wait
 from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.images import EncodedImage
 
@@ -167,7 +167,7 @@ async def test_failures_are_clear_errors_without_secrets(name: str) -> None:
     ],
 )
 def test_waits_are_shown_in_their_unit(wait_s: float, words: str) -> None:
-    assert in_words(wait_s) == words
+    assert describe_wait(wait_s) == words
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "the key"), (500, "failed")])

@@ -35,7 +35,7 @@ async def test_two_hundred_people_are_served_concurrently(tmp_path: Path) -> Non
             memory.append(bot.memory_mb())
         print(f"memory {memory} MiB, {len(here.telegram.calls)} calls")
         assert here.vision.max_active == PEOPLE
-        # The bot keeps the limits however late its writes arrive, up to five seconds: a crowded machine may exceed that.
+        # Writes that arrive up to five seconds late keep the limits; on a crowded machine some arrive later.
         assert here.telegram.floods < len(here.telegram.calls) / 100
         assert memory[1] - memory[0] < 12
         assert "Traceback" not in bot.printed

@@ -10,8 +10,8 @@ from fakes.openai_requests import FIELDS
 from fakes.openai_server import MODEL, OpenAIServer
 from waiting import until
 
-from minigpt4_serve.client import chat
-from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
+from minigpt4_serve.client import chat_client
+from minigpt4_serve.client.chat_client import ChatClient, Completed, ModelCard, Queued, Retrying, TextDelta
 from minigpt4_serve.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -27,7 +27,7 @@ def _asked(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
-Client = Callable[..., ChatServer]
+Client = Callable[..., ChatClient]
 
 
 @pytest.fixture
@@ -35,15 +35,15 @@ async def client() -> AsyncIterator[Client]:
     """Makes clients and closes them."""
     async with AsyncExitStack() as stack:
 
-        def make(url: str, **settings: Any) -> ChatServer:
-            server = ChatServer(url, **settings)
+        def make(url: str, **settings: Any) -> ChatClient:
+            server = ChatClient(url, **settings)
             stack.push_async_callback(server.aclose)
             return server
 
         yield make
 
 
-async def _events(server: ChatServer, text: str, **options: Any) -> list[object]:
+async def _events(server: ChatClient, text: str, **options: Any) -> list[object]:
     return [event async for event in server.answer(_asked(text), **options)]
 
 
@@ -60,11 +60,11 @@ def _events_of(*lines: str) -> AsyncIterator[object]:
         for line in lines:
             yield line
 
-    return chat._events(read(), 0)
+    return chat_client._events(read(), 0)
 
 
 def _text(events: list[object]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Piece)).strip()
+    return "".join(event.text for event in events if isinstance(event, TextDelta)).strip()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ async def test_an_answer_ends_with_usage_and_timings(client: Client) -> None:
     with OpenAIServer(fields=FIELDS | {"beams"}, answers=["a disc"]) as server:
         events = await _events(client(server.url), "Hello", temperature=0.5, beams=2)
     assert _text(events) == "a disc"
-    assert events[-1] == End("stop", USAGE["prompt_tokens"], 40, USAGE["completion_tokens"], TIMINGS)
+    assert events[-1] == Completed("stop", USAGE["prompt_tokens"], 40, USAGE["completion_tokens"], TIMINGS)
     assert server.requests[0].body["temperature"] == 0.5
     assert server.requests[0].body["beams"] == 2
 
@@ -116,8 +116,8 @@ async def test_queue_positions_are_events(client: Client) -> None:
     reply = Reply([gate, "my turn"], headers=headers, comments=("waiting, 2 ahead",))
     with OpenAIServer(answers=[reply]) as server:
         async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
-            assert await anext(events) == Waiting(3, 12.0)
-            assert await anext(events) == Waiting(2)
+            assert await anext(events) == Queued(3, 12.0)
+            assert await anext(events) == Queued(2)
             gate.open()
             assert _text([event async for event in events]) == "my turn"
 
@@ -125,7 +125,7 @@ async def test_queue_positions_are_events(client: Client) -> None:
 async def test_closing_the_stream_aborts_the_request(client: Client) -> None:
     with OpenAIServer(answers=[ENDLESS]) as server:
         async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
-            assert isinstance(await anext(events), Piece)
+            assert isinstance(await anext(events), TextDelta)
             assert server.aborted == []
         await until(lambda: server.aborted)
 
@@ -137,7 +137,7 @@ async def test_a_full_server_is_retried_within_the_budget(client: Client) -> Non
         assert full.value.retry_after == 61
         patient = client(server.url, patience_s=100)
         async with aclosing(patient.answer(_asked("Hello"))) as events:
-            assert await anext(events) == Full(61.0)
+            assert await anext(events) == Retrying(61.0)
     assert len(server.requests) == 2
 
 
@@ -168,7 +168,7 @@ async def test_failures_repeat_nothing_and_end_with_the_outage(client: Client) -
 async def test_a_server_stopped_in_an_answer_interrupts_it(client: Client) -> None:
     with OpenAIServer(answers=[ENDLESS]) as server:
         async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
-            assert isinstance(await anext(events), Piece)
+            assert isinstance(await anext(events), TextDelta)
             server.stop()
             with pytest.raises(StreamInterrupted, match="middle"):
                 await _to_the_end(events)
@@ -176,7 +176,7 @@ async def test_a_server_stopped_in_an_answer_interrupts_it(client: Client) -> No
 
 @pytest.mark.parametrize("mark", ["data: [DONE]", "data:[DONE]"])
 async def test_done_ends_a_stream_without_finish_reason(mark: str) -> None:
-    assert [event async for event in _events_of(_WORDS, mark)] == [Piece("a disc"), End("stop")]
+    assert [event async for event in _events_of(_WORDS, mark)] == [TextDelta("a disc"), Completed("stop")]
 
 
 @pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), StreamInterrupted), ((), ServerUnreachable)])

@@ -16,10 +16,10 @@ import openai
 from pydantic import SecretStr
 
 from minigpt4_serve.client.address import server_address
-from minigpt4_serve.client.failures import as_ours, by_code
+from minigpt4_serve.client.failures import error_of_code, to_minigpt4_error
 from minigpt4_serve.errors import EngineFailed, ModelNotFound, Overloaded, ServerUnreachable, StreamInterrupted
 
-__all__ = ["ChatServer", "End", "Event", "Full", "ModelCard", "Piece", "Waiting"]
+__all__ = ["ChatClient", "Completed", "Event", "ModelCard", "Queued", "Retrying", "TextDelta"]
 
 _CARD_LIFETIME_S = 60.0
 _STANDARD = frozenset({"max_tokens", "seed", "stop", "temperature", "top_p"})
@@ -50,7 +50,7 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Queued:
     """The request stands in the server's line behind ``ahead`` others."""
 
     ahead: int
@@ -58,21 +58,21 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Full:
+class Retrying:
     """The server refused for now; it will be asked again by itself."""
 
     retry_in_s: float
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """The next characters of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class End:
+class Completed:
     """The answer is complete.
 
     Attributes:
@@ -90,10 +90,10 @@ class End:
     dropped_messages: int = 0
 
 
-Event = Waiting | Full | Piece | End
+Event = Queued | Retrying | TextDelta | Completed
 
 
-class ChatServer:
+class ChatClient:
     """A client of one server, for one event loop. Closing an ``answer`` generator frees the server's slot at once.
 
     Args:
@@ -152,7 +152,7 @@ class ChatServer:
             known = self._card or (ModelCard(self._wanted) if self._wanted else None)
             if known is not None and not fresh:
                 return known
-            raise as_ours(error) from error
+            raise to_minigpt4_error(error) from error
         except (TypeError, ValueError, AttributeError) as error:  # something else answers at this address
             raise EngineFailed("The server's list of models can't be understood.") from error
         found = next((card for card in cards if self._wanted in (None, card.get("id"))), None)
@@ -163,7 +163,7 @@ class ChatServer:
         return self._card
 
     async def answer(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> AsyncGenerator[Event, None]:
-        """Events of one answer; the last one is ``End``. A full server is asked again while patience lasts.
+        """Events of one answer; the last one is ``Completed``. A full server is asked again while patience lasts.
 
         Args:
             messages: the chat in OpenAI's shape.
@@ -188,7 +188,7 @@ class ChatServer:
             except ModelNotFound:
                 self._card_until = 0.0  # the server may serve another model since
                 raise
-            yield Full(wait_s)
+            yield Retrying(wait_s)
             await asyncio.sleep(wait_s)
 
     async def _stream(
@@ -205,10 +205,10 @@ class ChatServer:
                     self._client.chat.completions.with_streaming_response.create(**request)
                 )
             except openai.OpenAIError as error:
-                raise as_ours(error) from error
+                raise to_minigpt4_error(error) from error
             headers = response.headers
             if (ahead := _number(headers, "x-minigpt4-queue-position")) is not None:
-                yield Waiting(int(ahead), _number(headers, "x-minigpt4-expected-wait"))
+                yield Queued(int(ahead), _number(headers, "x-minigpt4-expected-wait"))
             dropped = int(_number(headers, "x-minigpt4-dropped-messages") or 0)
             async for event in _events(response.iter_lines(), dropped):
                 yield event
@@ -250,27 +250,27 @@ async def _events(lines: AsyncIterator[str], dropped: int) -> AsyncIterator[Even
             reason = reason or "stop"  # some servers never say why they end
             break
         if line.startswith(": waiting, ") and (ahead := line.split()[2]).isdigit():
-            yield Waiting(int(ahead))
+            yield Queued(int(ahead))
         if not line.startswith("data:"):
             continue
         chunk = _parse(line.removeprefix("data:"))
         if "error" in chunk:
-            raise by_code(_mapping(chunk["error"]).get("code"))
+            raise error_of_code(_mapping(chunk["error"]).get("code"))
         if chunk.get("usage"):
             last = chunk
         for choice in chunk.get("choices") or ():
             if text := (choice.get("delta") or {}).get("content"):
                 begun = True
-                yield Piece(text)
+                yield TextDelta(text)
             reason = choice.get("finish_reason") or reason
     if reason is None:
         raise _broken(begun)
     yield _end(reason, last, dropped)
 
 
-def _end(reason: str, last: Mapping[str, Any], dropped: int) -> End:
+def _end(reason: str, last: Mapping[str, Any], dropped: int) -> Completed:
     usage, timings = _mapping(last.get("usage")), _mapping(last.get("timings"))
-    return End(
+    return Completed(
         reason,
         prompt_tokens=_whole(usage, "prompt_tokens"),
         cached_tokens=_whole(_mapping(usage.get("prompt_tokens_details")), "cached_tokens"),
