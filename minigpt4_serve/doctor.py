@@ -20,8 +20,8 @@ from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights import memory
-from minigpt4_serve.weights.files import sha256
+from minigpt4_serve.weights import footprint as memory
+from minigpt4_serve.weights.footprint import gib
 from minigpt4_serve.weights.load import (
     check_tensors,
     load_model,
@@ -30,7 +30,7 @@ from minigpt4_serve.weights.load import (
     resolve_device,
     resolve_dtype,
 )
-from minigpt4_serve.weights.memory import gib
+from minigpt4_serve.weights.reader import sha256
 
 __all__ = ["SELF_TEST", "Finding", "examine", "memory_table"]
 

@@ -15,11 +15,11 @@ from transformers import GenerationConfig
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ImageProcessor, MiniGPT4Processor, MiniGPT4Tokenizer
-from minigpt4_serve.weights.files import sha256
-from minigpt4_serve.weights.geometry import Untold, Variant
+from minigpt4_serve.weights.infer_config import Hyperparameters, Variant
 from minigpt4_serve.weights.load import check_tensors
-from minigpt4_serve.weights.output import atomic_folder, check_target, total_bytes, write_json, write_shards
 from minigpt4_serve.weights.plan import Files, Plan, make_plan
+from minigpt4_serve.weights.reader import sha256
+from minigpt4_serve.weights.writer import atomic_folder, check_target, total_bytes, write_json, write_shards
 
 __all__ = ["Conversion", "Progress", "convert"]
 
@@ -56,7 +56,7 @@ def convert(
     qformer: Path | None = None,
     dtype: str = "float16",
     keep_lora: bool = False,
-    untold: Untold | None = None,
+    hyperparameters: Hyperparameters | None = None,
     max_shard_bytes: int | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Conversion:
@@ -71,7 +71,7 @@ def convert(
         qformer: ``blip2_pretrained_flant5xxl.pth``; only ``vicuna`` has one.
         dtype: of the written tensors. The published towers and LLMs are float16, so float16 keeps them bit by bit.
         keep_lora: v2 only: keep LoRA beside the LLM's weights instead of merging it into them.
-        untold: dimensions that no tensor tells, for files unlike the published ones.
+        hyperparameters: dimensions that no tensor tells, for files unlike the published ones.
         max_shard_bytes: of one safetensors file, which is also what is in memory beside the mapped inputs; an eighth
             of the model if not given, but at most 2 GiB.
         on_progress: hears of every chunk read and every tensor written.
@@ -86,7 +86,7 @@ def convert(
         raise InvalidRequest(f"variant must be vicuna, llama2 or v2, not {variant!r}.", param="variant")
     check_target(out)
     files = Files(llm=llm, vit=vit, checkpoint=checkpoint, qformer=qformer)
-    plan = make_plan(files, variant, keep_lora=keep_lora, untold=untold)
+    plan = make_plan(files, variant, keep_lora=keep_lora, hyperparameters=hyperparameters)
     config = plan.config
     processor = _processor(plan, llm)
     size = total_bytes(plan.tensors, _DTYPES[dtype])

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
-from minigpt4_serve.weights.files import llm_files
-from minigpt4_serve.weights.geometry import Variant
+from minigpt4_serve.weights.infer_config import Variant
+from minigpt4_serve.weights.reader import llm_files
 
 __all__ = ["MODELS", "PARTS", "Drive", "Fetched", "File", "Folder", "Model", "fetch"]
 

@@ -71,7 +71,7 @@ def load_model(
             quantize(model, settings.quantization, device)
         return model.to(device), processor
     except torch.OutOfMemoryError as error:
-        from minigpt4_serve.weights.memory import footprint, gib  # it counts with this module's shapes
+        from minigpt4_serve.weights.footprint import footprint, gib  # it counts with this module's shapes
 
         kind = settings.quantization or str(dtype).removeprefix("torch.")
         smaller = {"int8": "quantization int4, ", "int4": ""}.get(kind, "quantization int8 or int4, ")

@@ -13,10 +13,10 @@ from transformers import LlamaConfig
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4Config
-from minigpt4_serve.weights import assemble, names
-from minigpt4_serve.weights.files import Stored, llm_files, open_tensors
-from minigpt4_serve.weights.geometry import Untold, Variant, build_config, read_llm_config
+from minigpt4_serve.weights import assemble, key_maps
+from minigpt4_serve.weights.infer_config import Hyperparameters, Variant, infer_config, read_llm_config
 from minigpt4_serve.weights.load import compare_shapes, model_shapes
+from minigpt4_serve.weights.reader import LazyTensor, llm_files, open_tensors
 
 __all__ = ["Files", "Plan", "make_plan"]
 
@@ -59,7 +59,7 @@ class Plan:
     """
 
     config: MiniGPT4Config
-    tensors: dict[str, Stored]
+    tensors: dict[str, LazyTensor]
     notes: list[str]
 
 
@@ -67,21 +67,23 @@ class Plan:
 class _Table:
     """Tensors under their new names, names that no table knows, and remarks, while files are laid over each other."""
 
-    tensors: dict[str, Stored] = field(default_factory=dict)
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
     strays: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, source: Path, tensors: Mapping[str, Stored], table: names.Table) -> None:
+    def add(self, source: Path, tensors: Mapping[str, LazyTensor], table: key_maps.KeyMap) -> None:
         """Map a file's tensors; a later file lies over an earlier one, as the original loads them."""
         for name, tensor in tensors.items():
-            known, new = names.rename(name, table)
+            known, new = key_maps.map_key(name, table)
             if new is not None:
                 self.tensors[new] = tensor
             elif not known:
                 self.strays.append(f"{name}  ({source.name})")
 
 
-def make_plan(files: Files, variant: Variant, *, keep_lora: bool = False, untold: Untold | None = None) -> Plan:
+def make_plan(
+    files: Files, variant: Variant, *, keep_lora: bool = False, hyperparameters: Hyperparameters | None = None
+) -> Plan:
     """Map every tensor of the files and prove that the result is a whole model of its configuration.
 
     Raises:
@@ -95,7 +97,7 @@ def make_plan(files: Files, variant: Variant, *, keep_lora: bool = False, untold
     if variant != "vicuna" and files.qformer is not None:
         # BLIP-2's ln_vision, which lies in that file too, would spoil this variant: the original never opens it here.
         raise InvalidRequest(f"The {variant} variant has no Q-Former: leave --qformer out.")
-    untold = (untold or Untold()).completed(files.vit, variant)
+    hyperparameters = (hyperparameters or Hyperparameters()).completed(files.vit, variant)
     made = _Table()
     trained = _open(files.checkpoint, "llama_proj.weight", "--checkpoint")
     vision = _open(files.vit, "cls_token", "--vit")
@@ -103,21 +105,26 @@ def make_plan(files: Files, variant: Variant, *, keep_lora: bool = False, untold
     shards = llm_files(files.llm)
     text = read_llm_config(files.llm)
     for path in shards:
-        made.add(path, open_tensors(path), names.LLM)
+        made.add(path, open_tensors(path), key_maps.LLM)
     _check_llm(made, text, files.llm, variant)
-    lora = _lora_config(trained, untold)
+    lora = _lora_config(trained, hyperparameters)
     _check_variant(variant, lora, files.checkpoint)
-    config = build_config(
-        variant=variant, text=text, vision=vision, qformer=blip, lora=lora if keep_lora else None, untold=untold
+    config = infer_config(
+        variant=variant,
+        text=text,
+        vision=vision,
+        qformer=blip,
+        lora=lora if keep_lora else None,
+        hyperparameters=hyperparameters,
     )
     depth = config.vision_config.num_hidden_layers
-    made.add(files.vit, {n: t for n, t in vision.items() if _block(n) < depth}, names.VISION)
+    made.add(files.vit, {n: t for n, t in vision.items() if _block(n) < depth}, key_maps.VISION)
     if blip is not None and files.qformer is not None:
-        made.add(files.qformer, blip, names.QFORMER)
-    made.add(files.checkpoint, trained, names.CHECKPOINT)
+        made.add(files.qformer, blip, key_maps.QFORMER)
+    made.add(files.checkpoint, trained, key_maps.CHECKPOINT)
     _check_projection(made.tensors["language_projection.weight"].shape, config, files.checkpoint)
     assemble.join_attention_bias(made.tensors, config)
-    assemble.fit_positions(made.tensors, config)
+    assemble.interpolate_pos_embed(made.tensors, config)
     if blip is None:
         assemble.neutral_layernorm(made.tensors, config)
     if lora is not None and not keep_lora:
@@ -129,7 +136,7 @@ def make_plan(files: Files, variant: Variant, *, keep_lora: bool = False, untold
     return Plan(config, _complete(made, needed, variant), made.notes)
 
 
-def _open(path: Path, key: str, option: str) -> dict[str, Stored]:
+def _open(path: Path, key: str, option: str) -> dict[str, LazyTensor]:
     """A file's tensors; refuses one that was given in place of another."""
     tensors = open_tensors(path)
     if key in tensors:
@@ -154,7 +161,7 @@ def _block(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _complete(made: _Table, needed: Mapping[str, tuple[int, ...]], variant: Variant) -> dict[str, Stored]:
+def _complete(made: _Table, needed: Mapping[str, tuple[int, ...]], variant: Variant) -> dict[str, LazyTensor]:
     """The tensors in the model's order, if they are exactly those that it needs."""
     missing, extra = needed.keys() - made.tensors.keys(), made.tensors.keys() - needed.keys()
     if missing or extra or made.strays:
@@ -231,15 +238,19 @@ def _check_projection(shape: tuple[int, ...], config: MiniGPT4Config, checkpoint
         )
 
 
-def _lora_config(trained: Mapping[str, Stored], untold: Untold) -> dict[str, Any] | None:
+def _lora_config(trained: Mapping[str, LazyTensor], hyperparameters: Hyperparameters) -> dict[str, Any] | None:
     """Rank, alpha and targets of a checkpoint's LoRA; None if it has none."""
     modules: set[str] = set()
     rank = 0
     for name, tensor in trained.items():
-        new = names.rename(name, names.CHECKPOINT)[1] or ""
+        new = key_maps.map_key(name, key_maps.CHECKPOINT)[1] or ""
         if new.endswith(".lora_A.weight"):
             modules.add(new.split(".")[-3])
             rank = tensor.shape[0]
     if not modules:
         return None
-    return {"r": rank, "lora_alpha": untold.lora_alpha or rank * _LORA_SCALING, "target_modules": sorted(modules)}
+    return {
+        "r": rank,
+        "lora_alpha": hyperparameters.lora_alpha or rank * _LORA_SCALING,
+        "target_modules": sorted(modules),
+    }

@@ -18,9 +18,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, WeightsError
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights import output
+from minigpt4_serve.weights import writer
 from minigpt4_serve.weights.convert import Conversion, Progress, convert
-from minigpt4_serve.weights.geometry import Untold
+from minigpt4_serve.weights.infer_config import Hyperparameters
 from minigpt4_serve.weights.load import load_model
 
 CHECKPOINTS = {
@@ -329,8 +329,8 @@ def test_numbers_that_do_not_fit_the_dtype(files: Path) -> None:
 def test_dimensions_that_nobody_tells(files: Path) -> None:
     (files / "MANIFEST.json").unlink()
     assert "--vit-depth" in refused(files).message
-    assert "--qformer-heads" in refused(files, untold=Untold(vit_depth=3, vit_heads=4)).message
-    run(files, untold=Untold(vit_depth=3, vit_heads=4, qformer_heads=4))
+    assert "--qformer-heads" in refused(files, hyperparameters=Hyperparameters(vit_depth=3, vit_heads=4)).message
+    run(files, hyperparameters=Hyperparameters(vit_depth=3, vit_heads=4, qformer_heads=4))
 
 
 @pytest.mark.parametrize("change", [{"dtype": "int8"}, {"variant": "v3"}])
@@ -359,13 +359,13 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output, "save_file", fail)
+    monkeypatch.setattr(writer, "save_file", fail)
 
 
 def test_no_space_left(files: Path, monkeypatch: pytest.MonkeyPatch, full_disk: None) -> None:
     assert "became full" in refused(files).message
     usage = shutil.disk_usage(files)._replace(free=1000)
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
     assert "has only 0.0 MiB free" in refused(files).message
 
 

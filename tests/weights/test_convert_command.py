@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4_serve import cli
 from minigpt4_serve.errors import InvalidRequest
-from minigpt4_serve.weights.output import atomic_folder
+from minigpt4_serve.weights.writer import atomic_folder
 
 CHECKPOINTS = {
     "vicuna": "pretrained_minigpt4_vicuna_tiny.pth",
@@ -288,7 +288,7 @@ def test_a_limit_on_the_size_of_files(files: Path) -> None:
 def test_a_folder_that_this_person_may_not_write() -> None:
     """Checked as nobody, since root may write everywhere."""
     code = (
-        "import tempfile, pathlib, sys; from minigpt4_serve.weights.output import atomic_folder\n"
+        "import tempfile, pathlib, sys; from minigpt4_serve.weights.writer import atomic_folder\n"
         "import os; place = pathlib.Path(tempfile.mkdtemp()); place.chmod(0o755); os.setuid(65534)\n"
         "from minigpt4_serve.errors import InvalidRequest\n"
         "try:\n    atomic_folder(place / 'model', needs=1).__enter__()\n"

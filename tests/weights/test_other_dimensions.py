@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.convert import convert
-from minigpt4_serve.weights.geometry import Untold
+from minigpt4_serve.weights.infer_config import Hyperparameters
 from minigpt4_serve.weights.load import load_model
 
 SIZES = {
@@ -71,7 +71,7 @@ def test_the_numbers_are_the_originals(name: str, golden: Path, tmp_path: Path) 
         checkpoint=tmp_path / "checkpoint.pth",
         out=tmp_path / "model",
         dtype="float32",
-        untold=Untold(
+        hyperparameters=Hyperparameters(
             vit_heads=sizes.heads,
             vit_depth=sizes.depth,
             image_size=sizes.image if sizes.image != sizes.trained * sizes.patch else None,

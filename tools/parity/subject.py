@@ -17,9 +17,9 @@ from minigpt4_serve.model.stopping import StopAtText
 from minigpt4_serve.prompt.templates import IMAGE_PLACEHOLDER, escape_control_tokens, render
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.convert import convert
-from minigpt4_serve.weights.files import open_tensors
-from minigpt4_serve.weights.geometry import Untold, Variant
+from minigpt4_serve.weights.infer_config import Hyperparameters, Variant
 from minigpt4_serve.weights.load import load_model
+from minigpt4_serve.weights.reader import open_tensors
 
 __all__ = ["BOS", "EOS", "RecordedTurn", "Subject", "load_subject", "recorded_turns", "recorded_variants"]
 
@@ -139,7 +139,7 @@ def load_subject(golden: Path, variant: str, attention: str, folder: Path) -> Su
             out=folder,
             dtype="float32",
             # Whatever else can't be inferred from tensors is read from the set's MANIFEST.json.
-            untold=Untold(image_size=expected["image_size"]),
+            hyperparameters=Hyperparameters(image_size=expected["image_size"]),
         )
     settings = ModelSettings(path=folder, device="cpu", dtype="float32")
     model, processor = load_model(settings, attention=attention)

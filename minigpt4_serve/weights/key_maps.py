@@ -7,11 +7,11 @@ its table matches is a stray, and a stray stops a conversion.
 import re
 from collections.abc import Sequence
 
-__all__ = ["CHECKPOINT", "LLM", "QFORMER", "VISION", "Table", "rename"]
+__all__ = ["CHECKPOINT", "LLM", "QFORMER", "VISION", "KeyMap", "map_key"]
 
-Table = Sequence[tuple[str, str | None]]
+KeyMap = Sequence[tuple[str, str | None]]
 
-VISION: Table = (
+VISION: KeyMap = (
     (r"cls_token", r"vision_model.embeddings.class_embedding"),
     (r"pos_embed", r"vision_model.embeddings.position_embedding"),
     (r"patch_embed\.proj\.(weight|bias)", r"vision_model.embeddings.patch_embedding.\1"),
@@ -25,7 +25,7 @@ VISION: Table = (
 )
 """``eva_vit_g.pth``. Blocks past the tower's depth are dropped by the caller, who knows the depth."""
 
-QFORMER: Table = (
+QFORMER: KeyMap = (
     (r"query_tokens", r"query_tokens"),
     (r"ln_vision\.(weight|bias)", r"vision_model.post_layernorm.\1"),
     (r"Qformer\.bert\.embeddings\.LayerNorm\.(weight|bias)", r"qformer.layernorm.\1"),
@@ -51,13 +51,13 @@ QFORMER: Table = (
 )
 """``blip2_pretrained_flant5xxl.pth``."""
 
-LLM: Table = (
+LLM: KeyMap = (
     (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq", None),
     (r"(model\..*|lm_head\.weight)", r"language_model.\1"),
 )
 """A LLaMA in Hugging Face layout."""
 
-CHECKPOINT: Table = (
+CHECKPOINT: KeyMap = (
     (r"llama_proj\.(weight|bias)", r"language_projection.\1"),
     (
         # ``base_model.model`` is peft's; from 0.3 on it also writes the adapter's name behind lora_A and lora_B.
@@ -71,7 +71,7 @@ CHECKPOINT: Table = (
 """MiniGPT-4's own checkpoints: what was trained. What of the Q-Former or ln_vision was trained too lies over theirs."""
 
 
-def rename(name: str, table: Table) -> tuple[bool, str | None]:
+def map_key(name: str, table: KeyMap) -> tuple[bool, str | None]:
     """(known, new name or None for dropped)."""
     for pattern, replacement in table:
         match = re.fullmatch(pattern, name)

@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 
-__all__ = ["Stored", "llm_files", "open_tensors", "sha256"]
+__all__ = ["LazyTensor", "llm_files", "open_tensors", "sha256"]
 
 _CHUNK = 2**24
 
 
 @dataclass(frozen=True)
-class Stored:
+class LazyTensor:
     """A tensor that lies in a file and hasn't been read yet.
 
     Attributes:
@@ -34,7 +34,7 @@ class Stored:
     read: Callable[[], torch.Tensor]
 
 
-def open_tensors(path: Path) -> dict[str, Stored]:
+def open_tensors(path: Path) -> dict[str, LazyTensor]:
     """Name → tensor of a ``.pth``, ``.bin`` or ``.safetensors`` file; of its entry ``model`` if it has one.
 
     Files stay on the disk (memory-mapped) until a tensor is read. Pickles are read without their code: a file that
@@ -56,14 +56,14 @@ def open_tensors(path: Path) -> dict[str, Stored]:
     tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise WeightsError(f"{path} holds no tensors: it is not a checkpoint.")
-    return {str(name): Stored(tuple(t.shape), lambda t=t: t) for name, t in tensors.items()}  # type: ignore[misc]
+    return {str(name): LazyTensor(tuple(t.shape), lambda t=t: t) for name, t in tensors.items()}  # type: ignore[misc]
 
 
-def _open_safetensors(path: Path) -> dict[str, Stored]:
+def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         file = safe_open(path, framework="pt")
         return {
-            name: Stored(tuple(file.get_slice(name).get_shape()), lambda name=name: file.get_tensor(name))  # type: ignore[misc]
+            name: LazyTensor(tuple(file.get_slice(name).get_shape()), lambda name=name: file.get_tensor(name))  # type: ignore[misc]
             for name in file.keys()  # noqa: SIM118  (no mapping)
         }
     except (SafetensorError, OSError) as error:

@@ -12,9 +12,9 @@ from transformers import LlamaConfig
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4Config
-from minigpt4_serve.weights.files import Stored
+from minigpt4_serve.weights.reader import LazyTensor
 
-__all__ = ["Untold", "Variant", "build_config", "read_llm_config"]
+__all__ = ["Hyperparameters", "Variant", "infer_config", "read_llm_config"]
 
 Variant = Literal["vicuna", "llama2", "v2"]
 
@@ -22,7 +22,7 @@ _PATCHES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Untold:
+class Hyperparameters:
     """What no tensor tells. None stands for the published value, which counts if the part has the published width.
 
     Attributes:
@@ -44,7 +44,7 @@ class Untold:
             if value is not None and value <= 0:
                 raise InvalidRequest(f"--{name.replace('_', '-')} must be more than 0, not {value}.", param=name)
 
-    def completed(self, vit: Path, variant: Variant) -> "Untold":
+    def completed(self, vit: Path, variant: Variant) -> "Hyperparameters":
         """With the gaps filled from a ``MANIFEST.json`` beside the ViT file or in the folder above, if there is one.
 
         That is where sets of files in the original layout but of other sizes say theirs, under ``config``.
@@ -61,7 +61,9 @@ class Untold:
                 }
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
-            return Untold(**{**known, **{name: value for name, value in asdict(self).items() if value is not None}})
+            return Hyperparameters(
+                **{**known, **{name: value for name, value in asdict(self).items() if value is not None}}
+            )
         return self
 
 
@@ -69,8 +71,8 @@ _PUBLISHED = {1408: {"vit_heads": 16, "vit_depth": 39}, 768: {"qformer_heads": 1
 """Width → what the published tower and Q-Former of that width have."""
 
 
-def _number(untold: Untold, name: str, width: int, part: str) -> int:
-    value = getattr(untold, name) or _PUBLISHED.get(width, {}).get(name)
+def _number(hyperparameters: Hyperparameters, name: str, width: int, part: str) -> int:
+    value = getattr(hyperparameters, name) or _PUBLISHED.get(width, {}).get(name)
     option = "--" + name.replace("_", "-")
     if value is None:
         raise InvalidRequest(
@@ -108,14 +110,14 @@ def read_llm_config(folder: Path) -> LlamaConfig:
     return config
 
 
-def build_config(
+def infer_config(
     *,
     variant: Variant,
     text: LlamaConfig,
-    vision: Mapping[str, Stored],
-    qformer: Mapping[str, Stored] | None,
+    vision: Mapping[str, LazyTensor],
+    qformer: Mapping[str, LazyTensor] | None,
     lora: dict[str, Any] | None,
-    untold: Untold,
+    hyperparameters: Hyperparameters,
 ) -> MiniGPT4Config:
     """The configuration that fits tensors under the original's names.
 
@@ -127,7 +129,7 @@ def build_config(
     patch = _shape(vision, "patch_embed.proj.weight", "the ViT file")[-1]
     side = math.isqrt(_shape(vision, "pos_embed", "the ViT file")[1] - 1)
     # v2 looks at twice the resolution that the tower was trained at.
-    image_size = untold.image_size or side * patch * (2 if variant == "v2" else 1)
+    image_size = hyperparameters.image_size or side * patch * (2 if variant == "v2" else 1)
     patches = (image_size // patch) ** 2
     if not patches or (qformer is None and patches % _PATCHES_PER_TOKEN):
         raise InvalidRequest(
@@ -139,8 +141,8 @@ def build_config(
         vision_config={
             "hidden_size": width,
             "intermediate_size": _shape(vision, "blocks.0.mlp.fc1.weight", "the ViT file")[0],
-            "num_hidden_layers": _number(untold, "vit_depth", width, "vision tower"),
-            "num_attention_heads": _number(untold, "vit_heads", width, "vision tower"),
+            "num_hidden_layers": _number(hyperparameters, "vit_depth", width, "vision tower"),
+            "num_attention_heads": _number(hyperparameters, "vit_heads", width, "vision tower"),
             "image_size": image_size,
             "patch_size": patch,
             "hidden_act": "gelu",
@@ -148,7 +150,7 @@ def build_config(
             "attention_dropout": 0.0,
             "qkv_bias": True,
         },
-        qformer_config=None if qformer is None else _qformer_config(qformer, untold),
+        qformer_config=None if qformer is None else _qformer_config(qformer, hyperparameters),
         num_query_tokens=32 if qformer is None else _shape(qformer, "query_tokens", "the Q-Former file")[1],
         text_config=text,
         patches_per_token=_PATCHES_PER_TOKEN,
@@ -158,7 +160,7 @@ def build_config(
     )
 
 
-def _qformer_config(tensors: Mapping[str, Stored], untold: Untold) -> dict[str, Any]:
+def _qformer_config(tensors: Mapping[str, LazyTensor], hyperparameters: Hyperparameters) -> dict[str, Any]:
     layer = "Qformer.bert.encoder.layer."
     hidden = _shape(tensors, "query_tokens", "the Q-Former file")[-1]
     layers = {int(name.removeprefix(layer).partition(".")[0]) for name in tensors if name.startswith(layer)}
@@ -166,7 +168,7 @@ def _qformer_config(tensors: Mapping[str, Stored], untold: Untold) -> dict[str, 
     return {
         "hidden_size": hidden,
         "num_hidden_layers": max(layers, default=-1) + 1,
-        "num_attention_heads": _number(untold, "qformer_heads", hidden, "Q-Former"),
+        "num_attention_heads": _number(hyperparameters, "qformer_heads", hidden, "Q-Former"),
         "intermediate_size": _shape(tensors, f"{layer}0.intermediate_query.dense.weight", "the Q-Former file")[0],
         "cross_attention_frequency": crossing[1] - crossing[0] if len(crossing) > 1 else max(len(layers), 1),
         "layer_norm_eps": 1e-12,
@@ -177,7 +179,7 @@ def _qformer_config(tensors: Mapping[str, Stored], untold: Untold) -> dict[str, 
     }
 
 
-def _shape(tensors: Mapping[str, Stored], name: str, where: str) -> tuple[int, ...]:
+def _shape(tensors: Mapping[str, LazyTensor], name: str, where: str) -> tuple[int, ...]:
     if name not in tensors:
         raise WeightsError(f"{where[0].upper()}{where[1:]} has no tensor {name}: is it the right file?", missing=[name])
     return tensors[name].shape

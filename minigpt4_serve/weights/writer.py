@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
-from minigpt4_serve.weights.files import Stored
-from minigpt4_serve.weights.memory import gib
+from minigpt4_serve.weights.footprint import gib
+from minigpt4_serve.weights.reader import LazyTensor
 
 if sys.platform != "win32":
     import fcntl
@@ -142,13 +142,13 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def total_bytes(tensors: Mapping[str, Stored], dtype: torch.dtype) -> int:
+def total_bytes(tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> int:
     """Size of all tensors in that dtype."""
     return sum(prod(tensor.shape) for tensor in tensors.values()) * dtype.itemsize
 
 
 def write_shards(
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, LazyTensor],
     folder: Path,
     *,
     dtype: torch.dtype,
