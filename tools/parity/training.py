@@ -86,7 +86,7 @@ def candidate_ranks(subject: Subject) -> Iterator[Comparison]:
         return
     instructions, counts = recorded["instructions"], recorded["num_cand"]
     images = recorded.get("images", range(len(instructions)))
-    end = recorded.get("end_sym", "###" if subject.processor.format.name == "vicuna" else "</s>")
+    end = recorded.get("end_sym", subject.processor.variant.answer_end)
     error = 0.0
     losses: list[dict[int, float]] = [{} for _ in instructions]  # of each instruction, by candidate
     for number, candidates in enumerate(recorded["candidates"]):
