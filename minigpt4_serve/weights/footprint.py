@@ -1,24 +1,29 @@
-"""How much memory a model takes, by arithmetic on its configuration. Loads nothing."""
+"""Memory requirements of a model, computed from its configuration without loading it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from transformers import LlamaConfig
 
 from minigpt4_serve.model import MiniGPT4Config
-from minigpt4_serve.weights.load import model_shapes
+from minigpt4_serve.prompt.variants import VARIANTS
+from minigpt4_serve.weights.hub import MODELS
+from minigpt4_serve.weights.shapes import Shapes, model_shapes
 
-__all__ = ["FORMATS", "PUBLISHED", "Footprint", "footprint", "gib", "published_config", "table"]
-
-PUBLISHED = ("vicuna-7b", "vicuna-13b", "llama2-7b", "v2-7b")
-"""The family's published models."""
+__all__ = ["FORMATS", "Footprint", "footprint", "gib", "published_config", "published_footprints"]
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
-"""float16 takes as much as bfloat16; with int8 and int4 all but the LLM's inner layers is bfloat16."""
+"""float16 takes as much as bfloat16. With int8 and int4, only the LLM's inner layers are quantized, the rest is
+bfloat16."""
 
-# Bytes per weight. NF4 adds a float32 scale to every block of 64 weights.
+# Bytes per weight. NF4 has one float32 scale per block of 64 weights.
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 64}
+
+_LLM_DIMENSIONS = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+}
 
 
 @dataclass(frozen=True)
@@ -37,53 +42,50 @@ class Footprint:
 
     @property
     def one_chat(self) -> int:
-        """Weights and one chat of full length."""
+        """Weights and the KV cache of one chat of full length."""
         return self.weights + self.kv_per_token * self.context
 
     def chats_in(self, memory: int) -> float:
-        """Chats of full length that fit beside the weights; negative if not even the weights do."""
+        """Chats of full length that fit in ``memory`` bytes beside the weights; negative if the weights don't fit."""
         return (memory - self.weights) / (self.kv_per_token * self.context)
 
 
 def footprint(config: MiniGPT4Config, kind: str) -> Footprint:
-    """What a model takes in one of ``FORMATS`` or float16; keys and values are never quantized."""
+    """The memory of a model in one of ``FORMATS`` or float16. Keys and values are never quantized."""
     return _footprint(config, model_shapes(config), kind)
 
 
-def _footprint(config: MiniGPT4Config, shapes: Mapping[str, tuple[int, ...]], kind: str) -> Footprint:
-    rest = "bfloat16" if kind.startswith("int") else kind
+def _footprint(config: MiniGPT4Config, shapes: Shapes, kind: str) -> Footprint:
+    unquantized = "bfloat16" if kind.startswith("int") else kind
     weights = 0.0
-    for name, shape in shapes.items():
-        inner = name.startswith("language_model.model.layers.") and len(shape) == 2
-        weights += prod(shape) * _BYTES[kind if inner else rest]
+    for key, shape in shapes.items():
+        is_inner_layer = key.startswith("language_model.model.layers.") and len(shape) == 2
+        weights += prod(shape) * _BYTES[kind if is_inner_layer else unquantized]
     text = config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    cached = 2 * text.num_hidden_layers * heads * head * int(_BYTES[rest])
-    return Footprint(round(weights), cached, config.max_position_embeddings)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    kv_per_token = 2 * text.num_hidden_layers * kv_heads * head_dim * int(_BYTES[unquantized])
+    return Footprint(round(weights), kv_per_token, config.max_position_embeddings)
 
 
 def published_config(name: str) -> MiniGPT4Config:
-    """The configuration of one of ``PUBLISHED``."""
-    large, vicuna = name.endswith("13b"), name.startswith("vicuna")
+    """The configuration of a published model, one of ``hub.MODELS``."""
+    model = MODELS[name]
+    variant = VARIANTS[model.variant]
     text = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=5120 if large else 4096,
-        intermediate_size=13824 if large else 11008,
-        num_hidden_layers=40 if large else 32,
-        num_attention_heads=40 if large else 32,
-        max_position_embeddings=2048 if vicuna else 4096,
+        vocab_size=32000, max_position_embeddings=variant.context_length, **_LLM_DIMENSIONS[model.llm_size]
     )
     return MiniGPT4Config(
-        vision_config={"image_size": 448 if name.startswith("v2") else 224},
-        qformer_config={} if vicuna else None,
+        vision_config={"image_size": variant.image_size},
+        qformer_config={} if variant.has_qformer else None,
         text_config=text,
+        conversation_format=variant.name,
     )
 
 
-def table() -> Iterator[tuple[str, str, Footprint]]:
+def published_footprints() -> Iterator[tuple[str, str, Footprint]]:
     """(model, format, footprint) of every published model in every format."""
-    for name in PUBLISHED:
+    for name in MODELS:
         config = published_config(name)
         shapes = model_shapes(config)
         for kind in FORMATS:
@@ -91,5 +93,5 @@ def table() -> Iterator[tuple[str, str, Footprint]]:
 
 
 def gib(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes as text, in GiB or MiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

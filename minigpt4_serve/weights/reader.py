@@ -1,4 +1,4 @@
-"""Tensors in files of others: read lazily, never run. Knows formats, not models."""
+"""Reads tensors from checkpoint files lazily, and never runs code that a file contains."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ from safetensors import SafetensorError, safe_open
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 
-__all__ = ["LazyTensor", "llm_files", "open_tensors", "sha256"]
+__all__ = ["LazyTensor", "llm_files", "model_files", "open_tensors", "sha256"]
 
-_CHUNK = 2**24
+_CHUNK_BYTES = 2**24
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that lies in a file and hasn't been read yet.
+    """A tensor that is read or computed on demand.
 
     Attributes:
         shape: its shape.
-        read: gives the tensor; each call reads anew.
+        read: returns the tensor; nothing is cached.
     """
 
     shape: tuple[int, ...]
@@ -35,14 +35,14 @@ class LazyTensor:
 
 
 def open_tensors(path: Path) -> dict[str, LazyTensor]:
-    """Name → tensor of a ``.pth``, ``.bin`` or ``.safetensors`` file; of its entry ``model`` if it has one.
+    """Key → tensor of a ``.pth``, ``.bin`` or ``.safetensors`` file, or of its entry ``model`` if it has one.
 
-    Files stay on the disk (memory-mapped) until a tensor is read. Pickles are read without their code: a file that
-    needs any is refused before anything of it has run.
+    Files are memory-mapped: data is read when a tensor is. Pickles are loaded without running code; a file that
+    contains any is rejected before anything of it runs.
 
     Raises:
-        InvalidRequest: there is no such file, or it may not be read.
-        WeightsError: cut short, with code in it, or no checkpoint at all.
+        InvalidRequest: there is no such file, or it can't be read.
+        WeightsError: truncated, with code in it, or not a checkpoint.
     """
     if not path.is_file():
         raise InvalidRequest(f"There is no file {path}.")
@@ -55,16 +55,16 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
         content = content["model"]
     tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors: it is not a checkpoint.")
-    return {str(name): LazyTensor(tuple(t.shape), lambda t=t: t) for name, t in tensors.items()}  # type: ignore[misc]
+        raise WeightsError(f"{path} contains no tensors: it is not a checkpoint.")
+    return {str(key): LazyTensor(tuple(t.shape), lambda t=t: t) for key, t in tensors.items()}  # type: ignore[misc]
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         file = safe_open(path, framework="pt")
         return {
-            name: LazyTensor(tuple(file.get_slice(name).get_shape()), lambda name=name: file.get_tensor(name))  # type: ignore[misc]
-            for name in file.keys()  # noqa: SIM118  (no mapping)
+            key: LazyTensor(tuple(file.get_slice(key).get_shape()), lambda key=key: file.get_tensor(key))  # type: ignore[misc]
+            for key in file.keys()  # noqa: SIM118  (not a mapping)
         }
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is cut short or damaged; download or copy it again.") from error
@@ -80,13 +80,13 @@ def _load_pickle(path: Path) -> object:
         raise WeightsError(f"{path} is not a PyTorch checkpoint.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on other pickle protocols: what matters becomes an error
-            # Files from before torch 1.6 are no zip archives and can't be mapped.
+            warnings.simplefilter("ignore")  # about pickle protocols; real problems raise
+            # Files from before torch 1.6 are no zip archives and can't be memory-mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        if "unsupported" in str(error).lower():  # a global or an instruction that plain tensors never need
+        if "unsupported" in str(error).lower():  # a global or an opcode that plain tensors never need
             raise WeightsError(
-                f"{path} holds Python code, not only tensors. It was refused and nothing of it ran; "
+                f"{path} holds Python code, not only tensors. It was rejected and nothing of it ran; "
                 "get the file from the model's authors."
             ) from error
         raise WeightsError(f"{path} is not a PyTorch checkpoint.") from error
@@ -94,47 +94,63 @@ def _load_pickle(path: Path) -> object:
         raise WeightsError(f"{path} is cut short or damaged; download or copy it again.") from error
 
 
-def llm_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face LLM folder: safetensors if there are any, else ``.bin`` shards.
+def model_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
 
     Raises:
-        InvalidRequest: no such folder.
-        WeightsError: no weights in it, another layout, or a shard is missing.
+        WeightsError: there are none, or a shard of the index is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = _shards_in_index(index) if index.is_file() else ["model.safetensors"]
+    return _existing(folder, names)
+
+
+def llm_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face LLM folder: safetensors files if there are any, otherwise ``.bin`` shards.
+
+    Raises:
+        InvalidRequest: there is no such folder.
+        WeightsError: it has no weights, another layout, or a shard is missing.
     """
     if not folder.is_dir():
-        raise InvalidRequest(f"There is no folder {folder}; --llm wants the LLM in Hugging Face layout.")
+        raise InvalidRequest(f"There is no folder {folder}; --llm is the LLM's folder in Hugging Face layout.")
     if not (folder / "config.json").is_file():
         if (folder / "params.json").is_file():
             raise WeightsError(
-                f"{folder} holds LLaMA as Meta delivers it. Make a Hugging Face folder of it first, with transformers' "
-                "convert_llama_weights_to_hf.py."
+                f"{folder} holds LLaMA as Meta delivers it. Convert it to a Hugging Face folder first, with "
+                "transformers' convert_llama_weights_to_hf.py."
             )
         raise WeightsError(f"{folder} is not a Hugging Face folder: it has no config.json.")
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            names = _indexed(index)
+            names = _shards_in_index(index)
         elif (folder / stem).is_file():
             names = [stem]
         else:
-            names = _numbered(folder, Path(stem))
-        absent = [name for name in names if not (folder / name).is_file()]
-        if absent:
-            raise WeightsError(f"{folder} is incomplete: {', '.join(absent)} is not there; download it again.")
+            names = _numbered_shards(folder, Path(stem))
         if names:
-            return [folder / name for name in names]
-    raise WeightsError(f"{folder} holds no weights: neither model*.safetensors nor pytorch_model*.bin.")
+            return _existing(folder, names)
+    raise WeightsError(f"{folder} has no weights: neither model*.safetensors nor pytorch_model*.bin.")
 
 
-def _indexed(index: Path) -> list[str]:
+def _existing(folder: Path, names: list[str]) -> list[Path]:
+    """Paths of files, all of which must exist."""
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise WeightsError(f"{folder} is incomplete: {', '.join(missing)} is missing; download or copy it again.")
+    return [folder / name for name in names]
+
+
+def _shards_in_index(index: Path) -> list[str]:
     try:
         return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index} is damaged; download it again.") from error
+        raise WeightsError(f"{index} is damaged; download or copy it again.") from error
 
 
-def _numbered(folder: Path, stem: Path) -> list[str]:
-    """Names ``stem-00001-of-00002.ext`` of a complete set, told by any one of its files; empty if there is none."""
+def _numbered_shards(folder: Path, stem: Path) -> list[str]:
+    """Names ``stem-00001-of-00002.ext`` of the complete set that any of its files belongs to; empty without any."""
     for path in folder.glob(f"{stem.stem}-*-of-*{stem.suffix}"):
         match = re.fullmatch(r".*-of-(\d+)", path.stem)
         if match:
@@ -144,10 +160,10 @@ def _numbered(folder: Path, stem: Path) -> list[str]:
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """Hexadecimal SHA-256 of a file; ``on_bytes`` hears of every chunk."""
+    """Hexadecimal SHA-256 of a file; ``on_bytes`` is called with the length of every chunk."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             if on_bytes is not None:
                 on_bytes(len(chunk))

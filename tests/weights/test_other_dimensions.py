@@ -1,4 +1,4 @@
-"""Files of unusual dimensions, compared with the original's arithmetic written out by hand: nothing is a constant."""
+"""Conversion of files with unusual dimensions, compared with a reimplementation of the original's arithmetic."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_numbers_are_the_originals(name: str, golden: Path, tmp_path: Path) -> None:
+def test_outputs_equal_the_originals(name: str, golden: Path, tmp_path: Path) -> None:
     sizes = SIZES[name]
     torch.manual_seed(7)
     heads, kv_heads = sizes.llm_heads
@@ -64,7 +64,7 @@ def test_the_numbers_are_the_originals(name: str, golden: Path, tmp_path: Path) 
     torch.save({"model": trained, "epoch": 4}, tmp_path / "checkpoint.pth")
 
     convert(
-        variant=sizes.variant,  # type: ignore[arg-type]
+        variant=sizes.variant,
         llm=tmp_path / "llm",
         vit=tmp_path / "vit.pth",
         qformer=tmp_path / "blip.pth" if sizes.qformer else None,
