@@ -23,12 +23,12 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Is it within its tolerance?"""
+        """Whether it is within its tolerance."""
         return self.matched == self.total if self.error is None else self.error <= self.limit
 
     @property
     def compares_something(self) -> bool:
-        """False for a count of nothing, which proves nothing."""
+        """False for a count without pairs."""
         return self.error is not None or self.total > 0
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A recorded set: its variants, and each of them converted, loaded and put beside the original's numbers."""
+"""A recorded set: its variants, each of them converted, loaded and paired with the original's numbers."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ BOS, EOS = 1, 2
 
 @dataclass(frozen=True)
 class Subject:
-    """A variant as this package runs it, and what the original recorded.
+    """A variant as this package runs it, and what was recorded from the original.
 
     Attributes:
         expected: the set's ``expected.json``.
