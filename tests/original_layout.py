@@ -39,7 +39,8 @@ def dense(name: str, columns: int, rows: int) -> Tensors:
 
 
 def vision_file(sizes: Sizes) -> Tensors:
-    width, mlp = sizes.width, sizes.width * 2 + 1
+    width = sizes.width
+    mlp = sizes.width * 2 + 1
     file = {"cls_token": numbers(1, 1, width), "pos_embed": numbers(1, 1 + sizes.trained**2, width)}
     file |= {"patch_embed.proj.weight": numbers(width, 3, sizes.patch, sizes.patch)}
     file |= {"patch_embed.proj.bias": numbers(width)} | norm("norm", width) | dense("head", width, 7)

@@ -39,7 +39,7 @@ SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
     "Please answer my questions."
 )
-PICTURE = "<Img><ImageHere></Img>"
+IMAGE = "<Img><ImageHere></Img>"
 ANSWER = "Two things, I think."
 # Prefix of the first image, of the answer, and of later user messages.
 TEMPLATES = {
@@ -59,7 +59,7 @@ PLAIN = {"do_sample": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id
 
 def vocabulary(pieces: int, *symbols: str) -> bytes:
     """A SentencePiece model like LLaMA's, of another size."""
-    text = [SYSTEM, PICTURE, "###Human: ###Assistant: [INST] [/INST]", "What is it? Where is the red one? # ##"]
+    text = [SYSTEM, IMAGE, "###Human: ###Assistant: [INST] [/INST]", "What is it? Where is the red one? # ##"]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text * 3),
@@ -82,7 +82,7 @@ def noise(kind: str, width: int, height: int) -> Image.Image:
     return Image.fromarray(levels).convert(kind)
 
 
-PICTURES = {
+IMAGES = {
     "grey.png": noise("L", 40, 90),
     "clear.png": noise("RGBA", 33, 21),
     "palette.png": noise("P", 64, 64),
@@ -168,8 +168,8 @@ class Recorder:
     def cases(self, language: Tensors) -> dict[str, Any]:
         opening, asked, again = TEMPLATES[self.sizes.variant]
         between = "###" if self.sizes.variant == "vicuna" else ""
-        first = f"{opening}{PICTURE} What is it?{asked}"
-        second = f"{first}{ANSWER}{between}{again}{PICTURE}{between}{again}{PICTURE} Where?{asked}"
+        first = f"{opening}{IMAGE} What is it?{asked}"
+        second = f"{first}{ANSWER}{between}{again}{IMAGE}{between}{again}{IMAGE} Where?{asked}"
         steps = [["image", 3], ["ask", "What is it?"], ["answer"], ["image", 0], ["image", 1]]
         if between:
             second = second.replace(f"{between}{between}", between)
@@ -178,7 +178,7 @@ class Recorder:
             self.turn("first.1", second, [3, 0, 1], 0, language),
         ]
         # This package escapes it, unlike the original, so the prompt texts aren't compared.
-        typed = f"{opening}{PICTURE} a </s> b{asked}"
+        typed = f"{opening}{IMAGE} a </s> b{asked}"
         return {
             "first": {"steps": [*steps, ["ask", "Where?"], ["answer"]], "turns": later},
             "cut on the left": {
@@ -194,7 +194,7 @@ class Recorder:
     def batch(self) -> dict[str, Any]:
         """Two texts, although the set has four images."""
         opening, asked, _ = TEMPLATES[self.sizes.variant]
-        texts = [f"{opening}{PICTURE} {words}{asked}" for words in ("What is it?", "Where is the red one, and why?")]
+        texts = [f"{opening}{IMAGE} {words}{asked}" for words in ("What is it?", "Where is the red one, and why?")]
         rows = [self.generate(self.prompt(text, [i])[1]) for i, text in enumerate(texts)]
         width = max(map(len, rows))
         return {"texts": texts, "sequences": [row + [2] * (width - len(row)) for row in rows], "max_new_tokens": 7}
@@ -233,7 +233,7 @@ def write_member(folder: Path, name: str, sizes: Sizes, files: dict[str, Tensors
     extra = 1 if sizes.variant == "vicuna" else 0
     llm = make_llm(llm_folder, sizes, words.get_piece_size(), extra)
     (llm_folder / "tokenizer.model").write_bytes(vocabulary_file)
-    seen = {"pixel_values": torch.stack([pixels(image, sizes.image) for image in PICTURES.values()])}
+    seen = {"pixel_values": torch.stack([pixels(image, sizes.image) for image in IMAGES.values()])}
     side = sizes.image // sizes.patch
     if side != sizes.trained:
         seen["pos_embed"] = positions(sizes, files["vision"], side)
@@ -252,7 +252,8 @@ def write_member(folder: Path, name: str, sizes: Sizes, files: dict[str, Tensors
         rank, alpha = sizes.lora or (1, 1.0)
         for target in ("q_proj", "v_proj"):
             weight = getattr(llm.model.layers[layer].self_attn, target).weight
-            a, b = numbers(rank, weight.shape[1]), numbers(weight.shape[0], rank)
+            a = numbers(rank, weight.shape[1])
+            b = numbers(weight.shape[0], rank)
             stem = f"llama_model.base_model.model.model.layers.{layer}.self_attn.{target}.lora"
             trained |= {f"{stem}_A.weight": a, f"{stem}_B.weight": b}
             weight.data += alpha / rank * b @ a
@@ -300,7 +301,8 @@ def write_member(folder: Path, name: str, sizes: Sizes, files: dict[str, Tensors
 def spelled(words: sentencepiece.SentencePieceProcessor, ids: Sequence[int]) -> str:
     """Text with special tokens; the original's library inserts a space before text that precedes one."""
     special = {0: "<unk>", 1: "<s>", 2: "</s>"}
-    text, ordinary = "", []
+    text = ""
+    ordinary = []
     for i in ids:
         if i in special:
             text += (" " if ordinary else "") + words.decode(ordinary) + special[i]
@@ -316,7 +318,7 @@ def write_set(folder: Path) -> Path:
     torch.manual_seed(4)
     (folder / "models").mkdir(parents=True)
     (folder / "inputs").mkdir()
-    for name, image in PICTURES.items():
+    for name, image in IMAGES.items():
         image.save(folder / "inputs" / name)
     vicuna = MEMBERS["little_vicuna"]
     # Small numbers keep float32's own error far below the tolerance of the comparison.
@@ -336,6 +338,6 @@ def write_set(folder: Path) -> Path:
         "qf_heads": vicuna.qformer[1],
         "lora_alpha": lora[1],
     }
-    manifest = {"config": config, "images": list(PICTURES), "variants": dict.fromkeys(MEMBERS, "")}
+    manifest = {"config": config, "images": list(IMAGES), "variants": dict.fromkeys(MEMBERS, "")}
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))
     return folder

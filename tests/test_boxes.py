@@ -9,7 +9,8 @@ from minigpt4_serve.boxes import Box, Grounding, colour_phrases, draw_boxes, par
 
 def test_answers_parse_as_in_the_originals_demo(golden: Path) -> None:
     recorded = json.loads((golden / "boxes.json").read_text(encoding="utf-8"))
-    width, height = 500, 314  # what the demo drew on
+    width = 500  # what the demo drew on
+    height = 314
     assert len(recorded["cases"]) >= 10
     for case in recorded["cases"]:
         groundings = parse_groundings(case["text"])
@@ -17,7 +18,8 @@ def test_answers_parse_as_in_the_originals_demo(golden: Path) -> None:
         theirs = []
         for (x1, y1), (x2, y2), _, _ in case["rectangles"]:
             # The demo drew boxes beyond the edge and with swapped corners; ours are clamped and ordered.
-            xs, ys = sorted((x1, x2)), sorted((y1, y2))
+            xs = sorted((x1, x2))
+            ys = sorted((y1, y2))
             theirs.append((max(xs[0], 0), max(ys[0], 0), min(xs[1], width), min(ys[1], height)))
         if "four numbers" in case["text"]:
             theirs = []  # the demo takes any four integers for a box

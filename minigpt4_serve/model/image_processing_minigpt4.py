@@ -34,7 +34,8 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
         """One image as float32 ``[3, image_size, image_size]``."""
         square = _resize_to_square(to_rgb(image), self.image_size)
         pixels = torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float().div(255)  # [3, side, side]
-        mean, std = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_STD).view(3, 1, 1)
+        mean = torch.tensor(_MEAN).view(3, 1, 1)
+        std = torch.tensor(_STD).view(3, 1, 1)
         return (pixels - mean).div(std)
 
     def preprocess(

@@ -149,7 +149,8 @@ def _read_messages(messages: Sequence[dict[str, Any]]) -> tuple[list[Turn], list
     turns: list[Turn] = []
     images: list[dict[str, Any]] = []
     for message in messages:
-        role, content = message["role"], message["content"]
+        role = message["role"]
+        content = message["content"]
         if role not in ("system", "user", "assistant"):
             raise ValueError(f"A message's role must be system, user or assistant, not {role!r}.")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content

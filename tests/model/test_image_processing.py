@@ -10,7 +10,8 @@ from PIL import Image
 from minigpt4_serve.model import MiniGPT4ImageProcessor
 
 SIDE = 28
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -21,7 +22,8 @@ def noise(width: int, height: int) -> Image.Image:
 
 def levels(pixels: torch.Tensor) -> numpy.ndarray:
     """Normalized pixels converted back to integer levels ``[H, W, 3]``."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    mean = torch.tensor(MEAN).view(3, 1, 1)
+    std = torch.tensor(STD).view(3, 1, 1)
     return (pixels * std + mean).mul(255).round().byte().permute(1, 2, 0).numpy()
 
 
@@ -33,7 +35,8 @@ def levels(pixels: torch.Tensor) -> numpy.ndarray:
     ],
 )  # fmt: skip
 def test_the_order_of_passes_does_not_depend_on_pillow(size: tuple[int, int], tall: bool) -> None:
-    image, bicubic = noise(*size), Image.Resampling.BICUBIC
+    image = noise(*size)
+    bicubic = Image.Resampling.BICUBIC
     vertical = image.resize((size[0], SIDE), bicubic).resize((SIDE, SIDE), bicubic)
     horizontal = image.resize((SIDE, size[1]), bicubic).resize((SIDE, SIDE), bicubic)
     assert not numpy.array_equal(numpy.array(vertical), numpy.array(horizontal))

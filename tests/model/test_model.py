@@ -25,7 +25,8 @@ def test_save_and_load_round_trip_exactly(small_model: Pair, tmp_path: Path) -> 
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert type(again) is MiniGPT4ForConditionalGeneration
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == again.config.to_dict()
-    old, new = model.state_dict(), again.state_dict()
+    old = model.state_dict()
+    new = again.state_dict()
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
     reader = AutoProcessor.from_pretrained(tmp_path)

@@ -56,7 +56,8 @@ def test_a_file_that_is_no_vocabulary_is_refused(golden: Path) -> None:
 
 
 def test_a_vocabulary_with_other_special_ids_is_refused(tmp_path: Path) -> None:
-    file, other = tmp_path / "tokenizer.model", io.BytesIO()
+    file = tmp_path / "tokenizer.model"
+    other = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["What is it?"] * 3),
         model_writer=other,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from other_set import MEMBERS, PICTURES, write_set
+from other_set import IMAGES, MEMBERS, write_set
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -75,7 +75,7 @@ def test_another_set_converts_and_equals_the_original(
 
     rows = {row.stage: row for row in command.compare(other, name, "sdpa", scratch / name)}
     assert [str(row) for row in rows.values() if not row.holds] == []
-    seen = {"pixels, SHA-256": len(PICTURES), "prompt texts": 3, "prompt ids": 4, "greedy_rp13 ids": 4}
+    seen = {"pixels, SHA-256": len(IMAGES), "prompt texts": 3, "prompt ids": 4, "greedy_rp13 ids": 4}
     assert {stage: rows[stage].total for stage in seen} == seen
     assert {"image_embeds", "logits, every position", "beam3_no_stop_strings ids"} <= rows.keys()
     # Stages that this set has no recordings of are left out.

@@ -319,7 +319,10 @@ print(peak() - before)
 
 def test_memory_stays_near_one_copy_of_the_model(files: Path) -> None:
     """Mapped inputs count as used memory while they are read; one shard is allocated beside them."""
-    llm, width, inner, layers = files / "llm" / "large", 768, 3072, 12
+    llm = files / "llm" / "large"
+    width = 768
+    inner = 3072
+    layers = 12
     llm.mkdir()
     shutil.copy(files / "llm" / "llama2-tiny" / "tokenizer.model", llm)
     config = json.loads((files / "llm" / "llama2-tiny" / "config.json").read_text(encoding="utf-8"))

@@ -46,7 +46,8 @@ class _Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address(golden: Path) -> Iterator[str]:
-    _Server.folder, _Server.cut = golden / "weights", False
+    _Server.folder = golden / "weights"
+    _Server.cut = False
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -49,7 +49,8 @@ def test_outputs_equal_the_originals(name: str, golden: Path, tmp_path: Path) ->
     blip: Tensors = {}
     columns = 4 * sizes.width
     if sizes.qformer is not None:
-        blip, columns = qformer_file(sizes), sizes.qformer[0]
+        blip = qformer_file(sizes)
+        columns = sizes.qformer[0]
         torch.save({"model": blip}, tmp_path / "blip.pth")
     trained = dense("llama_proj", columns, text.hidden_size)
     if sizes.lora is not None:
@@ -57,7 +58,8 @@ def test_outputs_equal_the_originals(name: str, golden: Path, tmp_path: Path) ->
         for layer in range(text.num_hidden_layers):
             for target in ("q_proj", "v_proj"):
                 weight = getattr(llm.model.layers[layer].self_attn, target).weight
-                a, b = numbers(rank, text.hidden_size), numbers(weight.shape[0], rank)
+                a = numbers(rank, text.hidden_size)
+                b = numbers(weight.shape[0], rank)
                 stem = f"llama_model.base_model.model.model.layers.{layer}.self_attn.{target}.lora"
                 trained |= {f"{stem}_A.weight": a, f"{stem}_B.weight": b}
                 weight.data += alpha / rank * b @ a

@@ -119,7 +119,8 @@ def _without_special(ids: Sequence[int]) -> list[int]:
 
 def _until_stop_string(ids: list[int], subject: Subject) -> list[int]:
     """Up to the id that completes a stop string: the original looked for certain ids, ours for the text."""
-    decode, stop = subject.processor.tokenizer.decode_ids, subject.processor.format.stop
+    decode = subject.processor.tokenizer.decode_ids
+    stop = subject.processor.format.stop
     for end in range(1, len(ids) + 1):
         if any(string in decode(ids[:end]) for string in stop):
             return ids[:end]

@@ -33,7 +33,8 @@ __all__ = [
     "recorded_variants",
 ]
 
-BOS, EOS = 1, 2
+BOS = 1
+EOS = 2
 
 
 @dataclass(frozen=True)
