@@ -129,7 +129,7 @@ def fetch(
     Args:
         name: one of ``MODELS``.
         into: the folder for the parts; existing ones aren't downloaded again.
-        given: role → path of parts that aren't needed.
+        given: role → path of parts that the caller already has.
         on_progress: called with (file, bytes done, bytes in total or 0) during plain downloads; ``huggingface_hub``
             shows progress bars of its own.
 
