@@ -281,7 +281,7 @@ def convert(
     Example: minigpt4 convert models/minigpt4-7b --from-hub vicuna-7b
     """
     from minigpt4_serve.weights.convert import convert as convert_files
-    from minigpt4_serve.weights.geometry import Untold
+    from minigpt4_serve.weights.infer_config import Hyperparameters
 
     given = {"llm": llm, "vit": vit, "checkpoint": checkpoint, "qformer": qformer}
     paths = {role: path for role, path in given.items() if path is not None}
@@ -300,7 +300,7 @@ def convert(
         out=out,
         dtype=dtype,
         keep_lora=keep_lora,
-        untold=Untold(
+        hyperparameters=Hyperparameters(
             vit_heads=vit_heads,
             vit_depth=vit_depth,
             image_size=image_size,

@@ -74,7 +74,7 @@ class ChatService:
         self.name = settings.model_name or settings.model.path.resolve().name
         self.context_length = engine.context_length  # a small KV cache may hold less than the model could read
         self.image_tokens = processor.num_image_tokens
-        self.writes_boxes = processor.format.name == "v2"
+        self.writes_boxes = processor.variant.writes_boxes
         self._processor = processor
         self._rules = rules
         self._pictures = ImageReader(settings)
