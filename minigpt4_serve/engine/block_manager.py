@@ -35,7 +35,7 @@ class BlockManager:
         """Blocks that hold so many positions."""
         return -(-positions // self.block_size)
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         """A block to write to, held once. The caller has checked ``num_free``."""
         if self._blank:
             block = self._blank.popleft()
@@ -46,14 +46,14 @@ class BlockManager:
         self._references[block] = 1
         return block
 
-    def hold(self, blocks: Ids[int]) -> None:
+    def incref(self, blocks: Ids[int]) -> None:
         """One more sequence refers to these blocks."""
         for block in blocks:
             if self._references[block] == 0:
                 del self._idle[block]
             self._references[block] += 1
 
-    def release(self, blocks: Ids[int]) -> None:
+    def free(self, blocks: Ids[int]) -> None:
         """A sequence lets go. Of a prefix, the end is evicted before the beginning: others may share the latter."""
         for block in reversed(blocks):
             assert self._references[block] > 0, "a block was released twice"
@@ -68,7 +68,7 @@ class BlockManager:
         """More than one sequence refers to it, so nobody may write to it."""
         return self._references[block] > 1
 
-    def chain(self, content: Ids[int], known: Ids[bytes]) -> list[bytes]:
+    def hash_blocks(self, content: Ids[int], known: Ids[bytes]) -> list[bytes]:
         """Hashes of all full blocks of ``content``; ``known`` are its first. Each stands for all before it, too."""
         hashes = list(known)
         for i in range(len(hashes), len(content) // self.block_size):
@@ -76,7 +76,7 @@ class BlockManager:
             hashes.append(hashlib.blake2b((hashes[-1] if hashes else _ROOT) + part, digest_size=16).digest())
         return hashes
 
-    def find(self, hashes: Ids[bytes]) -> list[int]:
+    def match_prefix(self, hashes: Ids[bytes]) -> list[int]:
         """Blocks of the longest known prefix, not yet held."""
         found: list[int] = []
         for value in hashes:
@@ -86,7 +86,7 @@ class BlockManager:
             found.append(block)
         return found
 
-    def remember(self, block: int, value: bytes) -> None:
+    def register(self, block: int, value: bytes) -> None:
         """A held block is full and computed: from now on it can be found. The first of equal blocks is kept."""
         if value not in self._block_of and block not in self._hash_of:
             self._block_of[value] = block

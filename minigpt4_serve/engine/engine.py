@@ -379,19 +379,19 @@ class Engine:
         self._forget(request)
 
     def _step(self) -> None:
-        spans = self._scheduler.schedule()
-        assert spans, "there is work, but nothing can be computed"
+        chunks = self._scheduler.schedule()
+        assert chunks, "there is work, but nothing can be computed"
         now = time.monotonic()
-        for span in spans:
-            request = self._requests[span.sequence.request_id]
+        for chunk in chunks:
+            request = self._requests[chunk.sequence.request_id]
             request.admitted = request.admitted or now
-        self._encode_pictures(spans)
+        self._encode_pictures(chunks)
         for source, target in self._scheduler.copies:
             self._runner.copy_block(source, target)
-        logits = self._runner.step(spans, self._features_of)
-        sampled = [span.sequence for span in spans if span.samples]
-        self._count(spans, len(sampled))
-        self._scheduler.advance(spans)
+        logits = self._runner.step(chunks, self._features_of)
+        sampled = [chunk.sequence for chunk in chunks if chunk.samples]
+        self._count(chunks, len(sampled))
+        self._scheduler.advance(chunks)
         searching = [i for i, sequence in enumerate(sampled) if sequence.sampling.beams > 1]
         if searching:
             self._search(logits[searching], [sampled[i] for i in searching])
@@ -403,13 +403,13 @@ class Engine:
                 self._grow(sequence, choice)
         self._tell()
 
-    def _encode_pictures(self, spans: list[ScheduledChunk]) -> None:
+    def _encode_pictures(self, chunks: list[ScheduledChunk]) -> None:
         """Features for every picture that this step reads, in one batch."""
         missing: dict[ImageEntry, None] = {}
         waiting: set[Request] = set()
-        for span in spans:
-            if self._image_token_id in span.sequence.token_ids[span.start : min(span.end, span.sequence.num_prompt)]:
-                request = self._requests[span.sequence.request_id]
+        for chunk in chunks:
+            if self._image_token_id in chunk.sequence.token_ids[chunk.start : min(chunk.end, chunk.sequence.num_prompt)]:
+                request = self._requests[chunk.sequence.request_id]
                 waiting.add(request)
                 missing |= dict.fromkeys(seen for seen in request.pictures if seen.features is None)
         if not missing:
@@ -422,8 +422,8 @@ class Engine:
         for request in waiting:
             request.encode_s += time.monotonic() - began
 
-    def _features_of(self, span: ScheduledChunk) -> list[torch.Tensor]:
-        pictures = self._requests[span.sequence.request_id].pictures
+    def _features_of(self, chunk: ScheduledChunk) -> list[torch.Tensor]:
+        pictures = self._requests[chunk.sequence.request_id].pictures
         return [seen.features for seen in pictures if seen.features is not None]
 
     def _forbidden(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor | None:
@@ -431,8 +431,8 @@ class Engine:
         grammars = [self._requests[each.request_id].answers[each.index].grammar for each in sequences]
         return self._grammars.forbidden(grammars, logits.device) if any(grammars) else None
 
-    def _count(self, spans: list[ScheduledChunk], sampled: int) -> None:
-        read = sum(max(0, min(span.end, span.sequence.num_prompt) - span.start) for span in spans)
+    def _count(self, chunks: list[ScheduledChunk], sampled: int) -> None:
+        read = sum(max(0, min(chunk.end, chunk.sequence.num_prompt) - chunk.start) for chunk in chunks)
         self._counts.update(steps=1, decode_steps=int(sampled > 0), generated_tokens=sampled, prefill_tokens=read)
 
     def _grow(self, sequence: Sequence, choice: SampledToken) -> None:

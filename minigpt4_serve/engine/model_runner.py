@@ -72,72 +72,72 @@ class ModelRunner:
             cache[:, target] = cache[:, source]
 
     def step(
-        self, spans: Rows[ScheduledChunk], features: Callable[[ScheduledChunk], Rows[torch.Tensor]]
+        self, chunks: Rows[ScheduledChunk], features: Callable[[ScheduledChunk], Rows[torch.Tensor]]
     ) -> torch.Tensor:
-        """Compute the spans; logits ``[S, vocabulary]`` of those that sample, in their order.
+        """Compute the chunks; logits ``[S, vocabulary]`` of those that sample, in their order.
 
         Args:
-            spans: as ``Scheduler.schedule`` orders them, single positions first.
-            features: rows of a sequence's pictures; asked for only where a span holds image slots.
+            chunks: as ``Scheduler.schedule`` orders them, single positions first.
+            features: rows of a sequence's pictures; asked for only where a chunk holds image slots.
         """
-        ids = [token for span in spans for token in span.sequence.token_ids[span.start : span.end]]
-        positions = [i for span in spans for i in range(span.start, span.end)]
-        slots = [self._slot(span, i) for span in spans for i in range(span.start, span.end)]
-        if self._graphs is not None and self._graphs.fit(spans) and self._image_token_id not in ids:
-            hidden = self._graphs.run([ids, positions, slots], *self._tables(spans))
+        ids = [token for chunk in chunks for token in chunk.sequence.token_ids[chunk.start : chunk.end]]
+        positions = [i for chunk in chunks for i in range(chunk.start, chunk.end)]
+        slots = [self._slot(chunk, i) for chunk in chunks for i in range(chunk.start, chunk.end)]
+        if self._graphs is not None and self._graphs.fit(chunks) and self._image_token_id not in ids:
+            hidden = self._graphs.run([ids, positions, slots], *self._tables(chunks))
         else:
             at = torch.tensor([positions, slots], device=self.device)
-            hidden = self._decoder.forward(self._rows(spans, ids, features), at[0], self._attention(spans, at[1]))
-        ends = itertools.accumulate(span.end - span.start for span in spans)
-        sampled = [end - 1 for end, span in zip(ends, spans, strict=True) if span.samples]
+            hidden = self._decoder.forward(self._rows(chunks, ids, features), at[0], self._attention(chunks, at[1]))
+        ends = itertools.accumulate(chunk.end - chunk.start for chunk in chunks)
+        sampled = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
         logits: torch.Tensor = self._decoder.logits(hidden if len(sampled) == len(hidden) else hidden[sampled])
         return logits
 
-    def _slot(self, span: ScheduledChunk, position: int) -> int:
-        return span.sequence.block_table[position // self.block_size] * self.block_size + position % self.block_size
+    def _slot(self, chunk: ScheduledChunk, position: int) -> int:
+        return chunk.sequence.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
     def _tables(self, singles: Rows[ScheduledChunk]) -> tuple[torch.Tensor, torch.Tensor]:
         """Block tables ``[B, most blocks]``, filled up with block 0, and lengths ``[B]``."""
-        tables = [span.sequence.block_table for span in singles]
+        tables = [chunk.sequence.block_table for chunk in singles]
         width = max(map(len, tables))
         filled = [table + [0] * (width - len(table)) for table in tables]
-        lengths = [span.end for span in singles]
+        lengths = [chunk.end for chunk in singles]
         return torch.tensor(filled, device=self.device), torch.tensor(lengths, device=self.device)
 
     def _rows(
-        self, spans: Rows[ScheduledChunk], ids: list[int], features: Callable[[ScheduledChunk], Rows[torch.Tensor]]
+        self, chunks: Rows[ScheduledChunk], ids: list[int], features: Callable[[ScheduledChunk], Rows[torch.Tensor]]
     ) -> torch.Tensor:
         """What enters the first layer ``[T, hidden size]``: embeddings, and pictures in their slots."""
         slot = self._image_token_id
         words = [0 if token == slot else token for token in ids]
         rows: torch.Tensor = self._decoder.embed(torch.tensor(words, device=self.device))
         at = 0
-        for span in spans:
-            places = [i for i in range(at, at + span.end - span.start) if ids[i] == slot]
+        for chunk in chunks:
+            places = [i for i in range(at, at + chunk.end - chunk.start) if ids[i] == slot]
             if places:
-                before = span.sequence.token_ids[: span.start].count(slot)
-                seen = torch.cat(list(features(span)))  # [slots of all pictures, hidden size]
+                before = chunk.sequence.token_ids[: chunk.start].count(slot)
+                seen = torch.cat(list(features(chunk)))  # [slots of all pictures, hidden size]
                 rows[places] = seen[before : before + len(places)]
-            at += span.end - span.start
+            at += chunk.end - chunk.start
         return rows
 
-    def _attention(self, spans: Rows[ScheduledChunk], slots: torch.Tensor) -> Attend:
+    def _attention(self, chunks: Rows[ScheduledChunk], slots: torch.Tensor) -> Attend:
         """Store and attend: on GPUs all single positions in one kernel, the others sequence by sequence."""
-        count = sum(span.end - span.start == 1 for span in spans) if self.device.type == "cuda" else 0
-        tables = self._tables(spans[:count]) if count else ()
-        chunks: list[tuple[slice, SequenceAttention]] = []
+        count = sum(chunk.end - chunk.start == 1 for chunk in chunks) if self.device.type == "cuda" else 0
+        tables = self._tables(chunks[:count]) if count else ()
+        attentions: list[tuple[slice, SequenceAttention]] = []
         at = count
-        for span in spans[count:]:
-            table = span.sequence.block_table[: -(-span.end // self.block_size)]
-            reading = SequenceAttention(table, start=span.start, end=span.end, device=self.device)
-            chunks.append((slice(at, at + span.end - span.start), reading))
-            at += span.end - span.start
+        for chunk in chunks[count:]:
+            table = chunk.sequence.block_table[: -(-chunk.end // self.block_size)]
+            attention = SequenceAttention(table, start=chunk.start, end=chunk.end, device=self.device)
+            attentions.append((slice(at, at + chunk.end - chunk.start), attention))
+            at += chunk.end - chunk.start
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             cache = self._cache[layer]
             store(cache, slots, key, value)
             parts = [_paged_decode(query[:count], cache, *tables)] if count else []
-            parts += [reading.attend(query[rows], cache) for rows, reading in chunks]
+            parts += [attention.attend(query[rows], cache) for rows, attention in attentions]
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
         return attend
@@ -182,9 +182,9 @@ class _DecodeGraphs:
 
         return self._decoder.forward(self._decoder.embed(ids), positions, attend)
 
-    def fit(self, spans: Rows[ScheduledChunk]) -> bool:
+    def fit(self, chunks: Rows[ScheduledChunk]) -> bool:
         """Is there a graph for these: single positions, and not too many?"""
-        return len(spans) <= self._sizes[-1] and all(span.end - span.start == 1 for span in spans)
+        return len(chunks) <= self._sizes[-1] and all(chunk.end - chunk.start == 1 for chunk in chunks)
 
     def run(self, columns: list[list[int]], tables: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[B, hidden size]`` of one position of each sequence: ids, positions, slots."""

@@ -59,19 +59,19 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """The next step's work: single positions in the order of admission, then longer chunks of prompts."""
         self.copies = []
-        spans = self._decodes() + self._prefills(self._max_prefill)
-        return sorted(spans, key=lambda span: span.end - span.start > 1)
+        chunks = self._decodes() + self._prefills(self._max_prefill)
+        return sorted(chunks, key=lambda chunk: chunk.end - chunk.start > 1)
 
-    def advance(self, spans: list[ScheduledChunk]) -> None:
+    def advance(self, chunks: list[ScheduledChunk]) -> None:
         """A step was computed: what is full can be shared from now on."""
-        for span in spans:
-            sequence, size = span.sequence, self.blocks.block_size
-            sequence.num_computed = span.end
-            filled = range(span.start // size, span.end // size)
-            if filled and span.end // size > len(sequence.block_hashes):
-                sequence.block_hashes = self.blocks.chain(sequence.content_ids, sequence.block_hashes)
+        for chunk in chunks:
+            sequence, size = chunk.sequence, self.blocks.block_size
+            sequence.num_computed = chunk.end
+            filled = range(chunk.start // size, chunk.end // size)
+            if filled and chunk.end // size > len(sequence.block_hashes):
+                sequence.block_hashes = self.blocks.hash_blocks(sequence.content_ids, sequence.block_hashes)
             for i in filled:
-                self.blocks.remember(sequence.block_table[i], sequence.block_hashes[i])
+                self.blocks.register(sequence.block_table[i], sequence.block_hashes[i])
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """It has its answer, or nobody wants it any more: slot and blocks are free at once."""
@@ -85,7 +85,7 @@ class Scheduler:
     def fork(self, sequence: Sequence, token: int) -> Sequence:
         """A running sequence's copy, one token longer, that shares its blocks until it writes to them."""
         other = sequence.fork()
-        self.blocks.hold(other.block_table)
+        self.blocks.incref(other.block_table)
         other.append(token)
         self.running.insert(self.running.index(sequence) + 1, other)
         return other
@@ -108,27 +108,27 @@ class Scheduler:
             return True
         if not self.blocks.num_free:
             return False
-        block = self.blocks.take()
+        block = self.blocks.allocate()
         if last < len(table):
             self.copies.append((table[last], block))
-            self.blocks.release([table[last]])
+            self.blocks.free([table[last]])
             table[last] = block
         else:
             table.append(block)
         return True
 
     def _prefills(self, budget: int) -> list[ScheduledChunk]:
-        spans: list[ScheduledChunk] = []
+        chunks: list[ScheduledChunk] = []
         for sequence in self.running:
             if budget and sequence.num_computed < len(sequence) - 1:
-                spans.append(self._chunk(sequence, budget))
-                budget -= spans[-1].end - spans[-1].start
+                chunks.append(self._chunk(sequence, budget))
+                budget -= chunks[-1].end - chunks[-1].start
         while budget and self.waiting and self._has_slots(self.waiting[0]) and self._admit(self.waiting[0]):
             sequence = self.waiting.popleft()
             self.running.append(sequence)
-            spans.append(self._chunk(sequence, budget))
-            budget -= spans[-1].end - spans[-1].start
-        return spans
+            chunks.append(self._chunk(sequence, budget))
+            budget -= chunks[-1].end - chunks[-1].start
+        return chunks
 
     def _has_slots(self, sequence: Sequence) -> bool:
         return sum(other.slots for other in self.running) + sequence.slots <= self._max_running
@@ -143,16 +143,16 @@ class Scheduler:
         to_share = sequence.num_prompt // size * size
         if any(other.request_id == sequence.request_id and other.num_computed < to_share for other in self.running):
             return False  # another answer to the same prompt is about to compute the blocks that this one shares
-        sequence.block_hashes = self.blocks.chain(sequence.content_ids, sequence.block_hashes)
+        sequence.block_hashes = self.blocks.hash_blocks(sequence.content_ids, sequence.block_hashes)
         # The last position is computed anyway: its logits are what the step is for.
-        known = self.blocks.find(sequence.block_hashes[: (len(sequence) - 1) // size])
-        self.blocks.hold(known)
+        known = self.blocks.match_prefix(sequence.block_hashes[: (len(sequence) - 1) // size])
+        self.blocks.incref(known)
         fresh = self.blocks.blocks_for(len(sequence)) - len(known)
         # While others run, a block each stays free for them, so that admitting one doesn't preempt another at once.
         if fresh + len(self.running) > self.blocks.num_free:
-            self.blocks.release(known)
+            self.blocks.free(known)
             return False
-        sequence.block_table = known + [self.blocks.take() for _ in range(fresh)]
+        sequence.block_table = known + [self.blocks.allocate() for _ in range(fresh)]
         sequence.num_computed = len(known) * size
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.num_computed
@@ -171,6 +171,6 @@ class Scheduler:
         self.preemptions += 1
 
     def _let_go(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.block_table)
+        self.blocks.free(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed = 0

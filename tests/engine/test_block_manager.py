@@ -21,26 +21,26 @@ class Books(RuleBasedStateMachine):
 
     @rule(target=holders, words=st.lists(st.integers(0, 1), min_size=SIZE, max_size=4 * SIZE))
     def admit(self, words: list[int]) -> list[int]:
-        hashes = self.manager.chain(words, [])
-        known = self.manager.find(hashes)
+        hashes = self.manager.hash_blocks(words, [])
+        known = self.manager.match_prefix(hashes)
         for i, block in enumerate(known):
             assert self.content[block] == tuple(words[: (i + 1) * SIZE]), "another content's block was given out"
-        self.manager.hold(known)
+        self.manager.incref(known)
         table = list(known)
         while len(table) < len(hashes) and self.manager.num_free:
-            block = self.manager.take()
+            block = self.manager.allocate()
             assert all(block not in other for other in (*self.held, table)), "a held block was given out again"
             i = len(table)
             self.content[block] = tuple(words[: (i + 1) * SIZE])
             table.append(block)
-            self.manager.remember(block, hashes[i])
+            self.manager.register(block, hashes[i])
         self.held.append(table)
         return table
 
     @rule(table=consumes(holders))
     def release(self, table: list[int]) -> None:
         self.held = [other for other in self.held if other is not table]
-        self.manager.release(table)
+        self.manager.free(table)
 
     @invariant()
     def the_books_agree(self) -> None:
@@ -56,28 +56,28 @@ TestBooks.settings = settings(max_examples=150, stateful_step_count=30, deadline
 
 def test_a_block_released_twice_is_a_programmers_error() -> None:
     manager = BlockManager(2, SIZE)
-    block = manager.take()
-    manager.release([block])
+    block = manager.allocate()
+    manager.free([block])
     with pytest.raises(AssertionError, match="released twice"):
-        manager.release([block])
+        manager.free([block])
 
 
 def test_the_oldest_free_block_is_evicted_first_suffix_first() -> None:
     manager = BlockManager(4, SIZE)
-    chains = [manager.chain([word] * 4, []) for word in (0, 1)]
+    chains = [manager.hash_blocks([word] * 4, []) for word in (0, 1)]
     for hashes in chains:
-        table = [manager.take() for _ in hashes]
+        table = [manager.allocate() for _ in hashes]
         for block, value in zip(table, hashes, strict=True):
-            manager.remember(block, value)
-        manager.release(table)
-    assert [len(manager.find(hashes)) for hashes in chains] == [2, 2]
-    manager.take()
-    assert [len(manager.find(hashes)) for hashes in chains] == [1, 2]
-    manager.take()
-    assert [len(manager.find(hashes)) for hashes in chains] == [0, 2]
+            manager.register(block, value)
+        manager.free(table)
+    assert [len(manager.match_prefix(hashes)) for hashes in chains] == [2, 2]
+    manager.allocate()
+    assert [len(manager.match_prefix(hashes)) for hashes in chains] == [1, 2]
+    manager.allocate()
+    assert [len(manager.match_prefix(hashes)) for hashes in chains] == [0, 2]
 
 
 def test_equal_blocks_after_different_prefixes_differ() -> None:
     manager = BlockManager(4, SIZE)
-    assert manager.chain([1, 1, 5, 5], [])[1] != manager.chain([2, 2, 5, 5], [])[1]
-    assert manager.chain([1, 1, 5], []) == manager.chain([1, 1, 6], [])  # only full blocks have a name
+    assert manager.hash_blocks([1, 1, 5, 5], [])[1] != manager.hash_blocks([2, 2, 5, 5], [])[1]
+    assert manager.hash_blocks([1, 1, 5], []) == manager.hash_blocks([1, 1, 6], [])  # only full blocks have a name

@@ -50,31 +50,31 @@ class World:
 
     def step(self) -> list[Sequence]:
         """Sequences that got a next token."""
-        spans = self.scheduler.schedule()
-        assert spans, "work, but nothing to compute"
+        chunks = self.scheduler.schedule()
+        assert chunks, "work, but nothing to compute"
         assert len(self.scheduler.running) <= self.max_running
-        decoded = sum(span.end - span.start for span in spans if span.end - span.start == 1)
-        computed = sum(span.end - span.start for span in spans)
+        decoded = sum(chunk.end - chunk.start for chunk in chunks if chunk.end - chunk.start == 1)
+        computed = sum(chunk.end - chunk.start for chunk in chunks)
         assert computed - decoded <= self.max_prefill
-        assert len({span.sequence for span in spans}) == len(spans)
-        for span in spans:
-            sequence = span.sequence
-            assert span.start == sequence.num_computed < span.end <= len(sequence)
-            for position in range(span.start, span.end):
+        assert len({chunk.sequence for chunk in chunks}) == len(chunks)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            assert chunk.start == sequence.num_computed < chunk.end <= len(sequence)
+            for position in range(chunk.start, chunk.end):
                 block = sequence.block_table[position // self.block_size]
                 assert not self.blocks.is_shared(block), "somebody else reads this block"
                 prefix = tuple(sequence.content_ids[: position + 1])
                 self.memory[block, position % self.block_size] = prefix
-        for span in spans:  # attention reads everything up to its position
-            for position in range(span.end):
-                block = span.sequence.block_table[position // self.block_size]
-                expected = tuple(span.sequence.content_ids[: position + 1])
+        for chunk in chunks:  # attention reads everything up to its position
+            for position in range(chunk.end):
+                block = chunk.sequence.block_table[position // self.block_size]
+                expected = tuple(chunk.sequence.content_ids[: position + 1])
                 assert self.memory[block, position % self.block_size] == expected
         for sequence in self.scheduler.running:
             if sequence.index not in self.admitted:
                 self.admitted.append(sequence.index)
-        sampling = [span.sequence for span in spans if span.samples]
-        self.scheduler.advance(spans)
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        self.scheduler.advance(chunks)
         for sequence in sampling:
             sequence.append(next_token(sequence.content_ids))
         return sampling
