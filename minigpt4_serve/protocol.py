@@ -122,6 +122,11 @@ class SamplingParams:
     length_penalty: float = 1.0
     json_schema: str | None = None
 
+    @property
+    def num_sequences(self) -> int:
+        """Running slots that a request takes: its answers or its beams."""
+        return max(self.n, self.beams)
+
     def __post_init__(self) -> None:
         rules = {
             "max_tokens": self.max_tokens >= 1,

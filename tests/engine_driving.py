@@ -144,7 +144,7 @@ async def idle(engine: Engine) -> None:
 async def arrived(engine: Engine, sequences: int) -> None:
     """Returns when so many sequences have come, and the engine's thread has seen them or will before its next step."""
     async with asyncio.timeout(60):
-        while engine.stats().accepted < sequences or engine._arriving:
+        while engine.stats().accepted < sequences or engine._preparing:
             await asyncio.sleep(0.002)
 
 

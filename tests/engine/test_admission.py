@@ -19,7 +19,7 @@ async def test_pieces_grow_and_the_answer_stays(small_model: Any) -> None:
         (small,) = await collect(engine, asked, RULES, "small")
     monkey = pytest.MonkeyPatch()
     with running(small_model, max_pieces_per_s=1) as engine, monkey.context() as patch:
-        patch.setattr("minigpt4_serve.engine.engine._LONGEST_HOLD_S", 60.0)  # a piece a second, for one answer
+        patch.setattr("minigpt4_serve.engine.outputs._MAX_HOLD_S", 60.0)  # a piece a second, for one answer
         (large,) = await collect(engine, asked, RULES, "large")
     assert (large.text, large.ids, large.usage) == (small.text, small.ids, small.usage)
     assert len(small.ids) == 30
@@ -28,14 +28,14 @@ async def test_pieces_grow_and_the_answer_stays(small_model: Any) -> None:
 
 async def test_no_text_is_held_for_long(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompt(small_model, [Turn("user", "Hello")])
-    monkeypatch.setattr("minigpt4_serve.engine.engine._LONGEST_HOLD_S", 0.0)
+    monkeypatch.setattr("minigpt4_serve.engine.outputs._MAX_HOLD_S", 0.0)
     with running(small_model, max_pieces_per_s=1) as engine:
         (answer,) = await collect(engine, asked, RULES, "one")
     assert answer.deltas > 15
 
 
 async def test_who_waits_hears_of_its_place_again_and_again(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4_serve.engine.engine._POSITION_EVERY_S", 0.005)
+    monkeypatch.setattr("minigpt4_serve.engine.engine._QUEUE_UPDATE_S", 0.005)
     asked = prompt(small_model, [Turn("user", "Hello")])
     long = SamplingParams(max_tokens=200, ignore_eos=True)
     places: dict[str, list[int]] = {name: [] for name in ("first", "second", "third")}

@@ -58,7 +58,7 @@ def test_a_block_released_twice_is_a_programmers_error() -> None:
     manager = BlockManager(2, SIZE)
     block = manager.allocate()
     manager.free([block])
-    with pytest.raises(AssertionError, match="released twice"):
+    with pytest.raises(AssertionError, match="freed twice"):
         manager.free([block])
 
 

@@ -275,7 +275,7 @@ async def test_an_abort_while_pictures_are_decoded_is_not_lost(small_model: Any,
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 0
         await idle(engine)
-        assert (engine.stats().blocks_held, engine.stats().accepted, engine._arriving) == (0, 0, {})
+        assert (engine.stats().blocks_held, engine.stats().accepted, engine._preparing) == (0, 0, {})
 
 
 async def test_leaving_the_iteration_frees_the_slot(small_model: Any) -> None:
@@ -319,7 +319,7 @@ async def test_a_taken_request_id_is_refused_and_its_owner_undisturbed(small_mod
             await rations.used_up()
             second = asyncio.create_task(collect(engine, ask(small_model), GREEDY, "same"))
             await arrived(engine, 2)
-        with pytest.raises(InvalidRequest, match="name"):
+        with pytest.raises(InvalidRequest, match="id is in progress"):
             await second
         assert len((await first)[0].ids) == 60
         assert engine.stats().accepted == 0
@@ -339,7 +339,7 @@ async def test_when_full_it_refuses_with_the_expected_wait(small_model: Any) -> 
 
 
 async def test_who_waits_hears_its_place_first(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4_serve.engine.engine._POSITION_EVERY_S", 600.0)  # once, however long it waits
+    monkeypatch.setattr("minigpt4_serve.engine.engine._QUEUE_UPDATE_S", 600.0)  # once, however long it waits
     rules = SamplingParams(max_tokens=50, ignore_eos=True)
     with running(small_model, max_running=1) as engine:
         second = engine.generate(ask(small_model), rules, request_id="second")

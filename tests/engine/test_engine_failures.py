@@ -131,7 +131,7 @@ def test_an_llm_of_another_layout_is_refused() -> None:
     model = MiniGPT4ForConditionalGeneration(
         MiniGPT4Config(vision_config=vision, text_config=text, patches_per_token=4)
     )
-    with pytest.raises(InvalidRequest, match="layout"):
+    with pytest.raises(InvalidRequest, match="architecture"):
         ModelRunner(model, EngineSettings())
 
 

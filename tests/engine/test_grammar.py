@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine_driving import collect, idle, prompt, running
 
-from minigpt4_serve.engine.grammar import Grammars
+from minigpt4_serve.engine.grammar import GrammarCompiler
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import Turn
 from minigpt4_serve.protocol import SamplingParams
@@ -69,8 +69,8 @@ async def test_constrained_answers_follow_the_schema_and_others_do_not(small_mod
     ],
 )
 def test_an_impossible_schema_is_refused_in_one_sentence(small_model: Any, schema: str) -> None:
-    with pytest.raises(InvalidRequest, match="can't be followed") as refused:
-        Grammars(small_model[1].tokenizer, [2], 512).compile(schema)
+    with pytest.raises(InvalidRequest, match="not supported") as refused:
+        GrammarCompiler(small_model[1].tokenizer, [2], 512).compile(schema)
     assert refused.value.param == "response_format"
 
 
@@ -78,7 +78,7 @@ def test_tokens_without_text_are_never_allowed(small_model: Any) -> None:
     """Padding, unknown words and rows past the vocabulary would vanish from the text."""
     tokenizer = small_model[1].tokenizer
     size = tokenizer.vocab_size + 30
-    grammars = Grammars(tokenizer, [2], size)
+    grammars = GrammarCompiler(tokenizer, [2], size)
     grammar = grammars.compile('{"type": "string"}')
     (start,) = tokenizer.sentencepiece.encode('\n"')[-1:]
     first = grammars.forbidden([grammar, None], torch.device("cpu"))
@@ -106,9 +106,9 @@ async def test_a_schema_too_complex_for_a_token_fails_the_request(
     small_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that ends in the middle of its JSON must not look complete. Others are answered."""
-    compile_schema = Grammars.compile
+    compile_schema = GrammarCompiler.compile
 
-    def compile_and_exhaust(self: Grammars, schema: str) -> Any:
+    def compile_and_exhaust(self: GrammarCompiler, schema: str) -> Any:
         grammar = compile_schema(self, schema)
         assert not grammar.failed
         grammar.accept(0)  # never allowed: the state in which llguidance is when it gives up
@@ -117,7 +117,7 @@ async def test_a_schema_too_complex_for_a_token_fails_the_request(
 
     asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
     with running(small_model) as engine:
-        monkeypatch.setattr(Grammars, "compile", compile_and_exhaust)
+        monkeypatch.setattr(GrammarCompiler, "compile", compile_and_exhaust)
         for n in (1, 2):
             rules = SamplingParams(**{**vars(RULES), "n": n})
             beside = asyncio.create_task(collect(engine, asked, SamplingParams(max_tokens=20), f"beside-{n}"))
