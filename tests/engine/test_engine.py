@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -10,10 +10,12 @@ import torch
 from engine_driving import COLORS, PICTURES, Whole, arrived, collect, few_steps, idle, plain_ids, prompt, running
 
 from minigpt4_serve.engine import Engine
+from minigpt4_serve.engine.stats import EngineCounters
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidImage, InvalidRequest, Overloaded
 from minigpt4_serve.images import EncodedImage
 from minigpt4_serve.model import Turn
 from minigpt4_serve.protocol import Prompt, SamplingParams
+from minigpt4_serve.settings import EngineSettings
 
 GREEDY = SamplingParams(max_tokens=12)
 WORDS = [
@@ -219,6 +221,15 @@ async def test_evicted_features_and_blocks_change_no_answer(small_model: Any) ->
             question = ask(small_model, words(rng, 3), rng.choice(COLORS))
             (answer,) = await collect(engine, question, GREEDY, str(i))
             assert list(answer.ids) == plain_ids(small_model, question, GREEDY)
+
+
+def test_stats_report_every_counter(small_model: Any) -> None:
+    engine = Engine(*small_model, EngineSettings())
+    names = [field.name for field in fields(EngineCounters)]
+    for value, name in enumerate(names, start=100):
+        setattr(engine._counters, name, value)
+    assert [getattr(engine.stats(), name) for name in names] == list(range(100, 100 + len(names)))
+    engine.shutdown()
 
 
 # Promises.
