@@ -21,7 +21,7 @@ from minigpt4_serve.protocol import Prompt, SamplingParams
 def reference_beams(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[list[int]]:
     """The best ``n`` answers of ``generate(num_beams=…)``, without padding."""
     model, processor = small_model
-    pixels = [processor.image_processor.to_tensor(decode_image(picture.data)) for picture in asked.images]
+    pixels = [processor.image_processor.to_tensor(decode_image(image.data)) for image in asked.images]
     out = model.generate(
         input_ids=torch.tensor([asked.token_ids]),
         pixel_values=torch.stack(pixels) if pixels else None,

@@ -1,4 +1,4 @@
-"""The whole engine on a small random model, CPU, float32: its answers, its counters, its promises to callers."""
+"""The engine as a whole on a small random model (CPU, float32): answers, counters, and behavior towards callers."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ WORDS = [
     "what",
     "is",
     "the",
-    "colour",
+    "color",
     "of",
     "this",
     "round",
@@ -48,18 +48,18 @@ def ask(small_model: Any, text: str = "What is it?", *colors: str) -> Prompt:
 
 
 async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
-    """200 requests: chats of several turns and pictures, all lengths and orders, in a cache that is far too small."""
+    """200 requests: chats with several turns and images, all lengths and orders, in a cache that is far too small."""
     torch.set_num_threads(1)
     asked: list[tuple[Prompt, SamplingParams, Whole]] = []
 
     async def chat(engine: Engine, number: int) -> None:
-        rng = random.Random(number)  # its own: who is answered first must not change what others say
+        rng = random.Random(number)  # one for each chat: its content must not depend on the order of answers
         turns: list[Turn] = []
         colors: list[str] = []
         for turn in range(rng.choice([1, 1, 2, 3])):
-            pictures = rng.choice([0, 1, 1, 2]) if turn == 0 else rng.choice([0, 0, 1])
-            colors += rng.choices(COLORS, k=pictures)
-            turns.append(Turn("user", words(rng), pictures))
+            images = rng.choice([0, 1, 1, 2]) if turn == 0 else rng.choice([0, 0, 1])
+            colors += rng.choices(COLORS, k=images)
+            turns.append(Turn("user", words(rng), images))
             question = prompt(small_model, turns, colors)
             if len(question.token_ids) + 40 > engine.context_length:
                 break
@@ -72,13 +72,13 @@ async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
             asked.append((question, rules, answer))
             turns.append(Turn("assistant", answer.text))
 
-    async def talk(engine: Engine, numbers: list[int]) -> None:
+    async def run_chats(engine: Engine, numbers: list[int]) -> None:
         while numbers:
             await chat(engine, numbers.pop())
 
     with running(small_model, max_running=12, num_blocks=30, block_size=8, max_prefill_tokens=50) as engine:
         numbers = list(range(140))
-        await asyncio.gather(*(talk(engine, numbers) for _ in range(12)))
+        await asyncio.gather(*(run_chats(engine, numbers) for _ in range(12)))
         stats = engine.stats()
     assert len(asked) >= 200
     assert stats.preemptions >= 10
@@ -89,21 +89,21 @@ async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
         assert list(answer.ids) == plain_ids(small_model, question, rules)
 
 
-async def test_sampled_answers_depend_on_their_seed_alone(small_model: Any) -> None:
+async def test_sampled_answers_depend_on_their_seed_only(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=20, temperature=1.2, top_p=0.9, seed=11)
     question = ask(small_model, "Describe it.", "red")
     with running(small_model, max_running=8) as engine:
         (alone,) = await collect(engine, question, rules, "alone")
-        crowd = [
+        others = [
             collect(engine, ask(small_model, words(random.Random(i)), COLORS[i % 6]), replace(rules, seed=i), f"c{i}")
             for i in range(10)
         ]
         (again,), (other,), *_ = await asyncio.gather(
-            collect(engine, question, rules, "again"), collect(engine, question, replace(rules, seed=12), "o"), *crowd
+            collect(engine, question, rules, "again"), collect(engine, question, replace(rules, seed=12), "o"), *others
         )
     assert again.ids == alone.ids
     assert other.ids != alone.ids
-    # Preempted and computed again, it is still the same.
+    # A preempted and recomputed answer is the same.
     with running(small_model, max_running=8, num_blocks=20, block_size=8) as engine:
         with few_steps(engine, 0):
             answering = asyncio.gather(
@@ -139,7 +139,7 @@ async def test_several_answers_share_their_prompt(small_model: Any) -> None:
 
 
 async def test_a_burst_takes_few_steps(small_model: Any) -> None:
-    """32 requests at once, 1,024 tokens in all, 16 slots; in the order of arrival 90 steps are the least possible."""
+    """32 requests, 1,024 tokens in total, 16 running slots; in order of arrival 90 steps is the minimum."""
     rng = random.Random(0)
     lengths = [rng.randint(8, 56) for _ in range(31)]
     lengths.append(1024 - sum(lengths))
@@ -163,8 +163,8 @@ async def test_a_burst_takes_few_steps(small_model: Any) -> None:
     assert stats.decode_steps <= 95
 
 
-async def test_a_long_chat_reads_only_what_is_new(small_model: Any) -> None:
-    """Eight turns about a picture. Answers keep their tokens in the history, as those of a trained model do."""
+async def test_a_long_chat_computes_only_new_tokens(small_model: Any) -> None:
+    """Eight turns about an image. The history contains the answers' own tokens, as with a trained model."""
     rules = SamplingParams(max_tokens=24, ignore_eos=True)
     question = prompt(small_model, [Turn("user", "Look at this picture, please. What is it?", 1)], ["red"])
     follow_up = small_model[1].tokenizer.encode_segment("###Human: And then?###")
@@ -181,7 +181,7 @@ async def test_a_long_chat_reads_only_what_is_new(small_model: Any) -> None:
     assert stats.prefill_tokens <= 0.15 * without_reuse
 
 
-async def test_a_repeated_picture_costs_nothing(small_model: Any) -> None:
+async def test_a_repeated_image_is_not_decoded_again(small_model: Any) -> None:
     with running(small_model) as engine:
         await collect(engine, ask(small_model, "What is it?", "red", "green"), GREEDY, "first")
         before = engine.stats()
@@ -197,15 +197,15 @@ async def test_a_repeated_picture_costs_nothing(small_model: Any) -> None:
     assert after.image_hits - before.image_hits == 10
 
 
-async def test_one_picture_in_a_burst_is_decoded_and_encoded_once(small_model: Any) -> None:
+async def test_an_image_of_many_requests_is_encoded_once(small_model: Any) -> None:
     with running(small_model) as engine:
         await asyncio.gather(*(collect(engine, ask(small_model, f"{i}?", "red"), GREEDY, str(i)) for i in range(9)))
         stats = engine.stats()
     assert (stats.image_decodes, stats.image_encodes) == (1, 1)
 
 
-async def test_equal_slots_of_other_pictures_are_not_mixed_up(small_model: Any) -> None:
-    """The prompts' ids are equal; only the pictures differ."""
+async def test_prompts_with_different_images_share_no_blocks(small_model: Any) -> None:
+    """The prompts' token ids are equal; only the images differ."""
     questions = [ask(small_model, "What is it?", color) for color in ("red", "blue")]
     assert questions[0].token_ids == questions[1].token_ids
     with running(small_model, block_size=4) as engine:
@@ -232,52 +232,52 @@ def test_stats_report_every_counter(small_model: Any) -> None:
     engine.shutdown()
 
 
-# Promises.
+# Behavior towards callers.
 
 
-async def test_abort_frees_slot_and_blocks_and_ends_the_stream(small_model: Any) -> None:
+async def test_abort_frees_resources_and_ends_the_stream(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True)
     with running(small_model) as engine:
         answers: list[Whole] = []
 
-        async def listen() -> None:
+        async def consume() -> None:
             answers.extend(await collect(engine, ask(small_model, "What?", "red"), rules, "long"))
 
         with few_steps(engine) as rations:
-            listening = asyncio.create_task(listen())
+            consuming = asyncio.create_task(consume())
             await rations.used_up()
             steps = engine.stats().steps
             engine.abort("long")
-            engine.abort("nobody")
-        await asyncio.wait_for(listening, 60)
+            engine.abort("unknown")
+        await asyncio.wait_for(consuming, 60)
         await idle(engine)
         stats = engine.stats()
         assert (stats.running, stats.blocks_held, stats.aborted) == (0, 0, 1)
-        assert stats.steps == steps + 1  # the one that ran when it was called, and none after it took effect
+        assert stats.steps == steps + 1  # the step in progress was the last
     assert answers[0].finish_reason == "abort"
     assert answers[0].usage is not None
     assert answers[0].usage.completion_tokens == len(answers[0].ids) < 400
 
 
-async def test_an_abort_while_pictures_are_decoded_is_not_lost(small_model: Any, monkeypatch: Any) -> None:
+async def test_an_abort_during_image_decoding_takes_effect(small_model: Any, monkeypatch: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True)
     with running(small_model) as engine:
-        begun, go_on, resolve = asyncio.Event(), asyncio.Event(), engine._images.resolve
+        started, proceed, resolve = asyncio.Event(), asyncio.Event(), engine._images.resolve
 
-        async def slowly(pictures: Any) -> Any:
-            begun.set()
-            await go_on.wait()
-            return await resolve(pictures)
+        async def slow_resolve(images: Any) -> Any:
+            started.set()
+            await proceed.wait()
+            return await resolve(images)
 
         with few_steps(engine) as rations:
-            # Someone else's step runs meanwhile: request and abort lie before the engine at the same time.
+            # Another request's step is in progress, so that the engine finds request and abort in its inbox together.
             other = asyncio.create_task(collect(engine, ask(small_model), rules, "other"))
             await rations.used_up()
-            monkeypatch.setattr(engine._images, "resolve", slowly)
+            monkeypatch.setattr(engine._images, "resolve", slow_resolve)
             task = asyncio.create_task(collect(engine, ask(small_model, "What?", "red"), rules, "early"))
-            await begun.wait()
+            await started.wait()
             engine.abort("early")
-            go_on.set()
+            proceed.set()
             await arrived(engine, 2)
             engine.abort("other")
         (answer,) = await asyncio.wait_for(task, 60)
@@ -289,21 +289,21 @@ async def test_an_abort_while_pictures_are_decoded_is_not_lost(small_model: Any,
         assert (engine.stats().blocks_held, engine.stats().accepted, engine._preparing) == (0, 0, {})
 
 
-async def test_leaving_the_iteration_frees_the_slot(small_model: Any) -> None:
+async def test_closing_the_iterator_frees_the_running_slot(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True, n=3)
     with running(small_model) as engine:
-        deltas = engine.generate(ask(small_model), rules, request_id="left")
+        deltas = engine.generate(ask(small_model), rules, request_id="closed")
         with few_steps(engine):
             await anext(deltas)
             await deltas.aclose()  # type: ignore[attr-defined]
         await idle(engine)
         assert (engine.stats().blocks_held, engine.stats().aborted) == (0, 1)
-        # The same name may be used again, and an old stream's end doesn't touch its successor.
-        (answer,) = await collect(engine, ask(small_model), GREEDY, "left")
+        # The id can be used again, and the abort of the closed stream doesn't affect the new request.
+        (answer,) = await collect(engine, ask(small_model), GREEDY, "closed")
         assert answer.finish_reason in ("stop", "length")
 
 
-async def test_leaving_during_image_decoding_frees_the_queue_position(small_model: Any, monkeypatch: Any) -> None:
+async def test_cancellation_during_decoding_frees_capacity(small_model: Any, monkeypatch: Any) -> None:
     with running(small_model, max_running=1, max_waiting=0) as engine:
         never = asyncio.get_running_loop().create_future()
 
@@ -322,7 +322,7 @@ async def test_leaving_during_image_decoding_frees_the_queue_position(small_mode
         assert (await collect(engine, ask(small_model), GREEDY, "free"))[0].finish_reason
 
 
-async def test_a_taken_request_id_is_refused_and_its_owner_undisturbed(small_model: Any) -> None:
+async def test_a_request_id_in_use_is_rejected(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=60, ignore_eos=True)
     with running(small_model) as engine:
         with few_steps(engine) as rations:
@@ -336,7 +336,7 @@ async def test_a_taken_request_id_is_refused_and_its_owner_undisturbed(small_mod
         assert engine.stats().accepted == 0
 
 
-async def test_when_full_it_refuses_with_the_expected_wait(small_model: Any) -> None:
+async def test_a_full_queue_rejects_with_the_expected_wait(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=100, ignore_eos=True)
     with running(small_model, max_running=2, max_waiting=1) as engine:
         with few_steps(engine):
@@ -346,11 +346,11 @@ async def test_when_full_it_refuses_with_the_expected_wait(small_model: Any) -> 
                 await collect(engine, ask(small_model), rules, "one more")
         assert caught.value.retry_after > 0
         assert all(answers[0].finish_reason == "length" for answers in await asyncio.gather(*tasks))
-        await collect(engine, ask(small_model), GREEDY, "now there is room")
+        await collect(engine, ask(small_model), GREEDY, "accepted")
 
 
-async def test_who_waits_hears_its_place_first(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4_serve.engine.engine._QUEUE_UPDATE_S", 600.0)  # once, however long it waits
+async def test_a_queued_request_starts_with_its_position(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_serve.engine.engine._QUEUE_UPDATE_S", 600.0)  # one position only
     rules = SamplingParams(max_tokens=50, ignore_eos=True)
     with running(small_model, max_running=1) as engine:
         second = engine.generate(ask(small_model), rules, request_id="second")
@@ -375,16 +375,14 @@ async def test_who_waits_hears_its_place_first(small_model: Any, monkeypatch: py
     [
         (lambda good: Prompt(()), InvalidRequest),
         (lambda good: Prompt((1, -1)), InvalidRequest),
-        (lambda good: Prompt((1, 513)), InvalidRequest),  # 512 is the slot, and above it is nothing
+        (lambda good: Prompt((1, 513)), InvalidRequest),  # 512 is the image token and the largest id
         (lambda good: Prompt(good.token_ids), InvalidRequest),
         (lambda good: Prompt(good.token_ids, good.images * 2), InvalidRequest),
         (lambda good: Prompt((5,) * 512), ContextLengthExceeded),
         (lambda good: Prompt(good.token_ids, (EncodedImage("0" * 64, b"\x89PNG\r\n\x1a\nno"),)), InvalidImage),
     ],
 )
-async def test_bad_prompts_are_refused_and_the_engine_lives(
-    small_model: Any, make: Any, error: type[Exception]
-) -> None:
+async def test_invalid_prompts_are_rejected(small_model: Any, make: Any, error: type[Exception]) -> None:
     good = ask(small_model, "What?", "red")
     with running(small_model) as engine:
         with pytest.raises(error):
@@ -393,7 +391,7 @@ async def test_bad_prompts_are_refused_and_the_engine_lives(
         assert engine.stats().accepted == 0
 
 
-async def test_an_answer_ends_where_the_context_ends(small_model: Any) -> None:
+async def test_an_answer_ends_at_the_context_length(small_model: Any) -> None:
     question = Prompt((5,) * 500)
     with running(small_model) as engine:
         (answer,) = await collect(engine, question, SamplingParams(max_tokens=100, ignore_eos=True), "long")
@@ -401,17 +399,17 @@ async def test_an_answer_ends_where_the_context_ends(small_model: Any) -> None:
     assert len(answer.ids) == 12
 
 
-async def test_logprobs_come_with_the_tokens_they_belong_to(small_model: Any) -> None:
+async def test_logprobs_arrive_with_their_tokens(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=12, logprobs=True, top_logprobs=20, temperature=1.0, seed=4, ignore_eos=True)
-    told = []
+    logprobs = []
     with running(small_model) as engine:
         async for delta in engine.generate(ask(small_model), rules, request_id="r"):
             assert len(delta.logprobs) == len(delta.token_ids)
-            told += delta.logprobs
-    assert len(told) == 12
-    assert all(entry.logprob <= entry.top[0][1] <= 0 for entry in told)
-    assert all(len(entry.top) == 20 for entry in told)
+            logprobs += delta.logprobs
+    assert len(logprobs) == 12
+    assert all(entry.logprob <= entry.top[0][1] <= 0 for entry in logprobs)
+    assert all(len(entry.top) == 20 for entry in logprobs)
 
 
-async def test_pictures_are_told_apart_by_bytes_not_by_name(small_model: Any) -> None:
-    assert len({picture.digest for picture in PICTURES.values()}) == len(PICTURES)
+async def test_images_are_identified_by_their_bytes(small_model: Any) -> None:
+    assert len({image.digest for image in PICTURES.values()}) == len(PICTURES)
