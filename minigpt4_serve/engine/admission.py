@@ -1,4 +1,4 @@
-"""Admission control of one engine: its capacity, its queue, and the expected wait. Thread-safe; touches no tensor.
+"""Admission control of one engine: its capacity, its queue, and the expected wait. Thread-safe; imports no torch.
 
 Event loops accept and release sequences, the engine thread publishes its queue. Neither reads the other's structures.
 """

@@ -1,4 +1,4 @@
-"""Beam search: which hypotheses are continued, and when the search ends. Works on sequences and scores, not tensors.
+"""Beam search: which hypotheses are continued, and when the search ends.
 
 The rules are those of transformers' ``generate(num_beams=…)`` with ``early_stopping=False``; so are the answers.
 """

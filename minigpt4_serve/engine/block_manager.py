@@ -1,4 +1,4 @@
-"""Allocation of the KV cache's blocks, sharing of equal prefixes, and eviction. Touches no tensor.
+"""Allocation of the KV cache's blocks, sharing of equal prefixes, and eviction. Imports no torch.
 
 A block is held while sequences reference it. A freed block keeps its content, so that a later prompt with the same
 prefix can use it, until its space is needed; the block freed longest ago is evicted first.

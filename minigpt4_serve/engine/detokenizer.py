@@ -1,4 +1,4 @@
-"""Incremental detokenization that never outputs half a character or part of a stop string. Touches no tensor."""
+"""Incremental detokenization that never outputs half a character or part of a stop string. Imports no torch."""
 
 from collections.abc import Callable, Sequence
 

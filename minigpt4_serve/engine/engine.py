@@ -71,7 +71,7 @@ class Engine:
         self._settings = settings
         self._tokenizer = processor.tokenizer
         self._image_token_id = model.config.image_token_id
-        self._eos_ids = _eos_ids(model, processor)
+        self._eos_ids = _read_eos_ids(model, processor)
         with torch.inference_mode():
             self._runner = ModelRunner(model, settings)
         self._scheduler = Scheduler(
@@ -474,7 +474,7 @@ class Engine:
         self._outputs.flush()
 
 
-def _eos_ids(model: MiniGPT4ForConditionalGeneration, processor: MiniGPT4Processor) -> list[int]:
+def _read_eos_ids(model: MiniGPT4ForConditionalGeneration, processor: MiniGPT4Processor) -> list[int]:
     eos = model.generation_config.eos_token_id
     if eos is None:
         eos = processor.tokenizer.eos_token_id

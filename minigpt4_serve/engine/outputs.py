@@ -1,4 +1,4 @@
-"""Delivery of outputs from the engine thread into event loops. Touches no tensor.
+"""Delivery of outputs from the engine thread into event loops. Imports no torch.
 
 The engine thread adds outputs during a step and flushes them at its end: one call into each event loop per step,
 however many tokens the step generated.

@@ -1,4 +1,4 @@
-"""A request in the engine: its answers, their text, and the deltas made of it. Touches no tensor."""
+"""A request in the engine: its answers, their text, and the deltas made of it."""
 
 import time
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""From a prompt to a request that the engine thread can compute without further checks. Touches no tensor."""
+"""From a prompt to a request that the engine thread can compute without further checks."""
 
 import random
 import time

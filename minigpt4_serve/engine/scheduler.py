@@ -1,4 +1,4 @@
-"""Which positions of which sequences the next step computes. Touches no tensor, no model and no clock.
+"""Which positions of which sequences the next step computes. Imports no torch.
 
 Sequences run in order of arrival. Each step computes one position of every decoding sequence and a bounded number of
 prompt positions, so that long prompts don't delay running answers. When the cache is full, the youngest sequence is

@@ -1,4 +1,4 @@
-"""Sequences in progress, and content ids, which identify what their positions hold. Touches no tensor."""
+"""Sequences in progress, and content ids, which identify what their positions hold. Imports no torch."""
 
 import copy
 import hashlib
