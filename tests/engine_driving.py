@@ -20,11 +20,11 @@ from minigpt4_serve.protocol import Delta, Prompt, SamplingParams, Timings, Usag
 from minigpt4_serve.settings import EngineSettings
 
 COLORS = ("red", "green", "blue", "orange", "purple", "black")
-PICTURES = {color: validate_image(encode(draw(color)), ImageLimits()) for color in COLORS}
+IMAGES = {color: validate_image(encode(draw(color)), ImageLimits()) for color in COLORS}
 
 
 @dataclass
-class Whole:
+class CollectedAnswer:
     """All deltas of one answer, joined."""
 
     text: str = ""
@@ -36,7 +36,7 @@ class Whole:
 
 
 @contextmanager
-def running(small_model: Any, **settings: Any) -> Iterator[Engine]:
+def running_engine(small_model: Any, **settings: Any) -> Iterator[Engine]:
     """A running engine; shut down at the end."""
     model, processor = small_model
     engine = Engine(model, processor, EngineSettings(**settings))
@@ -48,7 +48,7 @@ def running(small_model: Any, **settings: Any) -> Iterator[Engine]:
 
 
 @dataclass
-class Rations:
+class StepGate:
     """Lets an engine compute a limited number of steps.
 
     Attributes:
@@ -70,47 +70,47 @@ class Rations:
         self.spent.clear()
         self.left.release(steps)
 
-    async def used_up(self) -> None:
+    async def wait_until_exhausted(self) -> None:
         """Return once the engine has computed all allowed steps and waits in the next one."""
         assert await asyncio.to_thread(self.spent.wait, 60)
 
 
 @contextmanager
-def few_steps(engine: Engine, steps: int = 30) -> Iterator[Rations]:
+def step_gate(engine: Engine, steps: int = 30) -> Iterator[StepGate]:
     """Limit the engine to this many steps until the end, so that a long answer has started but can't finish.
 
     Without it, a test would have to be faster than the engine, and fail on a busy machine.
     """
-    rations = Rations(threading.Semaphore(steps), threading.Event())
+    gate = StepGate(threading.Semaphore(steps), threading.Event())
     original = engine._runner.step
 
     def step(*arguments: Any) -> Any:
-        rations.take()
+        gate.take()
         return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine._runner, "step", step)
         try:
-            yield rations
+            yield gate
         finally:
-            rations.allow(100_000)
+            gate.allow(100_000)
 
 
-def prompt(small_model: Any, turns: Sequence[Turn], colors: Sequence[str] = ()) -> Prompt:
+def make_prompt(small_model: Any, turns: Sequence[Turn], colors: Sequence[str] = ()) -> Prompt:
     """The prompt of a chat about images of these colors."""
     ids = small_model[1].encode_chat(turns).token_ids
-    return Prompt(tuple(ids), tuple(PICTURES[color] for color in colors))
+    return Prompt(tuple(ids), tuple(IMAGES[color] for color in colors))
 
 
-async def collect(engine: Engine, asked: Prompt, rules: SamplingParams, name: str) -> list[Whole]:
+async def collect(engine: Engine, asked: Prompt, rules: SamplingParams, name: str) -> list[CollectedAnswer]:
     """All answers of a request."""
-    answers = [Whole() for _ in range(rules.n)]
+    answers = [CollectedAnswer() for _ in range(rules.n)]
     async for delta in engine.generate(asked, rules, request_id=name):
-        add(answers[delta.index], delta)
+        append_delta(answers[delta.index], delta)
     return answers
 
 
-def add(answer: Whole, delta: Delta) -> None:
+def append_delta(answer: CollectedAnswer, delta: Delta) -> None:
     """Add a delta to the answer."""
     assert answer.finish_reason is None, "a delta follows the answer's end"
     answer.text += delta.text
@@ -121,7 +121,7 @@ def add(answer: Whole, delta: Delta) -> None:
     answer.deltas += 1
 
 
-def plain_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[int]:
+def reference_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[int]:
     """Token ids of transformers' greedy ``generate``."""
     model, processor = small_model
     pixels = [processor.image_processor.to_tensor(decode_image(image.data)) for image in asked.images]
@@ -137,14 +137,14 @@ def plain_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[in
     return [int(token) for token in out[0]]
 
 
-async def idle(engine: Engine) -> None:
+async def wait_until_idle(engine: Engine) -> None:
     """Return once nothing runs, waits or holds blocks; fails after a minute."""
     async with asyncio.timeout(60):
         while (stats := engine.stats()).running or stats.waiting or stats.blocks_held or stats.accepted:
             await asyncio.sleep(0.002)
 
 
-async def arrived(engine: Engine, sequences: int) -> None:
+async def wait_until_accepted(engine: Engine, sequences: int) -> None:
     """Return once this many sequences are accepted and in the engine's inbox or scheduler."""
     async with asyncio.timeout(60):
         while engine.stats().accepted < sequences or engine._preparing:
@@ -153,16 +153,16 @@ async def arrived(engine: Engine, sequences: int) -> None:
 
 __all__ = [
     "COLORS",
-    "PICTURES",
+    "IMAGES",
+    "CollectedAnswer",
     "EncodedImage",
-    "Rations",
-    "Whole",
-    "add",
-    "arrived",
+    "StepGate",
+    "append_delta",
     "collect",
-    "few_steps",
-    "idle",
-    "plain_ids",
-    "prompt",
-    "running",
+    "make_prompt",
+    "reference_ids",
+    "running_engine",
+    "step_gate",
+    "wait_until_accepted",
+    "wait_until_idle",
 ]

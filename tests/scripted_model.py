@@ -14,14 +14,14 @@ from pydantic import Field
 Turn = AIMessage | Callable[[Sequence[BaseMessage]], AIMessage]
 
 
-def looks(question: str, *images: str, call_id: str = "call_1") -> AIMessage:
+def call_vision_tool(question: str, *images: str, call_id: str = "call_1") -> AIMessage:
     """A turn that calls the vision tool."""
     call = {"name": "look_at_pictures", "args": {"question": question, "images": list(images)}, "id": call_id}
     return AIMessage("", tool_calls=[call])
 
 
-def repeats(messages: Sequence[BaseMessage]) -> AIMessage:
-    """A turn that repeats the tool's answer."""
+def repeat_tool_answer(messages: Sequence[BaseMessage]) -> AIMessage:
+    """A turn that repeat_tool_answer the tool's answer."""
     return AIMessage(str(messages[-1].content).split("<picture_answer>\n")[-1].split("\n</picture_answer>")[0])
 
 
@@ -44,7 +44,7 @@ class ScriptedModel(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=turn if isinstance(turn, AIMessage) else turn(messages))])
 
 
-def no_picture_in(sent: Sequence[Sequence[BaseMessage]], images: Sequence[bytes]) -> None:
+def assert_no_image_sent(sent: Sequence[Sequence[BaseMessage]], images: Sequence[bytes]) -> None:
     """Assert that no message contains image data in any encoding."""
     for messages in sent:
         for message in messages:
@@ -56,6 +56,6 @@ def no_picture_in(sent: Sequence[Sequence[BaseMessage]], images: Sequence[bytes]
                 assert middle not in wire
 
 
-def size_of(messages: Sequence[BaseMessage]) -> int:
+def content_length(messages: Sequence[BaseMessage]) -> int:
     """Total length of the messages' contents as JSON, in characters."""
     return sum(len(json.dumps(message.content)) for message in messages)

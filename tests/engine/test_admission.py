@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from engine_driving import collect, few_steps, idle, prompt, running
+from engine_driving import collect, make_prompt, running_engine, step_gate, wait_until_idle
 
 from minigpt4_serve.engine.admission import Admission
 from minigpt4_serve.engine.sequence import Sequence
@@ -90,7 +90,7 @@ class OwnedQueue(deque[Sequence]):
 
 async def test_positions_are_updated_while_requests_wait(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt4_serve.engine.engine._QUEUE_UPDATE_S", 0.005)
-    asked = prompt(small_model, [Turn("user", "Hello")])
+    asked = make_prompt(small_model, [Turn("user", "Hello")])
     positions: dict[str, list[int]] = {name: [] for name in ("first", "second", "third")}
     waits: list[float] = []
 
@@ -106,19 +106,19 @@ async def test_positions_are_updated_while_requests_wait(small_model: Any, monke
         while positions[name][-2:] != [position] * 2:
             await asyncio.sleep(0.002)
 
-    with running(small_model, max_running=1, max_waiting=4) as engine:
+    with running_engine(small_model, max_running=1, max_waiting=4) as engine:
         engine._scheduler.waiting = OwnedQueue(engine._thread)
         async with asyncio.timeout(120), asyncio.TaskGroup() as group:
-            with few_steps(engine) as rations:
+            with step_gate(engine) as gate:
                 group.create_task(follow("first"))
-                await rations.used_up()
+                await gate.wait_until_exhausted()
                 for name in ("second", "third"):  # during a step: the engine thread hasn't added them yet
                     group.create_task(follow(name))
                 await wait_for_position("second", 1)
                 await wait_for_position("third", 2)
-                rations.allow(LONG.max_tokens)  # now "second" gets the running slot
+                gate.allow(LONG.max_tokens)  # now "second" gets the running slot
                 await wait_for_position("third", 1)
-        await idle(engine)
+        await wait_until_idle(engine)
     assert positions["first"] == []
     assert positions["second"] == [1] * len(positions["second"])
     assert positions["third"] == sorted(positions["third"], reverse=True), "a request moved back in the queue"
@@ -129,9 +129,9 @@ async def test_positions_are_updated_while_requests_wait(small_model: Any, monke
 
 async def test_only_the_engine_thread_reads_its_queue(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt4_serve.engine.engine._QUEUE_UPDATE_S", 0.001)
-    asked = prompt(small_model, [Turn("user", "Hello")])
+    asked = make_prompt(small_model, [Turn("user", "Hello")])
     rules = SamplingParams(max_tokens=12, ignore_eos=True)
-    with running(small_model, max_running=2, max_waiting=40) as engine:
+    with running_engine(small_model, max_running=2, max_waiting=40) as engine:
         engine._scheduler.waiting = OwnedQueue(engine._thread)
         answers = asyncio.gather(*(collect(engine, asked, rules, str(i)) for i in range(40)))
         for i in range(0, 40, 8):
@@ -140,18 +140,18 @@ async def test_only_the_engine_thread_reads_its_queue(small_model: Any, monkeypa
             engine.stats()
             engine.check_capacity()
         assert all(answer.finish_reason for (answer,) in await answers)
-        await idle(engine)
+        await wait_until_idle(engine)
 
 
 async def test_capacity_is_checked_without_a_request(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "Hello")])
-    with running(small_model, max_running=1, max_waiting=1) as engine:
+    asked = make_prompt(small_model, [Turn("user", "Hello")])
+    with running_engine(small_model, max_running=1, max_waiting=1) as engine:
         engine.check_capacity()
         engine.check_capacity(1)
         with pytest.raises(Overloaded):
             engine.check_capacity(2)
         first, second = (engine.generate(asked, LONG, request_id=name) for name in ("first", "second"))
-        with few_steps(engine):
+        with step_gate(engine):
             await anext(first)
             engine.check_capacity()
             await anext(second)
@@ -160,5 +160,5 @@ async def test_capacity_is_checked_without_a_request(small_model: Any) -> None:
             assert rejected.value.retry_after > 0
             await first.aclose()  # type: ignore[attr-defined]
             await second.aclose()  # type: ignore[attr-defined]
-        await idle(engine)
+        await wait_until_idle(engine)
         engine.check_capacity()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_driving import COLORS, collect, few_steps, idle, prompt, running
+from engine_driving import COLORS, collect, make_prompt, running_engine, step_gate, wait_until_idle
 from transformers import StoppingCriteriaList
 
 from minigpt4_serve.engine.beam_search import BeamSearch
@@ -40,7 +40,7 @@ def reference_beams(small_model: Any, asked: Prompt, rules: SamplingParams) -> l
 def random_question(small_model: Any, rng: random.Random) -> Prompt:
     colors = rng.choices(COLORS, k=rng.choice([0, 1, 1, 2]))
     words = " ".join(rng.choices(("what", "is", "the", "round", "thing", "here"), k=rng.randint(1, 9)))
-    return prompt(small_model, [Turn("user", words, len(colors))], colors)
+    return make_prompt(small_model, [Turn("user", words, len(colors))], colors)
 
 
 def random_sampling(rng: random.Random) -> SamplingParams:
@@ -62,7 +62,7 @@ async def test_answers_equal_those_of_generate(small_model: Any, tight: bool) ->
     rng = random.Random(3)
     asked = [(random_question(small_model, rng), random_sampling(rng)) for _ in range(24)]
     sizes = {"block_size": 4, "num_blocks": 62} if tight else {}
-    with running(small_model, max_running=10, **sizes) as engine:
+    with running_engine(small_model, max_running=10, **sizes) as engine:
         greedy = SamplingParams(max_tokens=30, ignore_eos=True)
         others = [collect(engine, random_question(small_model, rng), greedy, f"greedy {i}") for i in range(6)]
         found = await asyncio.gather(
@@ -83,8 +83,8 @@ async def test_answers_equal_those_of_generate(small_model: Any, tight: bool) ->
 
 
 async def test_hypotheses_share_the_prompts_blocks(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "What is it? " * 5, 1)], ["red"])
-    with running(small_model, block_size=4) as engine:
+    asked = make_prompt(small_model, [Turn("user", "What is it? " * 5, 1)], ["red"])
+    with running_engine(small_model, block_size=4) as engine:
         (answer,) = await collect(engine, asked, SamplingParams(beams=4, max_tokens=8, ignore_eos=True), "r")
         stats = engine.stats()
     assert stats.prefill_tokens == len(asked.token_ids)
@@ -94,15 +94,15 @@ async def test_hypotheses_share_the_prompts_blocks(small_model: Any) -> None:
 
 
 async def test_an_aborted_search_frees_its_running_slots(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "What?")])
-    with running(small_model) as engine:
+    asked = make_prompt(small_model, [Turn("user", "What?")])
+    with running_engine(small_model) as engine:
         rules = SamplingParams(beams=3, n=2, max_tokens=300, ignore_eos=True)
-        with few_steps(engine) as rations:
+        with step_gate(engine) as gate:
             task = asyncio.create_task(collect(engine, asked, rules, "r"))
-            await rations.used_up()
+            await gate.wait_until_exhausted()
             engine.abort("r")
         answers = await asyncio.wait_for(task, 60)
-        await idle(engine)
+        await wait_until_idle(engine)
         assert [answer.finish_reason for answer in answers] == ["abort", "abort"]
         assert (engine.stats().blocks_held, engine.stats().accepted) == (0, 0)
 
@@ -117,9 +117,9 @@ async def test_an_aborted_search_frees_its_running_slots(small_model: Any) -> No
 async def test_beams_that_do_not_fit_are_rejected(
     small_model: Any, settings: dict[str, Any], rules: dict[str, Any]
 ) -> None:
-    with running(small_model, **settings) as engine:
+    with running_engine(small_model, **settings) as engine:
         with pytest.raises(InvalidRequest) as caught:
-            await collect(engine, prompt(small_model, [Turn("user", "What?")]), SamplingParams(**rules), "r")
+            await collect(engine, make_prompt(small_model, [Turn("user", "What?")]), SamplingParams(**rules), "r")
         assert caught.value.param == "beams"
 
 

@@ -5,7 +5,7 @@ import threading
 from typing import Any
 
 import pytest
-from engine_driving import collect, few_steps, prompt, running
+from engine_driving import collect, make_prompt, running_engine, step_gate
 
 from minigpt4_serve.engine import Engine
 from minigpt4_serve.errors import EngineFailed, InvalidRequest
@@ -26,8 +26,8 @@ async def test_a_failed_engine_thread_fails_every_request(
     def broken(*_: Any) -> None:
         raise RuntimeError("a secret of the driver")
 
-    asked = prompt(small_model, [Turn("user", "What?", 1)], ["red"])
-    with running(small_model, max_running=2) as engine:
+    asked = make_prompt(small_model, [Turn("user", "What?", 1)], ["red"])
+    with running_engine(small_model, max_running=2) as engine:
         owner, name = where.split(".")
         monkeypatch.setattr(getattr(engine, owner), name, broken)
         async with asyncio.timeout(60):
@@ -43,11 +43,11 @@ async def test_a_failed_engine_thread_fails_every_request(
 
 
 async def test_shutdown_ends_running_and_waiting_requests(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "What?")])
-    with running(small_model, max_running=1) as engine:
-        with few_steps(engine) as rations:
+    asked = make_prompt(small_model, [Turn("user", "What?")])
+    with running_engine(small_model, max_running=1) as engine:
+        with step_gate(engine) as gate:
             tasks = [asyncio.create_task(collect(engine, asked, LONG, str(i))) for i in range(3)]
-            await rations.used_up()
+            await gate.wait_until_exhausted()
             stopping = asyncio.create_task(asyncio.to_thread(engine.shutdown))
             while not engine._stopping:
                 await asyncio.sleep(0.001)
@@ -61,8 +61,8 @@ async def test_shutdown_ends_running_and_waiting_requests(small_model: Any) -> N
 
 async def test_a_step_that_hangs_fails_the_health_check(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     started, proceed = threading.Event(), threading.Event()
-    asked = prompt(small_model, [Turn("user", "What?")])
-    with running(small_model) as engine:
+    asked = make_prompt(small_model, [Turn("user", "What?")])
+    with running_engine(small_model) as engine:
         step = engine._runner.step
 
         def stuck(*arguments: Any) -> Any:
@@ -91,12 +91,12 @@ async def test_a_step_that_hangs_fails_the_health_check(small_model: Any, monkey
 async def test_an_engine_that_was_not_started_rejects_requests(small_model: Any) -> None:
     engine = Engine(*small_model, EngineSettings())
     with pytest.raises(EngineFailed):
-        await collect(engine, prompt(small_model, [Turn("user", "What?")]), LONG, "r")
+        await collect(engine, make_prompt(small_model, [Turn("user", "What?")]), LONG, "r")
     engine.shutdown()
 
 
 def test_a_closed_event_loop_leaves_others_working(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "What?")])
+    asked = make_prompt(small_model, [Turn("user", "What?")])
 
     async def abandon(engine: Engine) -> None:
         # The generator is neither exhausted nor closed before its loop closes.
@@ -105,7 +105,7 @@ def test_a_closed_event_loop_leaves_others_working(small_model: Any) -> None:
         abandoned.append(deltas)
 
     abandoned: list[Any] = []
-    with running(small_model) as engine:
+    with running_engine(small_model) as engine:
         loop = asyncio.new_event_loop()
         loop.run_until_complete(abandon(engine))
         loop.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_driving import collect, idle, prompt, running
+from engine_driving import collect, make_prompt, running_engine, wait_until_idle
 
 from minigpt4_serve.engine.grammar import GrammarCompiler
 from minigpt4_serve.errors import InvalidRequest
@@ -28,8 +28,10 @@ RULES = SamplingParams(max_tokens=150, temperature=1.5, json_schema=json.dumps(S
 
 
 async def test_only_constrained_answers_follow_the_schema(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
-    with running(small_model, max_running=4, num_blocks=40) as engine:  # a cache so small that some are preempted
+    asked = make_prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    with running_engine(
+        small_model, max_running=4, num_blocks=40
+    ) as engine:  # a cache so small that some are preempted
         unconstrained = SamplingParams(max_tokens=20)
         (expected,) = await collect(engine, asked, unconstrained, "unconstrained")
         constrained = [
@@ -37,7 +39,7 @@ async def test_only_constrained_answers_follow_the_schema(small_model: Any) -> N
             for seed in range(5)
         ]
         *answers, (beside,) = await asyncio.gather(*constrained, collect(engine, asked, unconstrained, "beside"))
-        await idle(engine)
+        await wait_until_idle(engine)
         assert engine.stats().blocks_held == 0
     assert beside.ids == expected.ids
     texts = [whole for pair in answers for whole in pair]
@@ -115,8 +117,8 @@ async def test_a_schema_that_is_too_complex_fails_the_request(
         assert grammar.failed
         return grammar
 
-    asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
-    with running(small_model) as engine:
+    asked = make_prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    with running_engine(small_model) as engine:
         monkeypatch.setattr(GrammarCompiler, "compile", compile_and_exhaust)
         for n in (1, 2):
             rules = SamplingParams(**{**vars(RULES), "n": n})
@@ -125,5 +127,5 @@ async def test_a_schema_that_is_too_complex_fails_the_request(
                 await collect(engine, asked, rules, f"constrained-{n}")
             assert rejected.value.param == "response_format"
             assert (await beside)[0].finish_reason is not None
-        await idle(engine)
+        await wait_until_idle(engine)
         assert (engine.stats().running, engine.stats().blocks_held) == (0, 0)

@@ -5,7 +5,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from engine_driving import collect, prompt, running
+from engine_driving import collect, make_prompt, running_engine
 
 from minigpt4_serve.engine.outputs import OutputDispatcher, OutputStream
 from minigpt4_serve.model import Turn
@@ -62,10 +62,10 @@ def test_more_answers_get_longer_deltas() -> None:
 
 
 async def test_longer_deltas_hold_the_same_answer(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompt(small_model, [Turn("user", "Hello")])
-    with running(small_model, max_pieces_per_s=10**9) as engine:
+    asked = make_prompt(small_model, [Turn("user", "Hello")])
+    with running_engine(small_model, max_pieces_per_s=10**9) as engine:
         (short,) = await collect(engine, asked, RULES, "short")
-    with running(small_model, max_pieces_per_s=1) as engine, monkeypatch.context() as patch:
+    with running_engine(small_model, max_pieces_per_s=1) as engine, monkeypatch.context() as patch:
         patch.setattr("minigpt4_serve.engine.outputs._MAX_HOLD_S", 60.0)  # one delta a second for one answer
         (long,) = await collect(engine, asked, RULES, "long")
     assert (long.text, long.ids, long.usage) == (short.text, short.ids, short.usage)
@@ -74,8 +74,8 @@ async def test_longer_deltas_hold_the_same_answer(small_model: Any, monkeypatch:
 
 
 async def test_no_text_is_held_back_for_long(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompt(small_model, [Turn("user", "Hello")])
+    asked = make_prompt(small_model, [Turn("user", "Hello")])
     monkeypatch.setattr("minigpt4_serve.engine.outputs._MAX_HOLD_S", 0.0)
-    with running(small_model, max_pieces_per_s=1) as engine:
+    with running_engine(small_model, max_pieces_per_s=1) as engine:
         (answer,) = await collect(engine, asked, RULES, "one")
     assert answer.deltas > 15

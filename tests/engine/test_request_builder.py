@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from engine_driving import PICTURES
+from engine_driving import IMAGES
 
 from minigpt4_serve.engine.request import Request
 from minigpt4_serve.engine.request_builder import RequestBuilder
@@ -65,7 +65,7 @@ async def test_a_beam_search_takes_a_slot_for_each_beam(small_model: Any) -> Non
 
 def test_content_ids_depend_on_image_and_index() -> None:
     def content_ids(*colors: str) -> list[int]:
-        images = tuple(PICTURES[color] for color in colors)
+        images = tuple(IMAGES[color] for color in colors)
         token_ids = (1, *(IMAGE_TOKEN,) * 2, 7, *(IMAGE_TOKEN,) * 2)
         return make_content_ids(token_ids, images, image_token_id=IMAGE_TOKEN, num_image_tokens=2)
 
