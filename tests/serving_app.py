@@ -19,9 +19,9 @@ from minigpt4_serve.settings import ServeSettings
 
 @contextmanager
 def few_steps(service: ChatService) -> Iterator[None]:
-    """As ``engine_driving.few_steps``. Ask for greedy answers: what is sampled may meet a stop string in any step."""
+    """As ``engine_driving.step_gate``. Ask for greedy answers: what is sampled may meet a stop string in any step."""
     assert isinstance(service.engine, Engine)
-    with engine_driving.few_steps(service.engine):
+    with engine_driving.step_gate(service.engine):
         yield
 
 
