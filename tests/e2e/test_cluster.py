@@ -22,7 +22,7 @@ from PIL import Image
 from processes import Server
 from waiting import until
 
-from minigpt4_serve.server.metrics import METRICS
+from minigpt4_serve.server.ray.metrics import METRICS
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 

@@ -14,7 +14,7 @@ from serving_app import serving
 from minigpt4_serve.model import Turn
 from minigpt4_serve.protocol import SamplingParams
 from minigpt4_serve.server.http.routes import create_app
-from minigpt4_serve.server.metrics import METRICS, EngineMeter, HttpMeter
+from minigpt4_serve.server.ray.metrics import METRICS, EngineMeter, HttpMeter
 
 CHAT = "/v1/chat/completions"
 LONG = SamplingParams(max_tokens=60, ignore_eos=True)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from drawing import draw, encode
-from serving_app import few_steps, serving, settled, wait_until_told
+from serving_app import few_steps, local_engine, serving, settled, wait_until_told
 
 from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.images import EncodedImage
@@ -211,7 +211,7 @@ def test_the_answer_bears_the_clients_name_for_it_or_one_of_ours(client: httpx.C
 
 def test_a_client_that_leaves_frees_its_slot(served: tuple[httpx.Client, ChatService]) -> None:
     client, service = served
-    before = service.engine.stats().aborted
+    before = local_engine(service).stats().aborted
     long = _question(max_tokens=400, min_tokens=400, stream=True)
     with few_steps(service):
         with client.stream("POST", CHAT, json=long) as answer:
@@ -225,12 +225,12 @@ def test_a_client_leaving_a_whole_answer_frees_its_slot(
     served: tuple[httpx.Client, ChatService],
 ) -> None:
     client, service = served
-    before = service.engine.stats()
+    before = local_engine(service).stats()
     body = json.dumps(_question(max_tokens=400, min_tokens=400)).encode()
     with few_steps(service):
         with _sent(client, body, len(body)):
             deadline = time.monotonic() + 60
-            while service.engine.stats().generated_tokens == before.generated_tokens:
+            while local_engine(service).stats().generated_tokens == before.generated_tokens:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
         wait_until_told(service)
@@ -252,7 +252,7 @@ def test_when_full_nobody_is_asked_for_the_rest_of_the_body(small_model: Any) ->
         with few_steps(service), client.stream("POST", CHAT, json=long) as answer:
             pieces = answer.iter_text()  # kept: an iterator that is dropped closes the stream
             next(pieces)
-            before = service.engine.stats()
+            before = local_engine(service).stats()
             with _sent(client, b"{", declared=1_000_000) as connection:
                 assert connection.recv(100).startswith(b"HTTP/1.1 429 ")
             refused = client.post(CHAT, json=_question("What is it?", "red"))
@@ -267,13 +267,13 @@ async def test_who_is_being_prepared_has_a_place(
     served: tuple[httpx.Client, ChatService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, service = served
-    monkeypatch.setattr(service.engine, "_settings", EngineSettings(max_running=1, max_waiting=1))
+    monkeypatch.setattr(local_engine(service), "_settings", EngineSettings(max_running=1, max_waiting=1))
     reading: asyncio.Future[list[EncodedImage]] = asyncio.get_running_loop().create_future()
 
     async def read(_: Any) -> list[EncodedImage]:
         return await asyncio.shield(reading)
 
-    monkeypatch.setattr(service._pictures, "read", read)
+    monkeypatch.setattr(service._images, "read", read)
     wanted = parse_chat_request(json.dumps(_question()).encode())
     first, second = (asyncio.create_task(service.prepare(wanted)) for _ in range(2))
     await asyncio.sleep(0)
@@ -281,7 +281,7 @@ async def test_who_is_being_prepared_has_a_place(
         await service.prepare(wanted)
     reading.set_result([])
     await asyncio.gather(first, second)
-    service.check_capacity()
+    await service.check_capacity()
 
 
 def test_the_body_is_limited(small_model: Any) -> None:
@@ -348,7 +348,7 @@ def test_when_the_engine_dies_everybody_hears_of_it(small_model: Any, monkeypatc
         def broken(*_: Any) -> None:
             raise RuntimeError("secret words of a driver")
 
-        monkeypatch.setattr(service.engine._runner, "step", broken)
+        monkeypatch.setattr(local_engine(service)._runner, "step", broken)
         answer = client.post(CHAT, json=_question(stream=True))
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "engine_failed"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4_serve.errors import InvalidRequest
-from minigpt4_serve.server.ray.shared_socket import SharedSocket, receive_socket
+from minigpt4_serve.server.http.shared_socket import SharedSocket, receive_socket
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def test_receivers_that_have_gone_are_not_waited_for() -> None:
 
 
 def test_receivers_notice_that_the_owner_is_killed() -> None:
-    code = "import sys, time; from minigpt4_serve.server.ray.shared_socket import SharedSocket as S; "
+    code = "import sys, time; from minigpt4_serve.server.http.shared_socket import SharedSocket as S; "
     code += "s = S('127.0.0.1', 0); print(s.path, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None

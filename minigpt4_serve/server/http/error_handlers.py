@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from minigpt4_serve.errors import DeadlineExceeded, InvalidRequest, MiniGPT4Error, Overloaded
 
-__all__ = ["ERROR_HEADER", "INTERNAL", "error_response", "install"]
+__all__ = ["ERROR_HEADER", "INTERNAL", "add_error_handlers", "error_response"]
 
 _LONG_WAIT_S = 60.0  # the longest Retry-After that OpenAI's clients obey
 INTERNAL = "Something went wrong in the server; its log has the details."
@@ -19,8 +19,8 @@ ERROR_HEADER = b"x-minigpt4-error"
 """The error's code as a header: logs, metrics and proxies see it without reading bodies."""
 
 
-def install(app: FastAPI) -> None:
-    """Answer our errors, and the framework's own, in OpenAI's shape."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Turn the errors of this project and of the framework into responses in OpenAI's shape."""
     app.add_exception_handler(MiniGPT4Error, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
 

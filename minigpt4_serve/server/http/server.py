@@ -10,7 +10,7 @@ from contextlib import suppress
 import uvicorn
 from starlette.types import ASGIApp
 
-from minigpt4_serve.server.ray.shared_socket import receive_socket
+from minigpt4_serve.server.http.shared_socket import receive_socket
 
 __all__ = ["HttpServer"]
 

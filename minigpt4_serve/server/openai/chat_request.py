@@ -165,8 +165,8 @@ class ChatCompletionRequest(AnswerRules):
     response_format: Annotated[PlainFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
 
     @property
-    def num_pictures(self) -> int:
-        """Pictures in all messages."""
+    def num_images(self) -> int:
+        """Images in all messages."""
         return sum(isinstance(part, ImagePart) for message in self.messages for part in message.content)
 
     @property

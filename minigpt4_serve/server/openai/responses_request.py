@@ -115,7 +115,7 @@ class ResponsesRequest(AnswerRules):
             **rules,
         )
 
-    def name_of(self, param: str | None) -> str | None:
+    def rename_param(self, param: str | None) -> str | None:
         """The field that a chat completion's field stands for, for error messages."""
         for chats, ours in _NAMES.items():
             if param is not None and param.startswith(chats):

@@ -17,10 +17,10 @@ from ray.serve.schema import ApplicationStatus
 
 from minigpt4_serve.errors import EngineFailed, WeightsError
 from minigpt4_serve.process_tree import descendants, kill_descendants
+from minigpt4_serve.server.http.shared_socket import SharedSocket
 from minigpt4_serve.server.keys.key_ring import KeyRing
 from minigpt4_serve.server.ray.ray_token import protect_token
 from minigpt4_serve.server.ray.replica import EngineReplica, Ingress
-from minigpt4_serve.server.ray.shared_socket import SharedSocket
 from minigpt4_serve.settings import ScaleSettings, ServeSettings
 
 __all__ = ["build", "check", "deploy", "start", "stop"]

@@ -56,13 +56,16 @@ def load_engine(settings: ServeSettings) -> "tuple[Engine, ChatService]":
         WeightsError: the folder isn't a model that can be served.
     """
     from minigpt4_serve.engine import Engine
+    from minigpt4_serve.server.engine_client import LocalEngineClient
     from minigpt4_serve.server.http.chat_service import ChatService
+    from minigpt4_serve.server.model_folder import read_generation_defaults
     from minigpt4_serve.weights.load import load_model
 
     model, processor = load_model(settings.model)
+    defaults = read_generation_defaults(settings.model.path)
     engine = Engine(model, processor, settings.engine)
     engine.start()
-    return engine, ChatService(processor, model.generation_config, engine, settings)
+    return engine, ChatService(processor.encoder, defaults, LocalEngineClient(engine), settings)
 
 
 def _step_back() -> None:
@@ -79,7 +82,7 @@ class EngineReplica:
     async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]
         with loading():
             from minigpt4_serve.server.http.request_log import JsonLines
-            from minigpt4_serve.server.metrics import EngineMeter
+            from minigpt4_serve.server.ray.metrics import EngineMeter
             from minigpt4_serve.weights.load import resolve_device
 
             JsonLines.install()
@@ -145,16 +148,17 @@ class Ingress:
             from minigpt4_serve.server.http.chat_service import ChatService
             from minigpt4_serve.server.http.request_log import JsonLines
             from minigpt4_serve.server.http.routes import create_app
-            from minigpt4_serve.server.metrics import HttpMeter
-            from minigpt4_serve.server.ray.remote_engine import RemoteEngine
+            from minigpt4_serve.server.model_folder import read_generation_defaults, read_prompt_encoder
+            from minigpt4_serve.server.ray.engine_client import RayEngineClient
+            from minigpt4_serve.server.ray.metrics import HttpMeter
             from minigpt4_serve.server.ray.shared_quotas import SharedQuotas
-            from minigpt4_serve.weights.load import load_processor
 
             JsonLines.install()
-            processor, rules = load_processor(settings.model.path)
+            encoder = read_prompt_encoder(settings.model.path)
+            defaults = read_generation_defaults(settings.model.path)
         described = await engines.describe.remote()
-        engine = RemoteEngine(engines, settings.engine, context_length=described["context_length"])
-        service = ChatService(processor, rules, engine, settings)
+        engine = RayEngineClient(engines, settings.engine, context_length=described["context_length"])
+        service = ChatService(encoder, defaults, engine, settings)
         await service.warm_up()
         quotas = SharedQuotas() if settings.keys_file else None
         self._application = create_app(service, quotas, HttpMeter(), behind_proxy=socket_path is None)

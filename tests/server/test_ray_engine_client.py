@@ -22,7 +22,7 @@ from minigpt4_serve.errors import (
 )
 from minigpt4_serve.images import EncodedImage
 from minigpt4_serve.protocol import Delta, Prompt, SamplingParams
-from minigpt4_serve.server.ray.remote_engine import RemoteEngine
+from minigpt4_serve.server.ray.engine_client import RayEngineClient
 from minigpt4_serve.settings import EngineSettings
 
 PROMPT = Prompt((1, 2, 3), (EncodedImage("digest-1", b"x"), EncodedImage("digest-2", b"y")))
@@ -66,13 +66,13 @@ class Handle:
         return self.last
 
 
-def _engine(*tries: list[Any]) -> tuple[RemoteEngine, Handle, list[Stream]]:
+def _engine(*tries: list[Any]) -> tuple[RayEngineClient, Handle, list[Stream]]:
     streams = [Stream(pieces) for pieces in tries]
     handle = Handle(list(streams))
-    return RemoteEngine(handle, EngineSettings(max_running=2, max_waiting=1), context_length=100), handle, streams  # type: ignore[arg-type]
+    return RayEngineClient(handle, EngineSettings(max_running=2, max_waiting=1), context_length=100), handle, streams  # type: ignore[arg-type]
 
 
-async def _texts(engine: RemoteEngine, prompt: Prompt = PROMPT) -> list[str]:
+async def _texts(engine: RayEngineClient, prompt: Prompt = PROMPT) -> list[str]:
     return [delta.text async for delta in engine.generate(prompt, SamplingParams(), request_id="r")]
 
 
@@ -144,19 +144,19 @@ async def test_capacity_is_exhausted_by_this_processs_requests(monkeypatch: pyte
     asking = [engine.generate(PROMPT, SamplingParams(), request_id=str(i)) for i in range(6)]
     for deltas in asking:
         await anext(deltas)
-    engine.check_capacity()  # as long as no engine is known there is nothing to be full
+    await engine.check_capacity()  # as long as no engine is known there is nothing to be full
     router.stats = {"x": {}, "y": {"seconds_per_request": 4.0}}  # 2 answered, 1 waiting: three places each
     router.stats["x"] = {"seconds_per_request": 9.0}
     with pytest.raises(Overloaded) as refused:
-        engine.check_capacity()
+        await engine.check_capacity()
     assert refused.value.retry_after == 4.0
     router.sent = {"x": 2, "gone": 2, "y": 2}
-    engine.check_capacity(1)
+    await engine.check_capacity(1)
     with pytest.raises(Overloaded):
-        engine.check_capacity(2)
+        await engine.check_capacity(2)
     router.sent = {}
     await asking[0].aclose()  # type: ignore[attr-defined]
-    engine.check_capacity()
+    await engine.check_capacity()
 
 
 async def test_a_full_engine_is_retried_once_on_another(
