@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from minigpt4_serve.errors import WeightsError
 from minigpt4_serve.prompt.encoder import PromptEncoder
 
-__all__ = ["GenerationDefaults", "read_generation_defaults", "read_prompt_encoder"]
+__all__ = ["GenerationDefaults", "check_model_type", "read_generation_defaults", "read_prompt_encoder"]
 
 _MODEL_TYPE = "minigpt4"
 
@@ -36,7 +36,7 @@ def read_prompt_encoder(folder: Path) -> PromptEncoder:
     Raises:
         WeightsError: the folder isn't a MiniGPT-4 model, or a file is missing or damaged.
     """
-    _check_model_type(folder)
+    check_model_type(folder)
     try:
         return PromptEncoder.from_folder(folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # RuntimeError: SentencePiece's
@@ -59,7 +59,12 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         raise WeightsError(f"{path} has an invalid value for '{key}'; correct it or convert the model again.") from None
 
 
-def _check_model_type(folder: Path) -> None:
+def check_model_type(folder: Path) -> None:
+    """Check that the folder holds a MiniGPT-4 model, by its ``config.json``.
+
+    Raises:
+        WeightsError: it doesn't.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise WeightsError(f"{folder} is not a model folder: it has no config.json. `minigpt4 convert` makes one.")

@@ -13,7 +13,8 @@ from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.protocol import Timings, Usage
 from minigpt4_serve.server.http.error_handlers import error_response
 from minigpt4_serve.server.http.request_context import note_answer
-from minigpt4_serve.server.http.request_log import JsonLines, RequestLogMiddleware
+from minigpt4_serve.server.http.request_log import RequestLogMiddleware
+from minigpt4_serve.server.logs import JsonFormatter
 
 USAGE = Usage(prompt_tokens=10, cached_tokens=4, completion_tokens=3)
 TIMINGS = Timings(images_s=0.01, queue_s=0.02, encode_s=0.03, prefill_s=0.04, decode_s=0.05, ttft_s=0.1, total_s=0.15)
@@ -96,7 +97,7 @@ async def test_the_line_of_a_request(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "minigpt4_serve.requests"):
         await _get("/whole", **{"x-request-id": "abc-2"})
     (record,) = [record for record in caplog.records if record.name == "minigpt4_serve.requests"]
-    line: dict[str, Any] = json.loads(JsonLines().format(record))
+    line: dict[str, Any] = json.loads(JsonFormatter().format(record))
     assert line["event"] == "request"
     assert line["request_id"] == "abc-2"
     assert (line["status"], line["completion_tokens"], line["timings"]["queue_s"]) == (200, 3, 0.02)

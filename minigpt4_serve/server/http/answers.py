@@ -59,13 +59,14 @@ async def collect_answer(formatter: ResponseFormatter, deltas: AsyncGenerator[De
 
 
 async def stream_events(
-    formatter: ResponseFormatter, first: Delta, deltas: AsyncGenerator[Delta], deadline: float
+    formatter: ResponseFormatter, first: Delta, deltas: AsyncGenerator[Delta], deadline: float, answer_id: str
 ) -> AsyncGenerator[str]:
     """The answer as server-sent events, errors too. Closing this generator closes ``deltas``.
 
     Args:
         first: the first delta, already taken from ``deltas``.
         deadline: in seconds of the event loop's clock.
+        answer_id: names the answer in the log.
     """
     try:
         if opening := formatter.opening():
@@ -85,7 +86,7 @@ async def stream_events(
     except MiniGPT4Error as error:
         yield formatter.failure(error)
     except Exception:
-        _log.exception("a stream failed")
+        _log.exception("stream %s failed", answer_id)
         yield formatter.failure(MiniGPT4Error(INTERNAL))
     finally:
         await deltas.aclose()

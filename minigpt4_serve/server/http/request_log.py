@@ -4,10 +4,8 @@ Outermost in the application: it names each request, sees each status line, and 
 OpenAI's shape. Plain ASGI: Starlette's ``BaseHTTPMiddleware`` would stand between a leaving client and its stream.
 """
 
-import json
 import logging
 import re
-import sys
 import time
 import uuid
 from collections.abc import MutableMapping
@@ -23,7 +21,7 @@ from minigpt4_serve.protocol import Timings, Usage
 from minigpt4_serve.server.http.error_handlers import ERROR_HEADER, INTERNAL, error_response
 from minigpt4_serve.server.http.request_context import RequestContext, current
 
-__all__ = ["JsonLines", "Meter", "RequestLogMiddleware"]
+__all__ = ["Meter", "RequestLogMiddleware"]
 
 _log = logging.getLogger("minigpt4_serve.requests")
 
@@ -111,29 +109,3 @@ def _server_timing(balance: RequestContext) -> str:
         return f"first;dur={1000 * (time.monotonic() - balance.began):.1f}"
     spent = balance.timings.as_dict().items()
     return ", ".join(f"{name.removesuffix('_s')};dur={1000 * seconds:.1f}" for name, seconds in spent)
-
-
-class JsonLines(logging.Formatter):
-    """A log record as one line of JSON: time, level, logger, what happened, and the fields given with it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Exceptions come with their traceback: it names code, never what a request held."""
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-    @classmethod
-    def install(cls) -> None:
-        """Everything that this package logs goes to stderr in this form."""
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(cls())
-        logger = logging.getLogger("minigpt4_serve")
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)

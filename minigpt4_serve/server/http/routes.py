@@ -219,7 +219,7 @@ async def _answer(
         headers["x-minigpt4-queue-position"] = str(first.queue_position)
         headers["x-minigpt4-expected-wait"] = f"{first.expected_wait_s or 0:.1f}"
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    events = stream_events(formatter, first, deltas, deadline)
+    events = stream_events(formatter, first, deltas, deadline, answer_id)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
