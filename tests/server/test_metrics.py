@@ -73,7 +73,7 @@ async def test_gauges_follow_the_engine_and_return_to_zero(small_model: Any, rec
     with running(small_model, max_running=2, max_waiting=3, block_size=4) as engine:
         meter.note(asdict(engine.stats()))
         assert (recorder["running"], recorder["waiting"], recorder["kv_blocks"]) == (0, 0, 0)
-        total = recorder["kv_blocks_total"]
+        total = recorder["kv_blocks_capacity"]
         assert total == engine.stats().blocks_total > 0
         with few_steps(engine, 10) as gate:
             tasks = [asyncio.create_task(collect(engine, asked, LONG, str(number))) for number in range(5)]
@@ -86,7 +86,7 @@ async def test_gauges_follow_the_engine_and_return_to_zero(small_model: Any, rec
         await idle(engine)
         meter.note(asdict(engine.stats()))
     assert (recorder["running"], recorder["waiting"], recorder["kv_blocks"]) == (0, 0, 0)
-    assert recorder["kv_blocks_total"] == total
+    assert recorder["kv_blocks_capacity"] == total
 
 
 async def test_what_an_engine_counts_is_passed_on_once(small_model: Any, recorder: Recorder) -> None:

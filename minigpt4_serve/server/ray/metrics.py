@@ -48,7 +48,7 @@ _OF_ENGINES = {
     "minigpt4_running": (Metric("gauge", "Answers in progress."), "running"),
     "minigpt4_waiting": (Metric("gauge", "Requests in the line."), "waiting"),
     "minigpt4_kv_blocks": (Metric("gauge", "Blocks of the KV cache in use."), "blocks_held"),
-    "minigpt4_kv_blocks_total": (Metric("gauge", "Blocks of the KV cache."), "blocks_total"),
+    "minigpt4_kv_blocks_capacity": (Metric("gauge", "Blocks of the KV cache."), "blocks_total"),
     "minigpt4_image_hits": (Metric("counter", "Pictures found in the cache."), "image_hits"),
     "minigpt4_image_decodes": (Metric("counter", "Pictures decoded."), "image_decodes"),
     "minigpt4_image_encodes": (Metric("counter", "Pictures encoded."), "image_encodes"),
