@@ -16,7 +16,7 @@ from fastapi.responses import Response, StreamingResponse
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
-from minigpt4_serve.server.http.auth import Admission, RequireKey
+from minigpt4_serve.server.http.auth import QuotaReservation, RequireKey
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
@@ -199,9 +199,9 @@ async def _answer(
     _check_model(chat_request.model, service)
     timeout = min(chat_request.timeout or inf, service.settings.max_request_s)
     deadline = asyncio.get_running_loop().time() + timeout
-    admission = Admission.of(request.scope)
-    if admission is not None:
-        await admission.charge(chat_request.num_images)
+    reservation = QuotaReservation.from_scope(request.scope)
+    if reservation is not None:
+        await reservation.consume(chat_request.num_images)
     async with before(deadline):
         chat = await service.prepare(chat_request)
     # Not the request's own id: a client may give the same one to two requests.
