@@ -71,20 +71,20 @@ async def test_gauges_follow_the_engine_and_return_to_zero(small_model: Any, rec
     asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
     meter = EngineMeter()
     with running(small_model, max_running=2, max_waiting=3, block_size=4) as engine:
-        meter.note(asdict(engine.stats()))
+        meter.update(asdict(engine.stats()))
         assert (recorder["running"], recorder["waiting"], recorder["kv_blocks"]) == (0, 0, 0)
         total = recorder["kv_blocks_capacity"]
         assert total == engine.stats().blocks_total > 0
         with few_steps(engine, 10) as gate:
             tasks = [asyncio.create_task(collect(engine, asked, LONG, str(number))) for number in range(5)]
             await gate.used_up()
-            meter.note(asdict(engine.stats()))
+            meter.update(asdict(engine.stats()))
             assert (recorder["running"], recorder["waiting"]) == (2, 3)
             # Both read the same prompt, so they share its full blocks; each has at least one of its own.
             assert len(asked.token_ids) // 4 + 2 <= recorder["kv_blocks"] <= total
         await asyncio.gather(*tasks)
         await idle(engine)
-        meter.note(asdict(engine.stats()))
+        meter.update(asdict(engine.stats()))
     assert (recorder["running"], recorder["waiting"], recorder["kv_blocks"]) == (0, 0, 0)
     assert recorder["kv_blocks_capacity"] == total
 
@@ -96,7 +96,7 @@ async def test_what_an_engine_counts_is_passed_on_once(small_model: Any, recorde
         for number in range(2):
             await collect(engine, asked, LONG, str(number))
             for _ in range(3):  # Ray asks whether anything happened or not
-                meter.note(asdict(engine.stats()))
+                meter.update(asdict(engine.stats()))
         assert recorder["generated_tokens"] == 2 * LONG.max_tokens
         assert (recorder["image_decodes"], recorder["image_encodes"], recorder["image_hits"]) == (1, 1, 1)
         assert recorder["aborted"] == 0
@@ -106,7 +106,7 @@ async def test_what_an_engine_counts_is_passed_on_once(small_model: Any, recorde
             await gate.used_up()
             await leaving.aclose()  # type: ignore[attr-defined]
         await idle(engine)
-        meter.note(asdict(engine.stats()))
+        meter.update(asdict(engine.stats()))
     assert recorder["aborted"] == 1
     assert recorder["running"] == 0
 

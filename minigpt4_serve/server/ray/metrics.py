@@ -1,7 +1,7 @@
-"""What operators can watch: every metric by name, and how one answer or one look at the engine is counted.
+"""The metrics for operators, by name, and how they are updated.
 
-Knows Ray's metrics, and loads Ray only where one is made. They appear on Ray's metrics port as ``ray_<name>``, counters
-with ``_total`` behind it. Contents never become a label.
+Ray exports them on its metrics port as ``ray_<name>``, counters with the suffix ``_total``. The content of a request
+never becomes a label.
 """
 
 from collections.abc import Mapping
@@ -14,51 +14,54 @@ __all__ = ["METRICS", "EngineMeter", "HttpMeter", "Metric"]
 
 
 class Metric(NamedTuple):
-    """A metric before it is made."""
+    """The description of a metric."""
 
     kind: Literal["counter", "gauge", "histogram"]
     text: str
     labels: tuple[str, ...] = ()
 
     def exported(self, name: str) -> str:
-        """The series to ask Prometheus for."""
+        """The name of the series in Prometheus."""
         return f"ray_{name}" + {"counter": "_total", "gauge": "", "histogram": "_bucket"}[self.kind]
 
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
-# Of each answer, where HTTP is spoken.
-_OF_ANSWERS = {
+# Updated by HTTP processes.
+_HTTP_METRICS = {
     "minigpt4_ttft_seconds": Metric("histogram", "From the request's arrival at the engine to its first token."),
     "minigpt4_inter_token_seconds": Metric("histogram", "Between two tokens of an answer: the mean of each answer."),
-    "minigpt4_queue_seconds": Metric("histogram", "In the line, until a slot was free."),
-    "minigpt4_image_decode_seconds": Metric("histogram", "Decoding pictures; 0 if they were known."),
-    "minigpt4_image_encode_seconds": Metric("histogram", "Encoding pictures; 0 if they were known."),
-    "minigpt4_prefill_seconds": Metric("histogram", "Reading the prompt, from the slot to the first token."),
-    "minigpt4_decode_seconds": Metric("histogram", "Writing the answer, from the first token to the last."),
+    "minigpt4_queue_seconds": Metric("histogram", "In the queue, until a slot was free."),
+    "minigpt4_image_decode_seconds": Metric("histogram", "Decoding images; 0 if they were cached."),
+    "minigpt4_image_encode_seconds": Metric("histogram", "Encoding images; 0 if they were cached."),
+    "minigpt4_prefill_seconds": Metric("histogram", "Prefill of the prompt, from the slot to the first token."),
+    "minigpt4_decode_seconds": Metric("histogram", "Decoding, from the first token to the last."),
     "minigpt4_request_seconds": Metric("histogram", "A whole HTTP request.", ("path", "status")),
     "minigpt4_refusals": Metric("counter", "Requests answered with an error, by its code.", ("reason",)),
-    "minigpt4_prompt_tokens": Metric("counter", "Tokens read."),
-    "minigpt4_cached_tokens": Metric("counter", "Of those, found in the prefix cache."),
-    "minigpt4_completion_tokens": Metric("counter", "Tokens written."),
+    "minigpt4_prompt_tokens": Metric("counter", "Prompt tokens."),
+    "minigpt4_cached_tokens": Metric("counter", "Prompt tokens found in the prefix cache."),
+    "minigpt4_completion_tokens": Metric("counter", "Tokens of answers."),
 }
 
-# Of each engine: name → (metric, field of EngineStats).
-_OF_ENGINES = {
+# Updated by engines: name → (metric, field of EngineStats).
+_ENGINE_METRICS = {
     "minigpt4_running": (Metric("gauge", "Answers in progress."), "running"),
-    "minigpt4_waiting": (Metric("gauge", "Requests in the line."), "waiting"),
+    "minigpt4_waiting": (Metric("gauge", "Requests in the queue."), "waiting"),
     "minigpt4_kv_blocks": (Metric("gauge", "Blocks of the KV cache in use."), "blocks_held"),
     "minigpt4_kv_blocks_capacity": (Metric("gauge", "Blocks of the KV cache."), "blocks_total"),
-    "minigpt4_image_hits": (Metric("counter", "Pictures found in the cache."), "image_hits"),
-    "minigpt4_image_decodes": (Metric("counter", "Pictures decoded."), "image_decodes"),
-    "minigpt4_image_encodes": (Metric("counter", "Pictures encoded."), "image_encodes"),
-    "minigpt4_generated_tokens": (Metric("counter", "Tokens that the engine chose."), "generated_tokens"),
-    "minigpt4_preemptions": (Metric("counter", "Answers that gave up their blocks for a while."), "preemptions"),
-    "minigpt4_aborted": (Metric("counter", "Answers whose caller left."), "aborted"),
+    "minigpt4_image_hits": (Metric("counter", "Images found in the cache."), "image_hits"),
+    "minigpt4_image_decodes": (Metric("counter", "Images decoded."), "image_decodes"),
+    "minigpt4_image_encodes": (Metric("counter", "Images encoded."), "image_encodes"),
+    "minigpt4_generated_tokens": (Metric("counter", "Tokens that the engine sampled."), "generated_tokens"),
+    "minigpt4_preemptions": (
+        Metric("counter", "Answers that lost their blocks for a while."),
+        "preemptions",
+    ),
+    "minigpt4_aborted": (Metric("counter", "Answers whose client disconnected."), "aborted"),
 }
 
-METRICS = {**_OF_ANSWERS, **{name: metric for name, (metric, _) in _OF_ENGINES.items()}}
-"""All of them; the dashboard in ``configs/grafana.json`` may name no other."""
+METRICS = {**_HTTP_METRICS, **{name: metric for name, (metric, _) in _ENGINE_METRICS.items()}}
+"""All metrics; the dashboard in ``configs/grafana.json`` uses no others."""
 
 
 def _make(name: str, metric: Metric) -> Any:
@@ -72,13 +75,13 @@ def _make(name: str, metric: Metric) -> Any:
 
 
 class HttpMeter:
-    """Counts requests and answers. One for each process that speaks HTTP."""
+    """Counts requests and answers of an HTTP process, see ``request_log.Meter``."""
 
     def __init__(self) -> None:
-        self._metrics = {name: _make(name, metric) for name, metric in _OF_ANSWERS.items()}
+        self._metrics = {name: _make(name, metric) for name, metric in _HTTP_METRICS.items()}
 
     def answer(self, usage: "Usage", timings: "Timings") -> None:
-        """An answer has reached its end."""
+        """See ``Meter``."""
         observed = {
             "ttft": timings.ttft_s,
             "inter_token": timings.decode_s / max(1, usage.completion_tokens - 1),
@@ -100,7 +103,7 @@ class HttpMeter:
                 self._metrics[f"minigpt4_{name}_tokens"].inc(tokens)
 
     def request(self, path: str, status: int, seconds: float, refusal: str | None) -> None:
-        """A request has been answered; ``path`` is one of the server's own, never what a stranger wrote."""
+        """See ``Meter``; ``path`` is that of a route."""
         tags = {"path": path, "status": str(status)}
         self._metrics["minigpt4_request_seconds"].observe(seconds, tags)
         if refusal is not None:
@@ -108,17 +111,17 @@ class HttpMeter:
 
 
 class EngineMeter:
-    """Passes on what an engine counts by itself. One for each engine."""
+    """Exports the counters of an engine."""
 
     def __init__(self) -> None:
-        self._metrics = {name: _make(name, metric) for name, (metric, _) in _OF_ENGINES.items()}
-        self._told: dict[str, float] = {}
+        self._metrics = {name: _make(name, metric) for name, (metric, _) in _ENGINE_METRICS.items()}
+        self._exported: dict[str, float] = {}
 
-    def note(self, stats: Mapping[str, float]) -> None:
-        """``EngineStats`` as they stand now."""
-        for name, (metric, field) in _OF_ENGINES.items():
+    def update(self, stats: Mapping[str, float]) -> None:
+        """Export the current ``EngineStats``."""
+        for name, (metric, field) in _ENGINE_METRICS.items():
             if metric.kind == "gauge":
                 self._metrics[name].set(stats[field])
-            elif (grown := stats[field] - self._told.get(name, 0)) > 0:
-                self._metrics[name].inc(grown)
-                self._told[name] = stats[field]
+            elif (increase := stats[field] - self._exported.get(name, 0)) > 0:
+                self._metrics[name].inc(increase)
+                self._exported[name] = stats[field]

@@ -81,7 +81,7 @@ class EngineReplica:
         """
         reported_at = time.time()
         stats = asdict(self._engine.stats())
-        self._meter.note(stats)
+        self._meter.update(stats)
         return {**stats, "reported_at": reported_at}
 
     def check_health(self) -> None:
