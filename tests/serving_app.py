@@ -32,8 +32,8 @@ def few_steps(service: ChatService) -> Iterator[None]:
         yield
 
 
-def wait_until_told(service: ChatService) -> None:
-    """Until the engine's next step will hear that whoever was answered left, if it hasn't heard of it already."""
+def wait_until_abort_is_sent(service: ChatService) -> None:
+    """Wait until the client's disconnect has reached the engine's inbox or the engine is idle."""
     engine = local_engine(service)
     deadline = time.monotonic() + 60
     while engine._inbox.empty() and engine.stats().running:

@@ -38,7 +38,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _web(request: httpx.Request) -> httpx.Response:
-    """What lies in the internet. Whoever connects to anything but the address that was checked fails here."""
+    """What lies in the internet. A connection to any other address than the checked one fails."""
     assert request.url.host == PUBLIC, "connected to an address that was not checked"
     if request.headers["host"] == "rebinding.example":
         return httpx.Response(302, headers={"location": "/again"})
@@ -74,7 +74,7 @@ class _Names:
 
 
 class _Fetcher(ImageFetcher):
-    """Waits in vain only where nothing comes; a machine that is busy with other things makes nobody else late."""
+    """The short timeout applies only where nothing is sent, so a busy machine makes no other case late."""
 
     async def fetch(self, url: str) -> bytes:
         return await ImageFetcher.fetch(replace(self, timeout_s=0.3 if url.endswith("/never") else 60), url)

@@ -48,7 +48,7 @@ def test_lines_of_several_processes_arrive_whole(receiver: LogReceiver, capsys: 
         assert [line["number"] for line in lines if line["name"] == name] == list(range(500))
 
 
-def test_a_receiver_that_is_gone_stops_nobody(receiver: LogReceiver, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_closed_receiver_blocks_no_sender(receiver: LogReceiver, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "text", receiver.path)
     receiver.close()
     began = time.monotonic()

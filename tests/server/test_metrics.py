@@ -21,7 +21,7 @@ LONG = SamplingParams(max_tokens=60, ignore_eos=True)
 
 
 class Recorder:
-    """In the place of Ray's metrics, which are nobody's without a cluster: every value by name and labels."""
+    """Replaces Ray's metrics, which need a cluster: every value by name and labels."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The engine in another process, with a handle that does what the test says."""
+"""RayEngineClient with a fake handle."""
 
 import pickle
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ LOST = ActorUnavailableError("gone", None)
 
 @dataclass
 class Stream:
-    """One try: its pieces, an exception among them is raised."""
+    """One attempt: its deltas; an exception among them is raised."""
 
     pieces: list[Any]
     cancelled: bool = False
@@ -76,7 +76,7 @@ async def _texts(engine: RayEngineClient, prompt: Prompt = PROMPT) -> list[str]:
     return [delta.text async for delta in engine.generate(prompt, SamplingParams(), request_id="r")]
 
 
-async def test_the_first_picture_decides_where_the_request_goes() -> None:
+async def test_the_first_image_decides_the_replica() -> None:
     engine, handle, _ = _engine([Delta(text="a")], [Delta(text="b")])
     assert await _texts(engine) == ["a"]
     assert await _texts(engine, Prompt((1,))) == ["b"]
@@ -91,26 +91,26 @@ async def test_the_first_picture_decides_where_the_request_goes() -> None:
         RuntimeError("Unexpected error (StatusCode.INTERNAL): stream closed."),  # Serve's, before it has metadata
     ],
 )
-async def test_however_ray_says_it_a_lost_replica_is_asked_elsewhere(lost: Exception) -> None:
+async def test_a_lost_replicas_request_goes_to_another_one(lost: Exception) -> None:
     engine, handle, _ = _engine([lost], [Delta(text="a")])
     assert await _texts(engine) == ["a"]
     assert handle.tries == []
 
 
-async def test_a_request_of_which_nothing_was_told_is_asked_again() -> None:
+async def test_a_request_without_deltas_is_sent_again() -> None:
     engine, handle, _ = _engine([LOST], [Delta(queue_position=3), LOST], [Delta(text="a"), Delta(text="b")])
     assert await _texts(engine) == ["", "a", "b"]
     assert handle.tries == []
 
 
-async def test_a_stream_that_had_begun_ends_in_an_error_of_ours() -> None:
+async def test_a_stream_that_has_begun_ends_in_engine_failed() -> None:
     engine, handle, _ = _engine([Delta(text="a"), LOST], [Delta(text="b")])
     with pytest.raises(EngineFailed, match="ask again"):
         await _texts(engine)
     assert len(handle.tries) == 1
 
 
-async def test_it_is_not_asked_again_for_ever() -> None:
+async def test_attempts_are_limited() -> None:
     engine, handle, _ = _engine(*[[LOST]] * 9)
     with pytest.raises(EngineFailed):
         await _texts(engine)
@@ -120,7 +120,7 @@ async def test_it_is_not_asked_again_for_ever() -> None:
 @pytest.mark.parametrize(
     "error", [Overloaded("busy", retry_after=2.5), InvalidImage("damaged", param="messages[0].content[0].image_url")]
 )
-async def test_a_refusal_keeps_what_it_says(error: MiniGPT4Error) -> None:
+async def test_a_refusal_keeps_its_attributes(error: MiniGPT4Error) -> None:
     engine, handle, _ = _engine([pickle.loads(pickle.dumps(error))], [Delta(text="never")])
     with pytest.raises(type(error)) as caught:
         await _texts(engine)
@@ -131,7 +131,7 @@ async def test_a_refusal_keeps_what_it_says(error: MiniGPT4Error) -> None:
 
 @dataclass
 class Router:
-    """What a process knows: of replicas that run, and of requests that it sent."""
+    """A router's replicas, and the requests that it sent."""
 
     stats: dict[str, dict[str, Any]] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
@@ -198,7 +198,7 @@ async def _grpc_error(*, request: int, answer: int, limit: int = 1000) -> AioRpc
 @pytest.mark.parametrize(
     ("sizes", "words"), [((2000, 1), "The request is larger"), ((1, 2000), "The answer is larger")]
 )
-async def test_a_message_too_large_for_grpc_is_said_to_be(sizes: tuple[int, int], words: str, wrapped: bool) -> None:
+async def test_a_message_too_large_for_grpc_is_reported(sizes: tuple[int, int], words: str, wrapped: bool) -> None:
     error: Exception = await _grpc_error(request=sizes[0], answer=sizes[1])
     if wrapped:  # as Serve raises it when the call has ended before its metadata is read
         error = RuntimeError(f"Unexpected error ({error.code()}): {error.details()}.")  # type: ignore[attr-defined]
@@ -208,20 +208,20 @@ async def test_a_message_too_large_for_grpc_is_said_to_be(sizes: tuple[int, int]
     assert len(handle.tries) == 1, "the same message is too large for every engine"
 
 
-async def test_a_mistake_of_ours_is_not_a_lost_engine() -> None:
+async def test_a_bug_is_not_a_lost_replica() -> None:
     engine, handle, _ = _engine([RuntimeError("a mistake")], [Delta(text="never")])
     with pytest.raises(RuntimeError, match="a mistake"):
         await _texts(engine)
     assert len(handle.tries) == 1
 
 
-async def test_rays_own_limit_is_an_error_of_ours() -> None:
+async def test_rays_own_limit_is_engine_failed() -> None:
     engine, _, _ = _engine([BackPressureError(num_queued_requests=1, max_queued_requests=1)])
     with pytest.raises(EngineFailed):
         await _texts(engine)
 
 
-async def test_who_leaves_is_gone_at_the_replica_too() -> None:
+async def test_closing_the_stream_cancels_it_at_the_replica() -> None:
     engine, _, (stream,) = _engine([Delta(text="a"), Delta(text="b")])
     deltas = engine.generate(PROMPT, SamplingParams(), request_id="r")
     assert (await anext(deltas)).text == "a"
@@ -230,7 +230,7 @@ async def test_who_leaves_is_gone_at_the_replica_too() -> None:
     assert stream.cancelled
 
 
-def test_every_error_travels_between_processes() -> None:
+def test_errors_can_be_pickled() -> None:
     error = WeightsError("no", missing=["a"], unexpected=["b"])
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.missing) == (WeightsError, str(error), ["a"])

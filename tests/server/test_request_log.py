@@ -1,4 +1,4 @@
-"""What operators see of a request: its line in the log, its counts, its headers. Never what it says."""
+"""A request's log line, counts and headers, without its content."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] in ("/whole", "/stream", "/busy", "/breaks"):
         scope["route"] = SimpleNamespace(path=scope["path"])  # as the router notes what it found
     if scope["path"] == "/breaks":
-        raise RuntimeError("secret words of a driver")
+        raise RuntimeError("secret text of a driver")
     if scope["path"] == "/busy":
         await error_response(Overloaded("Busy.", retry_after=3))(scope, receive, send)
         return
@@ -57,7 +57,7 @@ async def _get(path: str, *, behind_proxy: bool = False, **headers: str) -> tupl
         return await client.get(path, headers=headers), counts
 
 
-async def test_a_whole_answer_says_where_its_time_went() -> None:
+async def test_a_whole_answer_has_its_timings_in_a_header() -> None:
     answer, counts = await _get("/whole")
     assert answer.headers["server-timing"].startswith("images;dur=10.0, queue;dur=20.0, encode;dur=30.0")
     assert answer.headers["x-request-id"].startswith("req-")
@@ -65,12 +65,12 @@ async def test_a_whole_answer_says_where_its_time_went() -> None:
     assert counts.requests == [("/whole", 200, None)]
 
 
-async def test_the_proxys_name_for_a_request_is_left_to_the_proxy() -> None:
+async def test_the_proxys_request_id_is_left_to_the_proxy() -> None:
     answer, _ = await _get("/whole", behind_proxy=True, **{"x-request-id": "abc-0"})
     assert "x-request-id" not in answer.headers
 
 
-async def test_a_stream_says_what_is_known_when_it_begins() -> None:
+async def test_a_streams_header_has_the_time_to_first_delta() -> None:
     answer, counts = await _get("/stream")
     assert answer.headers["server-timing"].startswith("first;dur=")
     assert counts.answers == [(USAGE, TIMINGS)]

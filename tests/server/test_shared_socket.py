@@ -28,7 +28,7 @@ def test_connections_during_a_replacement_reach_the_successor() -> None:
         port = listening.getsockname()[1]
     try:
         for number in range(3):
-            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:  # nobody accepts yet
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:  # no process accepts yet
                 with _received(shared) as listening:
                     connection, _ = listening.accept()
                 with connection:
