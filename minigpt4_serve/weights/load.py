@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
@@ -25,7 +24,6 @@ __all__ = [
     "check_tensors",
     "compare_shapes",
     "load_model",
-    "load_processor",
     "model_files",
     "model_shapes",
     "read_config",
@@ -79,23 +77,6 @@ def load_model(
             f"The weights take {gib(footprint(config, kind).weights)} as {kind}; {device} had {gib(free)} free. "
             f"Use {smaller}a smaller model or a larger GPU."
         ) from error
-
-
-def load_processor(folder: Path) -> tuple[MiniGPT4Processor, GenerationConfig]:
-    """What a model folder tells without its weights: (processor, generation rules).
-
-    Raises:
-        WeightsError: the folder isn't a MiniGPT-4 model.
-    """
-    read_config(folder)
-    with _quiet():
-        try:
-            processor = MiniGPT4Processor.from_pretrained(folder, local_files_only=True)
-            if (folder / "generation_config.json").is_file():
-                return processor, GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:  # RuntimeError: SentencePiece's
-            raise WeightsError(f"{folder} can't be loaded; convert it again.") from error
-    return processor, GenerationConfig()
 
 
 def read_config(folder: Path) -> MiniGPT4Config:
