@@ -67,7 +67,7 @@ class MiniGPT4Processor(ProcessorMixin):
     @property
     def encoder(self) -> PromptEncoder:
         """The encoder of prompts and chats."""
-        return PromptEncoder(self.tokenizer.prompt_tokenizer, self.format, self.num_image_tokens, self.image_token_id)
+        return PromptEncoder(self.tokenizer.prompt_tokenizer, self.variant, self.num_image_tokens, self.image_token_id)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """As ``PromptEncoder.encode_prompt``."""

@@ -15,7 +15,7 @@ from minigpt4_serve.prompt.templates import (
     truncation_points,
 )
 from minigpt4_serve.prompt.tokenizer import VOCABULARY_FILE, PromptTokenizer
-from minigpt4_serve.prompt.variants import TEMPLATES
+from minigpt4_serve.prompt.variants import VARIANTS, Variant
 
 __all__ = ["EncodedChat", "PromptEncoder"]
 
@@ -35,16 +35,16 @@ class EncodedChat:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Tokenizer and conversation template of one model folder.
+    """Tokenizer and variant of one model folder.
 
     Attributes:
-        template: the strings around the turns.
+        variant: of the MiniGPT-4 family; its template has the strings around the turns.
         num_image_tokens: image tokens per image.
         image_token_id: their id; outside the LLM's vocabulary.
     """
 
     tokenizer: PromptTokenizer
-    template: ConversationTemplate
+    variant: Variant
     num_image_tokens: int = 32
     image_token_id: int = 32000
 
@@ -58,10 +58,15 @@ class PromptEncoder:
         settings = json.loads((folder / "processor_config.json").read_text("utf-8"))
         return cls(
             PromptTokenizer(folder / VOCABULARY_FILE),
-            TEMPLATES[settings["conversation_format"]],
+            VARIANTS[settings["conversation_format"]],
             settings["num_image_tokens"],
             settings["image_token_id"],
         )
+
+    @property
+    def template(self) -> ConversationTemplate:
+        """The variant's conversation template."""
+        return self.variant.template
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a rendered prompt: BOS, then each segment between placeholders encoded on its own."""

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
@@ -22,7 +21,7 @@ from minigpt4_serve.weights.footprint import footprint, gib
 from minigpt4_serve.weights.quantize import quantize
 from minigpt4_serve.weights.shapes import check_tensors
 
-__all__ = ["DTYPES", "load_model", "load_processor", "read_config", "resolve_device", "resolve_dtype"]
+__all__ = ["DTYPES", "load_model", "read_config", "resolve_device", "resolve_dtype"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Name → dtype of weights."""
@@ -69,23 +68,6 @@ def load_model(
             f"The weights take {gib(footprint(config, kind).weights)} as {kind}; {device} had {gib(free)} free. "
             f"Use {smaller}a smaller model or a larger GPU."
         ) from error
-
-
-def load_processor(folder: Path) -> tuple[MiniGPT4Processor, GenerationConfig]:
-    """The processor and the generation configuration of a model folder, without its weights.
-
-    Raises:
-        WeightsError: the folder isn't a MiniGPT-4 model.
-    """
-    read_config(folder)
-    with _quiet_transformers():
-        try:
-            processor = MiniGPT4Processor.from_pretrained(folder, local_files_only=True)
-            if (folder / "generation_config.json").is_file():
-                return processor, GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:  # SentencePiece raises RuntimeError
-            raise WeightsError(f"{folder} can't be loaded; convert it again.") from error
-    return processor, GenerationConfig()
 
 
 def read_config(folder: Path) -> MiniGPT4Config:

@@ -26,7 +26,7 @@ from minigpt4_bots.traffic import Rate, Urgency
 from waiting import until
 
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded
-from minigpt4_serve.server.http.auth import Admission
+from minigpt4_serve.server.http.auth import QuotaReservation
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import error_response
 from minigpt4_serve.server.keys.key_ring import ApiKey, KeyLimits
@@ -373,9 +373,9 @@ async def _a_key_with(limits: KeyLimits) -> None:
     quotas = LocalQuotas(QuotaStore(lambda: 86400 * 20_000 + 13.5 * 3600))
     key = ApiKey(id="bot", name="bot", sha256="0" * 64, created=datetime.now(UTC), limits=limits)
     for _ in range(2):
-        admission = Admission(key, quotas)
-        await admission.begin()
-        await admission.charge(1)
+        reservation = QuotaReservation(key, quotas)
+        await reservation.reserve()
+        await reservation.consume(1)
 
 
 async def _a_full_house() -> None:
