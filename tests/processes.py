@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigpt4_serve.process_tree import descendants
+
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 
@@ -32,7 +34,7 @@ _untried = _ports()
 
 
 def free_port() -> int:
-    """A port on loopback that nobody uses now, and that no other call returns."""
+    """A port on loopback that is free now, and that no other call returns."""
     for port in _untried:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -43,7 +45,7 @@ def free_port() -> int:
 def run(
     *words: str, timeout: float = 280, stdin: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """``minigpt4 WORDS`` to its end."""
+    """Run ``minigpt4 WORDS`` to its end."""
     return subprocess.run(
         [MINIGPT4, *words],
         capture_output=True,
@@ -61,7 +63,7 @@ class Server:
 
     Attributes:
         url: without ``/v1``.
-        metrics_port: where Ray shows metrics, if it was told where to.
+        metrics_port: of Ray's metrics, 0 if the settings name none.
     """
 
     url: str
@@ -70,7 +72,11 @@ class Server:
     metrics_port: int = 0
 
     def wait_for(self, beginning: str, timeout: float) -> None:
-        """Until it prints a line that begins so."""
+        """Wait until it prints a line that begins with ``beginning``.
+
+        Raises:
+            AssertionError: it ended, or printed nothing for ``timeout`` seconds.
+        """
         printed = []
         while not (printed and printed[-1].startswith(beginning)):
             try:
@@ -85,21 +91,9 @@ class Server:
         return self.workers(f"ServeReplica:minigpt4:{deployment}")
 
     def workers(self, title: str) -> list[int]:
-        """Process ids of Ray's workers whose title begins so, an actor's class for instance."""
+        """Process ids of Ray's workers whose title begins with ``title``, such as an actor's class."""
         title = f"ray::{title}"
-        return [pid for pid in _descendants(self.process.pid) if _title(pid).startswith(title)]
-
-
-def _descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it may be gone by now
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
+        return [pid for pid in descendants(self.process.pid) if _title(pid).startswith(title)]
 
 
 def _title(pid: int) -> str:
@@ -110,14 +104,14 @@ def _title(pid: int) -> str:
 
 @contextmanager
 def running_server(*words: str, timeout: float = 420, **environment: str) -> Iterator[str]:
-    """``minigpt4 serve`` on a free port; yields its address when it says that it is ready, stops it by Ctrl-C."""
+    """``minigpt4 serve`` on a free port; yields its address once it is ready, and stops it by Ctrl-C."""
     with serving(*words, timeout=timeout, **environment) as server:
         yield server.url
 
 
 @contextmanager
 def serving(*words: str, timeout: float = 420, **environment: str) -> Iterator[Server]:
-    """As ``running_server``, for tests that do things to its processes."""
+    """Like ``running_server``, for tests that signal or inspect its processes."""
     port = free_port()
     with _started("serve", "--port", str(port), *words, **environment) as (process, lines):
         server = Server(f"http://127.0.0.1:{port}", process, lines)
@@ -179,7 +173,7 @@ def _started(
 
 
 def _inherited(words: tuple[str, ...]) -> dict[str, str]:
-    """What a command gets of this process's environment: all, but commands that start Ray aren't measured by coverage.
+    """This process's environment for a command. Commands that start Ray aren't measured by coverage.
 
     Ray ends its workers without Python's exit handlers. Measured, they would be slower and write nothing.
     """

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from minigpt4_serve.process_tree import descendants
 from minigpt4_serve.settings import TINY_MODEL
 from tools.bench.http_requests import send
 
@@ -64,8 +65,8 @@ class ServerUnderTest:
     def cpu_seconds(self) -> float:
         """What its processes have spent so far.
 
-        Unlike the wall time it doesn't depend on other programs: where more of them run than there are cores, whoever
-        has more processes gets a larger share of the machine.
+        Unlike the wall time it doesn't depend on other programs: where more of them run than there are cores, a program
+        with more processes gets a larger share of the machine.
         """
         return sum(_cpu_ticks(self.pid).values()) / os.sysconf("SC_CLK_TCK")
 
@@ -162,14 +163,9 @@ def reserve_core_for_http(server: ServerUnderTest) -> None:
 
 def _cpu_ticks(pid: int) -> dict[int, int]:
     """The process and its living descendants, each with the clock ticks that it has spent so far."""
-    children: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for member in (pid, *descendants(pid)):
         with contextlib.suppress(OSError):  # it may have ended
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(folder.name))
-            ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
-    members = [pid]
-    for member in members:
-        members += children.get(member, [])
-    return {member: ticks.get(member, 0) for member in members}
+            fields = Path(f"/proc/{member}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            ticks[member] = int(fields[11]) + int(fields[12])
+    return ticks
