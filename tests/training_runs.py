@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from tools.tiny.config import TrainingBudget
-from tools.tiny.trainer import Step, Trainer, end_with_parent, random_seeds
+from tools.tiny.config import DataConfig, TrainingBudget
+from tools.tiny.shards import render_shards
+from tools.tiny.trainer import Step, Trainer, random_seeds
+from tools.tiny.worker import end_with_parent
 
 
 def train_until_killed(arguments: Sequence[str], step: int, *, while_saving: bool = False) -> int:
@@ -107,6 +109,11 @@ def train_in_process(rank: int, folder: Path, processes: int) -> None:
     trainer.run()
     torch.save({"network": task.network.state_dict(), "losses": trainer.losses}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
+
+
+def render(folder: Path, ended: Connection) -> None:
+    """Render for hours, in two workers that hold ``ended`` open, too."""
+    render_shards(folder, DataConfig(shard_size=20, dense_shards=100_000), processes=2)
 
 
 def start_worker(ready: Connection) -> None:

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from training_runs import train_until_killed
 
+from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.settings import TINY_MODEL
 from tools.tiny.config import TrainConfig
 from tools.tiny.evaluate import answers, load
@@ -104,6 +105,15 @@ def test_rendering_again_gives_the_same_shards(config: Path, finished: Path, tmp
     assert shard.read_bytes() == (finished / "shards" / "scenes-0001.npy").read_bytes()
 
 
+def test_a_finished_run_says_so_for_every_stage(
+    config: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for stage in ("vision", "language", "fit-projection", "finetune"):
+        main(_arguments(config, tmp_path / "run", "--stage", stage))
+        assert capsys.readouterr().out == f"{stage}: finished\n"
+
+
 def test_fitting_again_gives_the_same_projection(config: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("fit-projection.pt", "features.pt"))
     main(_arguments(config, tmp_path / "run", "--stage", "fit-projection"))
@@ -169,6 +179,31 @@ def test_results_of_other_settings_are_refused(
     assert "was made with other settings in 'vision'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_diverging_stage_ends_with_one_sentence(
+    config: Path, finished: Path, tmp_path: Path, processes: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values["vision"] |= {"processes": processes, "loss_weights": {"background": 1e300}}
+    diverging = tmp_path / "diverging.yaml"
+    diverging.write_text(yaml.safe_dump(values), encoding="utf-8")
+    shutil.copytree(finished / "shards", tmp_path / "run" / "shards")
+    with pytest.raises(SystemExit) as ended:
+        main(_arguments(diverging, tmp_path / "run", "--stage", "vision"))
+    assert ended.value.code == 2
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert sentence.startswith("The loss of step 0 of vision is inf: lower the learning rate and start")
+
+
+def test_a_tokenizer_of_other_settings_is_refused(config: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("shards", "model", "*.pt"))
+    given = TrainConfig.read(config)
+    assert Run(given, tmp_path / "run").tokenizer().vocab_size == given.model.vocabulary_size
+    trained = given.model_copy(update={"tokenizer": None})
+    with pytest.raises(InvalidRequest, match=r"tokenizer\.model was made with other settings"):
+        Run(trained, tmp_path / "run").tokenizer()
+
+
 def test_shards_of_another_size_are_refused(
     config: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +264,8 @@ def test_a_run_trains_its_vocabulary_once(config: Path, tmp_path: Path) -> None:
     tokenizer = run.tokenizer()
     assert tokenizer.vocab_size == run.config.model.vocabulary_size
     OracleEncoder(8, tokenizer)  # needs a single token for every word that describes a scene
-    (file,) = tmp_path.iterdir()
+    assert {file.name for file in tmp_path.iterdir()} == {"tokenizer.model", "tokenizer.json"}
+    file = tmp_path / "tokenizer.model"
     written = file.stat().st_mtime_ns
     run.tokenizer()
     assert file.stat().st_mtime_ns == written

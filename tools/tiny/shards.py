@@ -13,6 +13,7 @@ from PIL import Image
 
 from minigpt4_serve.errors import InvalidRequest
 from tools.tiny.config import DataConfig
+from tools.tiny.worker import end_with_parent
 from tools.tiny.world import BACKGROUNDS, COLORS, COLUMNS, KINDS, ROWS, SIDE, Scene, Thing, dense_scene, draw, scene
 
 __all__ = ["GEOMETRY", "MAX_OBJECTS", "SceneBatch", "Shards", "geometry", "labels_of", "render_shards", "to_pixels"]
@@ -87,7 +88,7 @@ def render_shards(folder: Path, config: DataConfig, *, processes: int) -> None:
         for job in jobs:
             _render_shard(job)
     else:
-        with ProcessPoolExecutor(processes) as pool:
+        with ProcessPoolExecutor(processes, initializer=end_with_parent) as pool:
             for done, _ in enumerate(pool.map(_render_shard, jobs), start=1):
                 print(
                     f"\rrender: {done * config.shard_size:,} of {len(jobs) * config.shard_size:,}", end="", flush=True

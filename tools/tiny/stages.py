@@ -1,11 +1,13 @@
 """The stages of a training run. Each reads results of earlier stages from the run's folder and writes its own there."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessException, spawn
 
-from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
 from minigpt4_serve.model import (
     MiniGPT4ForConditionalGeneration,
     MiniGPT4ImageProcessor,
@@ -33,7 +35,6 @@ from tools.tiny.trainer import (
     Step,
     Trainer,
     TrainingTask,
-    end_with_parent,
     random_seeds,
     read_result,
     sum_over_processes,
@@ -47,6 +48,7 @@ from tools.tiny.vision import (
     vision_losses,
     weighted_sum,
 )
+from tools.tiny.worker import end_with_parent
 from tools.tiny.world import SIDE, draw, example, scene
 
 __all__ = ["AccuracyByKind", "FinetuneTask", "LanguageTask", "Run", "VisionTask", "fit_linear", "run_stage"]
@@ -60,7 +62,8 @@ class Run:
     """A configuration and the folder of its results.
 
     Attributes:
-        folder: holds shards, ``tokenizer.model``, and a result file for each stage.
+        folder: holds shards, ``tokenizer.model`` and ``tokenizer.json`` (the settings that it was made with), and a
+            result file for each stage.
     """
 
     config: TrainConfig
@@ -85,19 +88,44 @@ class Run:
         return self.shards("scenes", range(data.vision_shards, data.vision_shards + data.language_shards))
 
     def tokenizer(self) -> MiniGPT4Tokenizer:
-        """The run's tokenizer; the first call copies or trains it."""
+        """The run's tokenizer; the first call copies or trains it.
+
+        Raises:
+            InvalidRequest: the one in the run's folder was made with other settings.
+        """
         file = self.folder / "tokenizer.model"
+        settings_file = self.folder / "tokenizer.json"
+        settings = self._tokenizer_settings()
         if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f"tokenizer-{os.getpid()}.model"  # stages that run side by side both make it
-            if self.config.initialize is not None:
-                shutil.copy(self.config.initialize.model / "tokenizer.model", partial)
-            elif self.config.tokenizer is not None:
-                shutil.copy(self.config.tokenizer, partial)
-            else:
-                partial.write_bytes(make_vocabulary(self.config.model.vocabulary_size))
-            partial.replace(file)
+            self._make_tokenizer(file, settings_file, settings)
+        elif not settings_file.exists() or json.loads(settings_file.read_text(encoding="utf-8")) != settings:
+            raise InvalidRequest(
+                f"{file} was made with other settings: use the same configuration, use another run folder, or delete "
+                "the file."
+            )
         return MiniGPT4Tokenizer(str(file))
+
+    def _tokenizer_settings(self) -> dict[str, Any]:
+        """Where the tokenizer comes from: a file, or training with a size."""
+        config = self.config
+        if config.initialize is not None:
+            return {"file": str(config.initialize.model / "tokenizer.model")}
+        if config.tokenizer is not None:
+            return {"file": str(config.tokenizer)}
+        return {"vocabulary_size": config.model.vocabulary_size}
+
+    def _make_tokenizer(self, file: Path, settings_file: Path, settings: dict[str, Any]) -> None:
+        """Settings are written first: where a tokenizer exists, so do they. Stages that run side by side both write."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial_settings = self.folder / f"tokenizer-{os.getpid()}.json"
+        partial_settings.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        partial_settings.replace(settings_file)
+        partial = self.folder / f"tokenizer-{os.getpid()}.model"
+        if "file" in settings:
+            shutil.copy(settings["file"], partial)
+        else:
+            partial.write_bytes(make_vocabulary(settings["vocabulary_size"]))
+        partial.replace(file)
 
     def new_model(self) -> MiniGPT4ForConditionalGeneration:
         """A model with the weights that the run starts from, in training mode."""
@@ -339,49 +367,60 @@ def _train(run: Run, stage: StageName) -> None:
     assert budget is not None
     run.folder.mkdir(parents=True, exist_ok=True)
     if budget.processes == 1:
-        _train_in_process(0, run, stage)
+        _train_in_process(run, stage)
         return
     run.tokenizer()  # made once, before several processes need it
     if stage == "finetune":
         run.result("fit-projection")  # reports what is missing once, not in every process
     rendezvous = run.folder / f"{stage}.rendezvous"
     rendezvous.unlink(missing_ok=True)  # of a run that was killed
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        spawn(_train_in_process, args=(run, stage, rendezvous), nprocs=budget.processes)
+        spawn(_train_in_worker, args=(run, stage, budget.processes, rendezvous, errors), nprocs=budget.processes)
+    except ProcessException:
+        if errors.empty():
+            raise
     finally:
         rendezvous.unlink(missing_ok=True)
+    if not errors.empty():
+        raise errors.get()
 
 
-def _train_in_process(rank: int, run: Run, stage: StageName, rendezvous: Path | None = None) -> None:
+def _train_in_worker(
+    rank: int, run: Run, stage: StageName, processes: int, rendezvous: Path, errors: "SimpleQueue[MiniGPT4Error]"
+) -> None:
+    """Train in one of several data-parallel processes. Puts a ``MiniGPT4Error`` into ``errors`` and returns."""
+    end_with_parent()
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
+    distributed.init_process_group("gloo", init_method=rendezvous.resolve().as_uri(), rank=rank, world_size=processes)
+    try:
+        _train_in_process(run, stage)
+    except MiniGPT4Error as error:
+        errors.put(error)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _train_in_process(run: Run, stage: StageName) -> None:
     budget = run.budget(stage)
     assert budget is not None
     torch.set_num_threads(run.config.threads)
-    if rendezvous is not None:
-        end_with_parent()
-        if sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
-        distributed.init_process_group(
-            "gloo", init_method=rendezvous.resolve().as_uri(), rank=rank, world_size=budget.processes
-        )
-    try:
-        tasks: dict[StageName, Callable[[Run], TrainingTask]] = {
-            "vision": VisionTask,
-            "language": LanguageTask,
-            "finetune": FinetuneTask,
-        }
-        trainer = Trainer(
-            tasks[stage](run),
-            run.file(stage),
-            budget=budget,
-            seed=run.config.seed,
-            inputs=run.config.inputs_of(stage),
-            checkpoint_steps=run.config.checkpoint_steps,
-            log_steps=run.config.log_steps,
-        )
-        trainer.run()
-    finally:
-        if rendezvous is not None:
-            distributed.destroy_process_group()
+    tasks: dict[StageName, Callable[[Run], TrainingTask]] = {
+        "vision": VisionTask,
+        "language": LanguageTask,
+        "finetune": FinetuneTask,
+    }
+    trainer = Trainer(
+        tasks[stage](run),
+        run.file(stage),
+        budget=budget,
+        seed=run.config.seed,
+        inputs=run.config.inputs_of(stage),
+        checkpoint_steps=run.config.checkpoint_steps,
+        log_steps=run.config.log_steps,
+    )
+    trainer.run()
 
 
 @torch.no_grad()
@@ -517,6 +556,7 @@ def run_stage(run: Run, stage: StageName, *, out: Path | None = None) -> None:
     elif stage == "fit-projection":
         if run.file(stage).exists():
             run.result(stage)
+            print(f"{stage}: finished", flush=True)
         else:
             _fit_projection(run)
     elif stage == "export":
