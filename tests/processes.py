@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from waiting import until
 
 from minigpt4_serve.process_tree import descendants
 
@@ -89,6 +91,18 @@ class Server:
     def replicas(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas."""
         return self.workers(f"ServeReplica:minigpt4:{deployment}")
+
+    async def until_replaced(self, deployment: str, old: Collection[int], within_s: float = 240) -> None:
+        """Wait until none of a deployment's replicas is one of ``old``, and there is another.
+
+        Old ones finish their answers and may end shortly after the new ones answer.
+        """
+
+        def replaced() -> bool:
+            replicas = self.replicas(deployment)
+            return bool(replicas) and not set(old) & set(replicas)
+
+        await until(replaced, within_s, every_s=0.2)
 
     def workers(self, title: str) -> list[int]:
         """Process ids of Ray's workers whose title begins with ``title``, such as an actor's class."""
