@@ -77,6 +77,7 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
         signal.signal(signal.SIGTERM, lambda *_: calls.append("Ray's handler"))
 
     monkeypatch.setattr(app, "_take_port", lambda host, port: None)
+    monkeypatch.setattr(app, "protect_token", lambda: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "start", lambda **_: None)
     monkeypatch.setattr(app, "deploy", lambda settings: os.kill(os.getpid(), signal.SIGTERM))

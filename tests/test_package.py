@@ -29,6 +29,7 @@ def _modules_after(statement: str) -> set[str]:
         "import mcp_minigpt4",
         "import minigpt4_bots",
         "import minigpt4_serve.web, minigpt4_serve.client.chat_client",
+        "import tools.tiny.shards, tools.tiny.worker",
     ],
 )
 def test_light_imports_load_neither_torch_nor_ray(statement: str) -> None:
