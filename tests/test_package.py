@@ -80,7 +80,8 @@ def test_clients_install_without_torch_or_ray(extra: str) -> None:
     packages: dict[str, list[dict[str, Any]]] = {}
     for package in lock["package"]:
         packages.setdefault(package["name"], []).append(package)
-    wanted, seen = [("minigpt4-serve", extra)], set()
+    wanted = [("minigpt4-serve", extra)]
+    seen = set()
     while wanted:
         name, chosen = wanted.pop()
         if (name, chosen) in seen:

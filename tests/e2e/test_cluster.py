@@ -80,7 +80,8 @@ def _body(image_number: int, turns: int = 1, tokens: int = 8) -> dict[str, Any]:
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any], outcome: Outcome | None = None) -> Outcome:
     outcome = outcome or Outcome()
     async with client.stream("POST", CHAT, json=body) as answer:
-        outcome.status, outcome.headers = answer.status_code, answer.headers
+        outcome.status = answer.status_code
+        outcome.headers = answer.headers
         async for chunk in answer.aiter_text():
             outcome.body += chunk
     return outcome

@@ -16,7 +16,8 @@ async def test_a_picture_on_discord_is_answered_and_asked_on(server_url: str, tm
     async with running_discord() as discord:
         told = environment(discord, server_url)
         async with running_bot("minigpt4-discord", folder=tmp_path, settings=GENEROUS, **told):
-            channel, ann = await discord.channel(), discord.user()
+            channel = await discord.channel()
+            ann = discord.user()
             asked = await discord.says(channel, ann, "What is in this picture?", attachments=[drawn], mention=True)
             answer = await discord.answer_to(asked, ends="Regenerate")
             assert "red" in answer.text

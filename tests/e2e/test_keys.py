@@ -15,7 +15,8 @@ HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 
 
 def test_keys_limits_and_revocation_on_a_running_server(converted_v2: ConvertedServer) -> None:
-    url, file = converted_v2.server.url, converted_v2.keys_file
+    url = converted_v2.server.url
+    file = converted_v2.keys_file
     guest = add_key(file, "guest", KeyLimits(requests_per_minute=3))
     with httpx.Client(base_url=url, timeout=60) as client:
         chat = "/v1/chat/completions"

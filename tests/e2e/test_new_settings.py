@@ -14,7 +14,8 @@ QUESTION = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 40
 
 
 async def test_requests_wait_while_the_only_engine_is_replaced(converted_v2: ConvertedServer) -> None:
-    server, headers = converted_v2.server, {"authorization": f"Bearer {converted_v2.key}"}
+    server = converted_v2.server
+    headers = {"authorization": f"Bearer {converted_v2.key}"}
     before = {name: server.replicas(name) for name in ("engine", "http")}
     replaced = asyncio.Event()
     statuses: list[int] = []

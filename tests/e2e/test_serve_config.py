@@ -33,8 +33,8 @@ SLOTS = 4
 def _environment() -> dict[str, str]:
     """That of a cluster's node, from ``configs/ray-cluster.env``, without the secret that joins several nodes."""
     lines = (ROOT / "configs" / "ray-cluster.env").read_text().splitlines()
-    told = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    return {**os.environ, **{name: value for name, value in told.items() if not name.startswith("RAY_AUTH_")}}
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {**os.environ, **{name: value for name, value in given.items() if not name.startswith("RAY_AUTH_")}}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
 
 async def test_a_picture_on_telegram_is_answered_and_asked_on(server_url: str, tmp_path: Path) -> None:
-    anna, group = somebody(), -somebody()
+    anna = somebody()
+    group = -somebody()
     async with FakeTelegram().running() as telegram:
         here = Scene(telegram, OpenAIServer(), tmp_path)
         told = environment(telegram, server_url)

@@ -23,7 +23,8 @@ from tools.tiny.stages import AccuracyByKind, Run, fit_linear
 from tools.tiny.train import main
 
 ROOT = Path(__file__).parents[2]
-STEPS, CHECKPOINT_STEPS = 7, 5
+STEPS = 7
+CHECKPOINT_STEPS = 5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,7 +92,8 @@ def test_a_killed_stage_resumes_exactly(
     assert len(killed["losses"]) == CHECKPOINT_STEPS
     assert (run / f"{stage}.pt.partial").exists() is while_saving
     main(arguments)
-    resumed, uninterrupted = _result(run / f"{stage}.pt"), _result(finished / f"{stage}.pt")
+    resumed = _result(run / f"{stage}.pt")
+    uninterrupted = _result(finished / f"{stage}.pt")
     assert len(set(resumed["losses"].tolist())) == STEPS
     _assert_equal(resumed, uninterrupted)
 
@@ -285,7 +287,9 @@ def test_half_known_kinds_are_sampled_more() -> None:
 @torch.no_grad()
 def test_ridge_regression_recovers_a_linear_map() -> None:
     torch.manual_seed(0)
-    inputs, truth, layer = torch.randn(50, 3, 6), torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
+    inputs = torch.randn(50, 3, 6)
+    truth = torch.nn.Linear(6, 4)
+    layer = torch.nn.Linear(6, 4)
     assert fit_linear(layer, inputs, truth(inputs), 1e-9) == pytest.approx(1)
     assert torch.allclose(layer.weight, truth.weight, atol=1e-4)
     assert torch.allclose(layer.bias, truth.bias, atol=1e-4)

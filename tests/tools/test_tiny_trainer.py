@@ -129,7 +129,8 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     class Diverging(Regression):
         def loss(self, step: Step) -> torch.Tensor:
-            return super().loss(step) * (math.nan if step.number == 8 else 1)
+            loss = super().loss(step)
+            return loss * math.nan if step.number == 8 else loss
 
     file = tmp_path / "c.pt"
     trainer = _trainer(Diverging(), file)

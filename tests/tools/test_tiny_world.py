@@ -17,7 +17,8 @@ from tools.tiny.world import BACKGROUNDS, COLORS, KINDS, Scene, Thing, dense_sce
 
 TINY = Path(__file__).parents[2] / "tools" / "tiny"
 
-STAR, MOON = Thing("star", "red", 0.2, 0.2, 0.15), Thing("moon", "blue", 0.8, 0.75, 0.1)
+STAR = Thing("star", "red", 0.2, 0.2, 0.15)
+MOON = Thing("moon", "blue", 0.8, 0.75, 0.1)
 
 
 def test_the_domain_has_the_documented_size() -> None:

@@ -91,7 +91,9 @@ async def stream_chat(port: int, body: bytes) -> StreamedAnswer:
         SystemExit: the response isn't a complete stream with its usage; with the end of the response.
     """
     began = time.perf_counter()
-    first, events, tail = None, 0, b""
+    first = None
+    events = 0
+    tail = b""
     async with send_chat(port, body) as response:
         while chunk := await response.read(_READ_BYTES):
             if first is None and b'"delta"' in chunk:

@@ -41,7 +41,8 @@ class Roofline:
     @classmethod
     def of(cls, model: MiniGPT4ForConditionalGeneration, machine: Machine) -> "Roofline":
         """The model's on this machine."""
-        text, vision = model.config.get_text_config(), model.config.vision_config
+        text = model.config.get_text_config()
+        vision = model.config.vision_config
         llm = sum(p.numel() for p in model.language_model.parameters())
         size = model.dtype.itemsize
         kv_width = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)

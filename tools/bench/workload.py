@@ -138,7 +138,8 @@ def draw_image(seed: int) -> EncodedImage:
     image = Image.new("RGB", (320, 240), (seed % 251, seed * 7 % 251, seed * 13 % 251))
     canvas = ImageDraw.Draw(image)
     for _ in range(20):
-        x, y = rng.randrange(280), rng.randrange(200)
+        x = rng.randrange(280)
+        y = rng.randrange(200)
         canvas.ellipse((x, y, x + 40, y + 40), fill=tuple(rng.randrange(256) for _ in range(3)))
     file = io.BytesIO()
     image.save(file, "JPEG")
@@ -156,7 +157,8 @@ def kv_cache_bytes(model: MiniGPT4ForConditionalGeneration, preset: Preset) -> i
 
 def make_requests(config: MiniGPT4Config, preset: Preset, seed: int) -> list[BenchRequest]:
     """Requests with a common beginning; each has an image of its own and a question of 8–24 tokens."""
-    rng, shared = random.Random(seed), random.Random(0)
+    rng = random.Random(seed)
+    shared = random.Random(0)
     vocabulary = config.get_text_config().vocab_size
     system = [1, *(shared.randrange(3, vocabulary) for _ in range(_SYSTEM_TOKENS - 1))]
     image = [config.image_token_id] * config.num_image_tokens

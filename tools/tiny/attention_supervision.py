@@ -161,7 +161,8 @@ class AttentionSupervision:
         subject: tuple[int, ...] = ()  # what the last phrase means
         color_before: str | None = None
         for token, following in zip(ids, [*ids[1:], None], strict=True):
-            kind, color = self._kinds.get(token), self._colors.get(token)
+            kind = self._kinds.get(token)
+            color = self._colors.get(token)
             if kind or color:
                 noun_ahead = self._kinds.get(following) if color and following is not None else None
                 meant = fitting(color or color_before, kind or noun_ahead)

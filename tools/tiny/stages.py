@@ -183,7 +183,8 @@ class VisionTask:
     name = "vision"
 
     def __init__(self, run: Run) -> None:
-        self._config, data = run.config.vision, run.config.data
+        self._config = run.config.vision
+        data = run.config.data
         self.network = run.new_vision_network(run.new_model())
         self.optimizers = new_optimizers([self.network], self._config.learning_rate)
         self._dense = run.shards("dense", range(data.dense_shards))
@@ -205,10 +206,12 @@ class VisionTask:
         config = self._config
         dense = step.numpy.random() < config.dense_probability * max(0.0, 1 - step.progress / config.dense_until)
         if dense:
-            shards, size = self._dense, config.dense_batch_size
+            shards = self._dense
+            size = config.dense_batch_size
             indices = step.numpy.integers(0, len(shards), size)
         else:
-            shards, size = self._scenes, config.batch_size
+            shards = self._scenes
+            size = config.batch_size
             by_weight = step.numpy.random() > step.progress
             indices = step.numpy.choice(self._trained, size, p=self._sampling_weights if by_weight else None)
         batch = shards.batch(indices)
@@ -307,7 +310,8 @@ class LanguageTask(_LanguageModelTask):
 
     def loss(self, step: Step) -> torch.Tensor:
         """See ``TrainingTask``."""
-        config, rng = self._config, step.python
+        config = self._config
+        rng = step.python
         simple = config.simple_scenes * max(0.0, 1 - step.progress / config.simple_until)
         assigned = []
         for _ in range(config.scenes_per_step):
@@ -338,7 +342,8 @@ class FinetuneTask(_LanguageModelTask):
         model = run.new_model()
         model.load_state_dict(run.result("fit-projection")["model"])
         features = read_result(run.features, run.config.inputs_of("fit-projection"))
-        self._queries, self._presence = features["queries"], features["presence"]
+        self._queries = features["queries"]
+        self._presence = features["presence"]
         self._scenes = run.language_shards().scenes
         self._projection = model.language_projection
         self._loss = LanguageLoss(model, self._tokenizer, self._config.loss_weights)
@@ -348,7 +353,8 @@ class FinetuneTask(_LanguageModelTask):
 
     def loss(self, step: Step) -> torch.Tensor:
         """See ``TrainingTask``."""
-        config, rng = self._config, step.python
+        config = self._config
+        rng = step.python
         indices = rng.sample(range(len(self._scenes)), config.scenes_per_step)
         assigned = [assign_scene(self._scenes[n], self._presence[n].numpy()) for n in indices]
         weights = self._accuracy.sampling_weights()
@@ -438,11 +444,13 @@ def _cache_features(run: Run, model: MiniGPT4ForConditionalGeneration) -> dict[s
     if run.features.exists():
         return read_result(run.features, inputs)
     network.eval()
-    config, shards = run.config.fit_projection, run.language_shards()
+    config = run.config.fit_projection
+    shards = run.language_shards()
     _, _, seed = random_seeds(run.config.seed, "feature noise")
     generator = torch.Generator().manual_seed(seed)
     low, high = config.brightness
-    queries, presence = [], []
+    queries = []
+    presence = []
     for start in range(0, len(shards), _FEATURE_BATCH):
         pixels = normalize(shards.images(range(start, min(start + _FEATURE_BATCH, len(shards)))))
         brightness = low + (high - low) * torch.rand(len(pixels), 1, 1, 1, generator=generator)
@@ -495,9 +503,12 @@ def fit_linear(projection: nn.Linear, inputs: torch.Tensor, target: torch.Tensor
     Returns:
         R², the share of the target's variance that the layer explains.
     """
-    inputs, target = inputs.flatten(0, -2), target.flatten(0, -2)
-    input_mean, target_mean = inputs.mean(0), target.mean(0)
-    centered, residual = inputs - input_mean, target - target_mean
+    inputs = inputs.flatten(0, -2)
+    target = target.flatten(0, -2)
+    input_mean = inputs.mean(0)
+    target_mean = target.mean(0)
+    centered = inputs - input_mean
+    residual = target - target_mean
     gram = centered.T @ centered
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
     weight = torch.linalg.solve(gram, centered.T @ residual)  # [in_features, out_features]

@@ -209,7 +209,8 @@ def vision_accuracy(heads: VisionHeads, queries: torch.Tensor, batch: SceneBatch
         cells = owners[n, :count]
         of_scene = np.array([predicted[i][n, cells] == batch.labels[n, :count, i] for i in range(4)])
         correct = np.concatenate([correct, of_scene], 1)
-        scenes += bool(of_scene[:2].all() and (predicted[0][n] != _EMPTY).sum() == count)
+        if of_scene[:2].all() and (predicted[0][n] != _EMPTY).sum() == count:
+            scenes += 1
     whole = heads.whole(queries[:, -1]).float()
     return {
         "kind": float(correct[0].mean()),
