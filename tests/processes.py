@@ -1,4 +1,4 @@
-"""The real command line as a process of its own, as people run it."""
+"""The command line as a separate process, the way people run it."""
 
 import os
 import queue
@@ -21,10 +21,10 @@ MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 
 def _ports() -> Iterator[int]:
-    """Ports for this process to try, each one once; other processes of the same test run have others.
+    """Ports for this process to try, each one once; other processes of the same test run have other ports.
 
-    None of those that the system hands out by itself, from 32768 on: until a process that was just started listens,
-    some connection may have got it.
+    All are below 32768, where the ports begin that the system assigns: it could assign one of those to a connection
+    before the process that is meant to listen there does.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -159,7 +159,7 @@ def running(
 def _started(
     *words: str, folder: Path | None = None, **environment: str
 ) -> Iterator[tuple["subprocess.Popen[str]", "queue.Queue[str]"]]:
-    """A process and the lines it prints; stopped by Ctrl-C."""
+    """Yields a process and the lines that it prints; stops it by Ctrl-C."""
     process = subprocess.Popen(
         [MINIGPT4, *words],
         stdout=subprocess.PIPE,
@@ -189,7 +189,7 @@ def _started(
 def _inherited(words: tuple[str, ...]) -> dict[str, str]:
     """This process's environment for a command. Commands that start Ray aren't measured by coverage.
 
-    Ray ends its workers without Python's exit handlers. Measured, they would be slower and write nothing.
+    Ray ends its workers without Python's exit handlers: measured ones would be slower and write no data.
     """
     starts_ray = words[0] != "web" or "--server" not in words
     return {name: value for name, value in os.environ.items() if not (starts_ray and name == "COVERAGE_PROCESS_CONFIG")}

@@ -1,4 +1,4 @@
-"""What users rely on before they run anything: names, light imports, layers that hold."""
+"""Public names, light imports, dependencies of the extras, names of tests."""
 
 import re
 import subprocess
@@ -75,7 +75,7 @@ def test_the_error_tree_is_the_one_its_docstring_draws() -> None:
 
 @pytest.mark.parametrize("extra", ["", "langchain", "mcp", "discord", "telegram"])
 def test_clients_install_without_torch_or_ray(extra: str) -> None:
-    """Everything that the lock would install for one extra, markers aside."""
+    """Looks at all packages that the lock has for an extra, on any platform."""
     lock = tomllib.loads((Path(__file__).parent.parent / "uv.lock").read_text(encoding="utf-8"))
     packages: dict[str, list[dict[str, Any]]] = {}
     for package in lock["package"]:

@@ -1,4 +1,4 @@
-"""Ending every process that this one has started."""
+"""Finding and killing the processes that a process has started."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from minigpt4_serve import process_tree
 
 not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other process trees")
 
-# A process with a child in a session of its own, as no signal to the process group reaches it.
+# A process with a child in another session, out of reach of signals to the process group.
 _PARENT = """
 import subprocess, sys, time
 child = "import sys, time; print('up', flush=True); time.sleep(600)"

@@ -1,4 +1,4 @@
-"""SIGHUP on a server with a single engine: requests wait while it is replaced, then the new settings hold."""
+"""SIGHUP on a server with a single engine: requests wait while it is replaced, then the new settings apply."""
 
 import asyncio
 import json

@@ -92,7 +92,7 @@ def soak(model: MiniGPT4ForConditionalGeneration, minutes: float) -> dict[str, A
 async def _send_requests(
     engine: Engine, requests: Sequence[BenchRequest], rng: random.Random, seconds: float
 ) -> tuple[Counter[str], list[float]]:
-    """Requests at random moments. Returns how they ended, and the process's memory in MiB every few seconds."""
+    """Send requests at random moments. Returns counts by outcome, and the process's memory in MiB every few seconds."""
     outcomes: Counter[str] = Counter()
     memory: list[float] = []
     end = time.monotonic() + seconds
@@ -113,7 +113,7 @@ async def _send_requests(
 
 
 async def _send_one(engine: Engine, request: BenchRequest, rng: random.Random) -> str:
-    """One request with random parameters, which may be aborted or left in the middle. Returns how it ended."""
+    """Send a request with random parameters; some are aborted or abandoned halfway. Returns the outcome."""
     beams = rng.choice([1] * 9 + [3])
     sampling = SamplingParams(
         max_tokens=rng.randint(1, 60),

@@ -1,4 +1,4 @@
-"""The stages of the engine's benchmark: a burst, Poisson arrivals, a conversation. Each answers in several ways."""
+"""The stages of the engine's benchmark: a burst, Poisson arrivals, a conversation. Each runs several ways to answer."""
 
 import asyncio
 import dataclasses
@@ -115,7 +115,7 @@ def burst(
 def poisson(model: MiniGPT4ForConditionalGeneration, engine: Engine, preset: Preset) -> tuple[float, list[Measurement]]:
     """Arrivals twice as fast as (a) can answer. Returns the rate per second and the measurements of (a) and (d).
 
-    (a) answers alone, so its queue is exact arithmetic on measured answers: each begins when the one before is done.
+    (a) answers one at a time, so its queue follows from measured answers: each starts when the previous one is done.
     """
     plain = Measurement(ONE_AT_A_TIME)
     ours = Measurement(THIS_ENGINE)
@@ -180,6 +180,6 @@ def _run_conversation(
 
 
 def _warm_up(engine: Engine, request: BenchRequest) -> None:
-    """Let the engine allocate what it allocates lazily; the prompt shares no prefix with the measured ones."""
+    """Trigger the engine's lazy allocations; the prompt shares no prefix with the measured ones."""
     request = dataclasses.replace(request, ids=tuple(reversed(request.ids)))
     asyncio.run(run_engine(engine, Measurement("warm-up"), [request]))

@@ -26,7 +26,7 @@ roles over the branch, the tokens of the same bin."""
 
 
 def bin_mask(dialogue: torch.Tensor) -> torch.Tensor:
-    """What to add to the scores between tokens of a bin, ``[N, 1, BINS, BIN_TOKENS, BIN_TOKENS]``.
+    """The additive mask of the scores between tokens of a bin, ``[N, 1, BINS, BIN_TOKENS, BIN_TOKENS]``.
 
     Args:
         dialogue: ``[N, BINS · BIN_TOKENS]``, number of the dialogue that each token belongs to.

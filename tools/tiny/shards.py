@@ -98,7 +98,7 @@ def render_shards(folder: Path, config: DataConfig, *, processes: int) -> None:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Images and what they show.
+    """Images with their labels.
 
     Attributes:
         images: uint8 ``[N, SIDE, SIDE, 3]``.

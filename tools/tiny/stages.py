@@ -244,7 +244,7 @@ class AccuracyByKind:
     """Running accuracy of answers by kind of question, equal in all processes.
 
     Attributes:
-        accuracy: exponential moving averages in 0 … 1; kinds that haven't been asked yet are missing.
+        accuracy: exponential moving averages in 0 … 1; kinds without a question so far are missing.
     """
 
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -259,10 +259,11 @@ class AccuracyByKind:
                 self.accuracy[kind] = 0.97 * self.accuracy.get(kind, share) + 0.03 * share
 
     def sampling_weights(self) -> dict[str, float]:
-        """Weights of the kinds in the next step: ``KINDS_OF_QUESTION``, more for what is half known."""
-        known = {kind: self.accuracy.get(kind, 0.5) for kind in KINDS_OF_QUESTION}
+        """Weights of the kinds in the next step: ``KINDS_OF_QUESTION``, increased for those of medium accuracy."""
+        accuracy = {kind: self.accuracy.get(kind, 0.5) for kind in KINDS_OF_QUESTION}
         return {
-            kind: weight * (0.3 + 4 * known[kind] * (1 - known[kind])) for kind, weight in KINDS_OF_QUESTION.items()
+            kind: weight * (0.3 + 4 * accuracy[kind] * (1 - accuracy[kind]))
+            for kind, weight in KINDS_OF_QUESTION.items()
         }
 
     def __str__(self) -> str:
@@ -270,7 +271,7 @@ class AccuracyByKind:
 
 
 class _LanguageModelTask:
-    """What the stages that train the language model share."""
+    """Common parts of the stages that train the language model."""
 
     network: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
@@ -375,9 +376,9 @@ def _train(run: Run, stage: StageName) -> None:
     if budget.processes == 1:
         _train_in_process(run, stage)
         return
-    run.tokenizer()  # made once, before several processes need it
+    run.tokenizer()  # written once, before several processes read it
     if stage == "finetune":
-        run.result("fit-projection")  # reports what is missing once, not in every process
+        run.result("fit-projection")  # a missing result is reported once, not by every process
     rendezvous = run.folder / f"{stage}.rendezvous"
     rendezvous.unlink(missing_ok=True)  # of a run that was killed
     errors = multiprocessing.get_context("spawn").SimpleQueue()
@@ -465,7 +466,7 @@ def _cache_features(run: Run, model: MiniGPT4ForConditionalGeneration) -> dict[s
 
 @torch.no_grad()
 def _fit_projection(run: Run) -> None:
-    """Cache features, and fit the projection to the inputs that the language model has learned to understand."""
+    """Cache features, and fit the projection to the inputs that the language model was trained on."""
     torch.set_num_threads(run.config.threads)
     target_model = run.new_model().eval()
     model = run.new_model().eval()
@@ -479,7 +480,7 @@ def _fit_projection(run: Run) -> None:
         language.load_state_dict(run.result("language")["network"])
         assigned = [assign_scene(scenes.scenes[n], features["presence"][n].numpy()) for n in range(count)]
         target = oracle(assigned, model.get_input_embeddings().weight)
-    else:  # what the initial model's projection made of the initial model's features
+    else:  # the initial model's projection of the initial model's features
         network = VisionNetwork(target_model)
         batches = [range(i, min(i + _FEATURE_BATCH, count)) for i in range(0, count, _FEATURE_BATCH)]
         queries = torch.cat([network(normalize(scenes.images(batch)))[1] for batch in batches])

@@ -61,7 +61,7 @@ class Step:
 
 
 class TrainingTask(Protocol):
-    """What a stage trains: the loop's only interface to it."""
+    """The training loop's interface to a stage."""
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class TrainingTask(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """What checkpoints hold."""
+        """The modules in checkpoints."""
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
@@ -216,7 +216,7 @@ class Trainer:
 
 
 def write_result(file: Path, inputs: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint or another result atomically: whatever happens, ``file`` is the old one or the new one.
+    """Write a checkpoint or another result atomically: at any time, ``file`` is the complete old or new one.
 
     Args:
         inputs: settings that it depends on.
@@ -231,7 +231,7 @@ def write_result(file: Path, inputs: Mapping[str, Any], state: Mapping[str, Any]
 
 
 def read_result(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what ``write_result`` wrote.
+    """Read a result of ``write_result``.
 
     Raises:
         InvalidRequest: it was made with other settings.

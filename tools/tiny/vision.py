@@ -41,7 +41,7 @@ _PATCH_CENTERS = (np.stack(np.meshgrid(range(_PATCHES), range(_PATCHES)), -1).re
 _COVERED = 0.8
 """An object covers what is nearer to its center than this fraction of its radius."""
 _PRESENCE_BONUS = 0.7
-"""What a certain query gains over an undecided one when objects are assigned, in cells of distance."""
+"""Advantage of a certain query over an undecided one when objects are assigned, in cells of distance."""
 _SPLIT = (len(KINDS) + 1, len(COLORS), len(ROWS), len(COLUMNS), 2, GEOMETRY)
 _IGNORED = -1
 """The color of a patch that no object covers."""

@@ -1,4 +1,4 @@
-"""What the worker processes of rendering and of training share. Imports no torch, so rendering stays light."""
+"""Common code of the worker processes of rendering and of training. Imports no torch: rendering doesn't need it."""
 
 import multiprocessing
 import os

@@ -1,6 +1,6 @@
 """The synthetic domain of the embedded model: scenes of a few colored shapes, and the renderer that draws them.
 
-Depends on Pillow and NumPy only. ``python -m tools.tiny.world sheet.png`` draws a sheet of random scenes.
+``python -m tools.tiny.world sheet.png`` draws a sheet of random scenes.
 """
 
 import io
