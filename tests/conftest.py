@@ -51,7 +51,9 @@ def _group(item: pytest.Item) -> str:
 def _rank(item: pytest.Item) -> int:
     if shared := _shared_process(item):
         return SHARED_PROCESSES.index(shared)
-    return len(SHARED_PROCESSES) + (item.get_closest_marker("e2e") is None)
+    if item.get_closest_marker("e2e"):
+        return len(SHARED_PROCESSES)
+    return len(SHARED_PROCESSES) + 1
 
 
 def _shared_process(item: pytest.Item) -> str | None:

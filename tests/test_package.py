@@ -75,7 +75,7 @@ def test_the_error_tree_is_the_one_its_docstring_draws() -> None:
 
 @pytest.mark.parametrize("extra", ["", "langchain", "mcp", "discord", "telegram"])
 def test_clients_install_without_torch_or_ray(extra: str) -> None:
-    """Looks at all packages that the lock has for an extra, on any platform."""
+    """Covers all packages that the lock has for an extra, on any platform."""
     lock = tomllib.loads((Path(__file__).parent.parent / "uv.lock").read_text(encoding="utf-8"))
     packages: dict[str, list[dict[str, Any]]] = {}
     for package in lock["package"]:

@@ -131,6 +131,6 @@ def test_inputs_name_what_a_result_depends_on(tmp_path: Path) -> None:
     longer = TrainConfig.read(_written(tmp_path, {**MINIMAL, "finetune": {"steps": 31, "learning_rate": 1e-3}}))
     faster = TrainConfig.read(_written(tmp_path, {**MINIMAL, "threads": 2, "checkpoint_steps": 3}))
     for stage in ("vision", "language", "fit-projection"):
-        assert config.inputs_of(stage) == longer.inputs_of(stage) == faster.inputs_of(stage)
-    assert config.inputs_of("finetune") != longer.inputs_of("finetune")
-    assert config.inputs_of("finetune") == faster.inputs_of("finetune")
+        assert config.stage_inputs(stage) == longer.stage_inputs(stage) == faster.stage_inputs(stage)
+    assert config.stage_inputs("finetune") != longer.stage_inputs("finetune")
+    assert config.stage_inputs("finetune") == faster.stage_inputs("finetune")

@@ -8,7 +8,7 @@ import torch
 
 from tools.tiny.config import VisionLossWeights
 from tools.tiny.network import CELLS, QUERIES
-from tools.tiny.shards import MAX_OBJECTS, SceneBatch, labels_of
+from tools.tiny.shards import MAX_OBJECTS, SceneBatch, encode_labels
 from tools.tiny.vision import VisionHeads, assign_queries, vision_accuracy, vision_losses, weighted_sum
 from tools.tiny.world import BACKGROUNDS, KINDS, SIDE, Scene, Thing, dense_scene, scene
 
@@ -16,10 +16,10 @@ WIDTH = 8
 
 
 def _batch(*scenes: Scene) -> SceneBatch:
-    labels = np.zeros((len(scenes), MAX_OBJECTS, labels_of(scenes[0].things).shape[1]), np.float32)
+    labels = np.zeros((len(scenes), MAX_OBJECTS, encode_labels(scenes[0].things).shape[1]), np.float32)
     radii = np.zeros((len(scenes), MAX_OBJECTS), np.float32)
     for i, one in enumerate(scenes):
-        labels[i, : len(one.things)] = labels_of(one.things)
+        labels[i, : len(one.things)] = encode_labels(one.things)
         radii[i, : len(one.things)] = [thing.radius for thing in one.things]
     return SceneBatch(
         np.zeros((len(scenes), SIDE, SIDE, 3), np.uint8),

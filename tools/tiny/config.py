@@ -285,6 +285,6 @@ class TrainConfig(_Section):
             return ("render", "vision", "fit-projection", "finetune", "export")
         return ("render", "vision", "language", "fit-projection", "finetune", "export")
 
-    def inputs_of(self, stage: StageName) -> dict[str, Any]:
+    def stage_inputs(self, stage: StageName) -> dict[str, Any]:
         """All settings that the result of a stage depends on, as plain values."""
         return {name: self.model_dump(mode="json", include={name})[name] for name in _SECTIONS[stage]}

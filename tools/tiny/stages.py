@@ -151,7 +151,7 @@ class Run:
         file = self.file(stage)
         if not file.exists():
             raise InvalidRequest(f"There is no {file}: run the stage '{stage}' first.")
-        state = read_result(file, self.config.inputs_of(stage))
+        state = read_result(file, self.config.stage_inputs(stage))
         budget = self.budget(stage)
         if budget is not None and len(state["losses"]) < budget.steps:
             raise InvalidRequest(
@@ -342,7 +342,7 @@ class FinetuneTask(_LanguageModelTask):
         self._tokenizer = run.tokenizer()
         model = run.new_model()
         model.load_state_dict(run.result("fit-projection")["model"])
-        features = read_result(run.features, run.config.inputs_of("fit-projection"))
+        features = read_result(run.features, run.config.stage_inputs("fit-projection"))
         self._queries = features["queries"]
         self._presence = features["presence"]
         self._scenes = run.language_shards().scenes
@@ -423,7 +423,7 @@ def _train_in_process(run: Run, stage: StageName) -> None:
         run.file(stage),
         budget=budget,
         seed=run.config.seed,
-        inputs=run.config.inputs_of(stage),
+        inputs=run.config.stage_inputs(stage),
         checkpoint_steps=run.config.checkpoint_steps,
         log_steps=run.config.log_steps,
     )
@@ -441,7 +441,7 @@ def _cache_features(run: Run, model: MiniGPT4ForConditionalGeneration) -> dict[s
     """
     network = VisionNetwork(model)
     network.load_state_dict(run.result("vision")["network"])
-    inputs = run.config.inputs_of("fit-projection")
+    inputs = run.config.stage_inputs("fit-projection")
     if run.features.exists():
         return read_result(run.features, inputs)
     network.eval()
@@ -489,7 +489,7 @@ def _fit_projection(run: Run) -> None:
         model.language_projection, features["queries"][:count].float(), target, run.config.fit_projection.ridge
     )
     print(f"fit-projection: R² {r_squared:.3f}", flush=True)
-    write_result(run.file("fit-projection"), run.config.inputs_of("fit-projection"), {"model": model.state_dict()})
+    write_result(run.file("fit-projection"), run.config.stage_inputs("fit-projection"), {"model": model.state_dict()})
 
 
 @torch.no_grad()
@@ -581,5 +581,5 @@ def run_stage(run: Run, stage: StageName, *, out: Path | None = None) -> None:
 
 def _is_finished(run: Run, stage: StageName) -> bool:
     budget = run.budget(stage)
-    state = read_result(run.file(stage), run.config.inputs_of(stage))
+    state = read_result(run.file(stage), run.config.stage_inputs(stage))
     return budget is not None and len(state["losses"]) >= budget.steps
