@@ -40,7 +40,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_measures_all_sides_and_writes_figures(tmp_path: Path) -> None:
+def test_the_engines_benchmark_measures_all_ways(tmp_path: Path) -> None:
     done = run("--preset", "smoke", "--skip-transformers", "--roofline", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Burst" in done.stdout
@@ -115,7 +115,7 @@ def test_latencies_count_from_arrival_to_token_to_token() -> None:
     assert measured.summary()["ttft_p50_ms"] == 500.0
 
 
-def test_a_leak_found_by_the_soak_is_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leak_makes_the_soak_test_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "soak", lambda *_: {"leaked_blocks": 0, "leaked_slots": 1})
     threads = torch.get_num_threads()
     try:

@@ -1,4 +1,4 @@
-"""Attention supervision on hand-made dialogues: which token attends to what."""
+"""Attention targets of hand-made dialogues."""
 
 import pytest
 import torch

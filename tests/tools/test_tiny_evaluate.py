@@ -1,4 +1,4 @@
-"""The evaluation: its table, and which questions it leaves out."""
+"""The evaluation: its table, and the selection of questions."""
 
 from collections.abc import Sequence
 from typing import Any

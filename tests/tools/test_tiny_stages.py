@@ -107,7 +107,7 @@ def test_rendering_again_gives_the_same_shards(config: Path, finished: Path, tmp
     assert shard.read_bytes() == (finished / "shards" / "scenes-0001.npy").read_bytes()
 
 
-def test_a_finished_run_says_so_for_every_stage(
+def test_finished_stages_are_reported_and_skipped(
     config: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
@@ -151,7 +151,7 @@ def test_the_export_loads_and_repeats_its_self_test(finished: Path) -> None:
     ("stage", "missing"),
     [("vision", "render"), ("fit-projection", "vision"), ("finetune", "fit-projection"), ("export", "fit-projection")],
 )
-def test_a_stage_names_the_one_that_it_needs(
+def test_a_stage_names_the_missing_earlier_stage(
     config: Path, tmp_path: Path, stage: str, missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

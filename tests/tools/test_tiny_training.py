@@ -1,4 +1,4 @@
-"""The language objective: what packed training computes is what the model computes, one dialogue at a time."""
+"""The language objective: packed training equals the model's own loss, one dialogue at a time."""
 
 import random
 

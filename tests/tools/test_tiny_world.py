@@ -1,4 +1,4 @@
-"""The embedded model's synthetic domain: images show what answers say, and nothing ambiguous is asked."""
+"""The embedded model's synthetic domain: answers describe the images, and questions are unambiguous."""
 
 import hashlib
 import json
