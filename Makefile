@@ -1,5 +1,5 @@
 # Two commands for a fresh machine that has git, make and Python ≥ 3.11: `make demo` and `make test`.
-# uv is fetched into .uv/ if it isn't installed; that works where the system's Python refuses installs, too.
+# uv is fetched into .uv/ if it isn't installed; this also works where the system's Python refuses installs.
 
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
@@ -8,24 +8,24 @@ UV := .uv/bin/uv
 endif
 RUN := $(UV) run --frozen --no-sync
 
-# An environment that was made with CPU=1 stays one until `make clean`.
+# An environment that was made with CPU=1 stays without CUDA until `make clean`.
 CPU ?= $(wildcard .venv/.cpu)
-# Three test processes keep two cores busy, since most of them wait for servers. 0 runs the tests in one process.
+# Three test processes keep two cores busy, since tests often wait for servers. 0 runs them in a single process.
 WORKERS ?= 3
 PYTEST := $(RUN) pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-nightly coverage lint check env env-dev clean help
 
 help:
-	@echo "make demo          start the real server with the embedded model and ask it about a picture (KEEP=1 leaves it running)"
+	@echo "make demo          start the real server with the embedded model and ask it about a picture (KEEP=1 keeps it running)"
 	@echo "make test          run the tests that every commit must pass (ARGS=… for pytest, WORKERS=… test processes)"
-	@echo "make test-slow     run the tests that take minutes each: several clusters, long loads, training"
-	@echo "make test-nightly  run what takes longer still"
-	@echo "make coverage      make test, measured: what share of each package's branches the tests run, and its floor"
-	@echo "make lint          check formatting, lint, types, import rules"
+	@echo "make test-slow     run the tests that take minutes each: several clusters, long loads, training runs"
+	@echo "make test-nightly  run the tests that take longer still"
+	@echo "make coverage      make test with branch coverage: each package's share and its floor"
+	@echo "make lint          check formatting, style, types and import rules"
 	@echo "make check         lint and test"
-	@echo "make env           install what serving needs into .venv; CPU=1 leaves CUDA's libraries out (with any target)"
-	@echo "make env-dev       install the developers' tools, too"
+	@echo "make env           install what serving needs into .venv; CPU=1, with any target, omits CUDA's libraries"
+	@echo "make env-dev       install the development tools as well"
 	@echo "make clean         remove the environment"
 
 demo: env
@@ -52,9 +52,9 @@ lint: env-dev
 
 check: lint test
 
-# Both environments are the same folder: env-dev holds all that env holds, and env takes nothing of it away.
-# Installed only when the lock or the project file changed. Compiled at once: where PYTHONDONTWRITEBYTECODE is set, as in
-# many containers, each process would compile torch anew.
+# Both environments are the same folder: env-dev installs all that env does, and env removes nothing.
+# They are installed again only when uv.lock or pyproject.toml changes. Bytecode is compiled during the installation:
+# where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would compile torch again.
 env: .venv/.env
 	@:
 env-dev: .venv/.env-dev
@@ -63,12 +63,12 @@ env-dev: .venv/.env-dev
 ifeq ($(filter-out 0,$(CPU)),)
 
 .venv/.env: uv.lock pyproject.toml | $(UV)
-	@echo "Installing what serving needs into .venv (6.2 GB with CUDA's libraries; CPU=1 leaves them out) …"
+	@echo "Installing what serving needs into .venv (6.2 GB with CUDA's libraries; CPU=1 omits them) …"
 	@$(UV) sync --frozen --inexact --no-dev --extra serve --extra web --compile-bytecode
 	@touch $@
 
 .venv/.env-dev: uv.lock pyproject.toml | $(UV)
-	@echo "Installing the developers' environment into .venv (6.8 GB with CUDA's libraries; CPU=1 leaves them out) …"
+	@echo "Installing the development environment into .venv (6.8 GB with CUDA's libraries; CPU=1 omits them) …"
 	@$(UV) sync --frozen --compile-bytecode
 	@touch .venv/.env $@
 
@@ -82,12 +82,14 @@ else
 	@$(UV) pip install --python .venv --torch-backend=cpu --constraints $< --compile-bytecode --editable . --group dev
 	@touch .venv/.env $@
 
-# uv.lock as constraints, with its hashes; torch has none, since it is another build than the one that is locked.
+# uv.lock as constraints with hashes. torch has no hash: its CPU build isn't the one that is locked. The file gets its
+# name when it is complete: after a failed export the next run starts over.
 .venv/.cpu: uv.lock pyproject.toml | $(UV)
-	@test ! -e .venv || test -e $@ || { echo "This .venv holds CUDA's libraries. Run make clean first."; exit 1; }
+	@test ! -e .venv/.env || test -e $@ || { echo "This .venv holds CUDA's libraries. Run make clean first."; exit 1; }
 	@test -e .venv || $(UV) venv
-	@$(UV) export --quiet --frozen --all-extras --no-emit-project --no-emit-package torch --output-file $@
-	@$(UV) export --quiet --frozen --all-extras --no-emit-project --no-hashes | grep '^torch==' >> $@
+	@$(UV) export --quiet --frozen --all-extras --no-emit-project --no-emit-package torch --output-file $@.partial
+	@$(UV) export --quiet --frozen --all-extras --no-emit-project --no-hashes | grep '^torch==' >> $@.partial
+	@mv $@.partial $@
 
 endif
 

@@ -106,7 +106,8 @@ class ScaleSettings(_Settings):
     http: int = Field(default=1, ge=1)
     """Processes that speak HTTP, check pictures and make tokens: one feeds several engines."""
     drain_s: float = Field(default=60, ge=0)
-    """How long a process that is replaced may finish its answers."""
+    """Seconds in which a process that is replaced or stopped may finish its answers. ``minigpt4 serve`` stops at most
+    five seconds later; a second SIGINT or SIGTERM ends it at once."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScaleSettings":

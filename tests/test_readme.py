@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its commands are run, its answers compared."""
+"""The README's commands run, and give the answers that it shows."""
 
 import base64
 import json
@@ -24,14 +24,14 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+def test_files_that_pages_link_to_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text) + re.findall(r'src="([^"]+)"', text)
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_python_blocks_are_those_that_tests_run() -> None:
-    """A new block needs a test that runs it; then its page is added or its number raised here."""
+    """A new block needs a test that runs it; then add its page or raise its number here."""
     blocks = {str(page.relative_to(ROOT)): len(re.findall(r"^```py", page.read_text(), re.MULTILINE)) for page in PAGES}
     assert {page: number for page, number in blocks.items() if number} == {
         "README.md": 1,  # below and in test_agents_docs.py
@@ -41,7 +41,7 @@ def test_python_blocks_are_those_that_tests_run() -> None:
     }
 
 
-def test_make_knows_the_two_commands() -> None:
+def test_make_has_the_two_commands() -> None:
     for target in ("demo", "test"):
         assert f"make {target}" in README
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A drawn picture posted on (a fake) Telegram is answered by the real server and model, and so is the follow-up."""
+"""Questions about an image and follow-ups on a fake Telegram get answers from the server with the embedded model."""
 
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from fakes.telegram_bot import GENEROUS, Scene, environment, mention, somebody
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
 
-async def test_a_picture_on_telegram_is_answered_and_asked_on(server_url: str, tmp_path: Path) -> None:
-    anna, group = somebody(), -somebody()
+async def test_questions_and_follow_ups_on_telegram(server_url: str, tmp_path: Path) -> None:
+    anna = somebody()
+    group = -somebody()
     async with FakeTelegram().running() as telegram:
         here = Scene(telegram, OpenAIServer(), tmp_path)
-        told = environment(telegram, server_url)
-        async with running_bot("minigpt4-telegram", ready="Running.", folder=tmp_path, settings=GENEROUS, **told):
+        variables = environment(telegram, server_url)
+        async with running_bot("minigpt4-telegram", ready="Running.", folder=tmp_path, settings=GENEROUS, **variables):
             await telegram.say(
                 anna, anna, "What is in this picture?", **telegram.photo(encode(draw("red", (320, 240))))
             )

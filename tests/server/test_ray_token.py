@@ -65,6 +65,12 @@ def test_a_token_file_given_by_path_is_protected(home: Path, monkeypatch: pytest
     assert not (home / ".ray").exists()
 
 
+def test_a_missing_token_file_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "none"))
+    with pytest.raises(EngineFailed, match=r"RAY_AUTH_TOKEN_PATH names .*none, which doesn't exist"):
+        protect_token()
+
+
 @pytest.mark.parametrize("variable", [("RAY_AUTH_TOKEN", "t"), ("RAY_AUTH_MODE", "disabled")])
 def test_without_a_token_file_none_is_made(
     home: Path, monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]

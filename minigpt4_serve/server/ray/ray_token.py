@@ -18,12 +18,15 @@ def protect_token() -> None:
     Ray would create it with the permissions of any file. Nothing is done where the token is in ``RAY_AUTH_TOKEN``.
 
     Raises:
-        EngineFailed: the file can't be written or its permissions can't be changed.
+        EngineFailed: the file that ``RAY_AUTH_TOKEN_PATH`` names doesn't exist, or the file can't be written or its
+            permissions can't be changed.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     file = Path(given) if given else Path.home() / ".ray" / "auth_token"
+    if given and not file.exists():
+        raise EngineFailed(f"RAY_AUTH_TOKEN_PATH names {file}, which doesn't exist: create the file or unset it.")
     try:
         if not given:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
