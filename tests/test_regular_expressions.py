@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from minigpt4_bots.markup import safe_markdown
-from minigpt4_bots.telegram_markup import telegram_html
+from minigpt4_bots.core.markup import safe_markdown
+from minigpt4_bots.telegram.markup import telegram_html
 
 from minigpt4_serve.boxes import colour_phrases, parse_groundings, plain_text
 from minigpt4_serve.client.words import clean, delimited
@@ -104,7 +104,9 @@ def _is_slow(work: Callable[[], object]) -> bool:
 
 def test_the_expressions_are_found() -> None:
     assert len(EXPRESSIONS) >= 35
-    assert {"bots.minigpt4_bots.markup._LINK", "minigpt4_serve.boxes._GROUNDED"} <= {place for place, *_ in EXPRESSIONS}
+    assert {"bots.minigpt4_bots.core.markup._LINK", "minigpt4_serve.boxes._GROUNDED"} <= {
+        place for place, *_ in EXPRESSIONS
+    }
 
 
 @pytest.mark.parametrize(("place", "pattern", "flags", "method"), EXPRESSIONS, ids=[place for place, *_ in EXPRESSIONS])

@@ -1,16 +1,16 @@
 """What README.md and docs/bots.md say about the bots is so."""
 
 import re
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from discord import Permissions
-from minigpt4_bots.discord_commands import COMMANDS
-from minigpt4_bots.settings import ENVIRONMENT, BotSettings
+from minigpt4_bots.core.settings import ENVIRONMENT, BotSettings
+from minigpt4_bots.discord.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "bots" / "minigpt4_bots"
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/bots.md")}
 
 
@@ -48,9 +48,7 @@ def test_named_settings_commands_and_sentences_exist() -> None:
         for step in key.split("."):
             value = getattr(value, step)
     assert {f"/{command}" for command in COMMANDS} <= set(re.findall(r"`(/[a-z]+)`", text))
-    code = "".join(
-        file.read_text(encoding="utf-8") for file in files("minigpt4_bots").iterdir() if file.name.endswith(".py")
-    )
+    code = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
     cells = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     sentences = [cell for cell in cells if cell[0].isupper() and "_" not in cell.split()[0]]
     assert len(sentences) >= 3
