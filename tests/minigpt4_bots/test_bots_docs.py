@@ -6,8 +6,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from discord import Permissions
+from minigpt4_bots.core.commands import COMMAND_NAMES
 from minigpt4_bots.core.settings import ENVIRONMENT, BotSettings
-from minigpt4_bots.discord.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bots" / "minigpt4_bots"
@@ -47,7 +47,7 @@ def test_named_settings_commands_and_sentences_exist() -> None:
         value: object = BotSettings()
         for step in key.split("."):
             value = getattr(value, step)
-    assert {f"/{command}" for command in COMMANDS} <= set(re.findall(r"`(/[a-z]+)`", text))
+    assert {f"/{command}" for command in COMMAND_NAMES} <= set(re.findall(r"`(/[a-z]+)`", text))
     code = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
     cells = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     sentences = [cell for cell in cells if cell[0].isupper() and "_" not in cell.split()[0]]

@@ -1,6 +1,6 @@
-"""Conversations in memory: messages linked by replies, with their pictures, for a limited time and size.
+"""Conversations in memory: messages linked by replies, with their images, for a limited time and size.
 
-Knows ids, words and encoded pictures; no platform and no network. Nothing here is ever written to disk.
+Nothing here is written to disk.
 """
 
 import time
@@ -14,12 +14,12 @@ from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionMess
 from minigpt4_serve.images import EncodedImage, image_url_part
 
 __all__ = [
-    "Memory",
+    "ConversationScope",
+    "ConversationStore",
     "MessageKey",
-    "Place",
     "Turn",
-    "keep_newest_pictures",
-    "keep_newest_words",
+    "limit_images",
+    "limit_turns",
     "merge_turns",
     "to_messages",
 ]
@@ -27,15 +27,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MessageKey:
-    """One message of a platform: ids as text."""
+    """One message of a platform, by ids as text."""
 
     chat: str
     message: str
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one person talks: conversations of different people, chats or topics are never mixed."""
+class ConversationScope:
+    """One person in one channel of a chat. Each scope has one current conversation."""
 
     chat: str
     channel: str
@@ -45,23 +45,26 @@ class Place:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message as the model will see it."""
+    """One message as the model sees it."""
 
     role: Literal["user", "assistant"]
     text: str
-    pictures: tuple[EncodedImage, ...] = ()
+    images: tuple[EncodedImage, ...] = ()
     owner: str = ""
-    """The pseudonym of who asked, also for answers."""
+    """Pseudonym of the person who asked, also for answers."""
     parent: MessageKey | None = None
     spoiler: bool = False
     authors: frozenset[str] = frozenset()
-    """Pseudonyms of others whose pictures these are: they may have them forgotten, too."""
+    """Pseudonyms of the authors of quoted images, who may have them deleted, too."""
     answers: tuple[MessageKey, ...] = ()
-    """The messages that answer this question, to be written anew if it is asked again."""
+    """The messages that answer this question; a new answer replaces them."""
 
 
-class Memory:
-    """What was said lately. ``clock`` gives seconds; a turn lives ``lifetime_s`` after it was last looked at."""
+class ConversationStore:
+    """Recent turns by message.
+
+    A turn expires ``lifetime_s`` after it was last read. ``clock`` returns seconds.
+    """
 
     def __init__(
         self,
@@ -75,22 +78,22 @@ class Memory:
         self._max_bytes = max_bytes
         self._max_turns = max_turns
         self._clock = clock
-        self._turns: OrderedDict[MessageKey, tuple[float, Turn]] = OrderedDict()  # the longest untouched first
-        self._latest: dict[Place, MessageKey] = {}
-        self.picture_bytes = 0
+        self._turns: OrderedDict[MessageKey, tuple[float, Turn]] = OrderedDict()  # least recently used first
+        self._latest: dict[ConversationScope, MessageKey] = {}
+        self.image_bytes = 0
 
     def __len__(self) -> int:
         return len(self._turns)
 
     def put(self, key: MessageKey, turn: Turn) -> None:
-        """Remember a turn; the oldest ones make room."""
+        """Store a turn, evicting the least recently used ones above the limits."""
         self.drop(key)
         self._turns[key] = (self._clock(), turn)
-        self.picture_bytes += _size(turn)
+        self.image_bytes += _image_bytes(turn)
         self.prune()
 
     def get(self, key: MessageKey) -> Turn | None:
-        """The turn, which lives on for another lifetime."""
+        """Return a turn and renew its lifetime."""
         self.prune()
         found = self._turns.get(key)
         if found is None:
@@ -100,87 +103,87 @@ class Memory:
         return found[1]
 
     def drop(self, key: MessageKey) -> None:
-        """Forget one turn."""
+        """Delete one turn."""
         if (found := self._turns.pop(key, None)) is not None:
-            self.picture_bytes -= _size(found[1])
+            self.image_bytes -= _image_bytes(found[1])
 
-    def latest(self, place: Place) -> MessageKey | None:
-        """The end of the conversation that this person had here last, if it's still known."""
+    def latest(self, scope: ConversationScope) -> MessageKey | None:
+        """The last message of the scope's current conversation, if it is still stored."""
         self.prune()
-        return self._latest.get(place)
+        return self._latest.get(scope)
 
-    def set_latest(self, place: Place, key: MessageKey) -> None:
-        """A question at ``place`` that replies to nothing goes on from ``key``."""
-        self._latest[place] = key
+    def set_latest(self, scope: ConversationScope, key: MessageKey) -> None:
+        """Continue from ``key`` when the next question in the scope replies to nothing."""
+        self._latest[scope] = key
 
-    def reset(self, place: Place) -> None:
-        """The next question at ``place`` begins a new conversation."""
-        self._latest.pop(place, None)
+    def reset(self, scope: ConversationScope) -> None:
+        """Begin a new conversation with the next question in the scope."""
+        self._latest.pop(scope, None)
 
-    def forget(self, owner: str) -> int:
-        """Drop everything of one person; returns how many turns that were."""
-        theirs = [key for key, (_, turn) in self._turns.items() if owner in {turn.owner, *turn.authors}]
-        for key in theirs:
+    def delete_owner(self, owner: str) -> int:
+        """Delete all turns of one person and those that quote their images; returns how many."""
+        keys = [key for key, (_, turn) in self._turns.items() if owner in {turn.owner, *turn.authors}]
+        for key in keys:
             self.drop(key)
-        for place in [place for place in self._latest if place.owner == owner]:
-            del self._latest[place]
-        return len(theirs)
+        for scope in [scope for scope in self._latest if scope.owner == owner]:
+            del self._latest[scope]
+        return len(keys)
 
     def prune(self) -> None:
-        """Drop what is too old or too much. Call it now and then: nobody may ask for hours."""
-        dead = self._clock() - self._lifetime_s
+        """Delete expired turns and the oldest ones above the limits. Call it regularly, also without questions."""
+        expired = self._clock() - self._lifetime_s
         pruned = False
         while self._turns:
-            key, (touched, _) = next(iter(self._turns.items()))
-            over = self.picture_bytes > self._max_bytes or len(self._turns) > self._max_turns
-            if touched > dead and not over:
+            key, (used, _) = next(iter(self._turns.items()))
+            is_over_limit = self.image_bytes > self._max_bytes or len(self._turns) > self._max_turns
+            if used > expired and not is_over_limit:
                 break
             self.drop(key)
             pruned = True
         if pruned:
-            self._latest = {place: key for place, key in self._latest.items() if key in self._turns}
+            self._latest = {scope: key for scope, key in self._latest.items() if key in self._turns}
 
 
 def merge_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """Neighbours of one role become one: all their pictures, the last one's words. Oldest first."""
+    """Merge adjacent turns of one role: all their images, and the last one's text. Oldest first."""
     merged: list[Turn] = []
     for turn in turns:
         if merged and merged[-1].role == turn.role:
             last = merged[-1]
-            merged[-1] = replace(turn, text=turn.text or last.text, pictures=(*last.pictures, *turn.pictures))
+            merged[-1] = replace(turn, text=turn.text or last.text, images=(*last.images, *turn.images))
         else:
             merged.append(turn)
-    # A conversation begins with a question: an answer whose question is gone tells the model nothing.
+    # A conversation begins with a question; an answer without its question is no context for the model.
     return merged[1:] if merged and merged[0].role == "assistant" else merged
 
 
-def keep_newest_pictures(turns: Sequence[Turn], most: int) -> tuple[list[Turn], int]:
-    """The turns with at most that many pictures in all, and how many older ones were left out."""
+def limit_images(turns: Sequence[Turn], limit: int) -> tuple[list[Turn], int]:
+    """Keep the newest ``limit`` images; returns the turns and the number of images left out."""
     kept: list[Turn] = []
-    left = most
+    left = limit
     for turn in reversed(turns):
-        pictures = turn.pictures[:left] if turn is turns[-1] else turn.pictures[max(0, len(turn.pictures) - left) :]
-        left -= len(pictures)
-        kept.append(replace(turn, pictures=pictures))
+        images = turn.images[:left] if turn is turns[-1] else turn.images[max(0, len(turn.images) - left) :]
+        left -= len(images)
+        kept.append(replace(turn, images=images))
     kept.reverse()
-    return kept, sum(len(turn.pictures) for turn in turns) - (most - left)
+    return kept, sum(len(turn.images) for turn in turns) - (limit - left)
 
 
-def keep_newest_words(turns: Sequence[Turn], most: int) -> list[Turn]:
-    """At most that many of the turns, from a question on; it shows the pictures of those that were cut, too."""
-    kept = list(turns[-most:])
-    first = next((place for place, turn in enumerate(kept) if turn.role == "user"), None)
+def limit_turns(turns: Sequence[Turn], limit: int) -> list[Turn]:
+    """Keep at most the newest ``limit`` turns, beginning with a question, which also gets the dropped turns' images."""
+    kept = list(turns[-limit:])
+    first = next((index for index, turn in enumerate(kept) if turn.role == "user"), None)
     if first is None:
         return kept
-    cut = [*turns[:-most], *kept[:first]]
-    pictures = tuple(picture for turn in cut for picture in turn.pictures)
-    return [replace(kept[first], pictures=(*pictures, *kept[first].pictures)), *kept[first + 1 :]]
+    dropped = [*turns[:-limit], *kept[:first]]
+    images = tuple(image for turn in dropped for image in turn.images)
+    return [replace(kept[first], images=(*images, *kept[first].images)), *kept[first + 1 :]]
 
 
 def to_messages(turns: Sequence[Turn], system_prompt: str | None = None) -> list[ChatCompletionMessageParam]:
-    """OpenAI's messages, pictures as ``data:`` URLs before the words.
+    """Convert turns to OpenAI's messages, images as ``data:`` URLs before the text.
 
-    If several people asked, each message says by ``name`` (``user_1``, ``user_2`` …) whose it is; real names stay here.
+    If several people asked, each message has a ``name`` (``user_1``, ``user_2`` …) instead of the real one.
     """
     owners = list(dict.fromkeys(turn.owner for turn in turns if turn.role == "user"))
     messages: list[ChatCompletionMessageParam] = []
@@ -190,7 +193,7 @@ def to_messages(turns: Sequence[Turn], system_prompt: str | None = None) -> list
         if turn.role == "assistant":
             messages.append({"role": "assistant", "content": turn.text})
             continue
-        content: list[ChatCompletionContentPartParam] = [image_url_part(picture.data) for picture in turn.pictures]
+        content: list[ChatCompletionContentPartParam] = [image_url_part(image.data) for image in turn.images]
         content.append({"type": "text", "text": turn.text})
         if len(owners) > 1:
             messages.append({"role": "user", "content": content, "name": f"user_{owners.index(turn.owner) + 1}"})
@@ -199,5 +202,5 @@ def to_messages(turns: Sequence[Turn], system_prompt: str | None = None) -> list
     return messages
 
 
-def _size(turn: Turn) -> int:
-    return sum(len(picture.data) for picture in turn.pictures)
+def _image_bytes(turn: Turn) -> int:
+    return sum(len(image.data) for image in turn.images)

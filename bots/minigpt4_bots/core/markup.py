@@ -1,23 +1,23 @@
-"""Markdown written by a model, made safe to show: links and mentions that do nothing, spoilers and code that end.
+"""Makes a model's Markdown safe to show: inactive links and mentions, closed spoilers and code.
 
-Pure functions over one message's text, complete or still growing. ``safe_markdown`` gives Markdown again (Discord's
-flavour); ``scan`` and ``inert`` are what other renderers build on. Knows no platform's library.
+Pure functions over one message's text, complete or still growing. ``safe_markdown`` returns Discord's Markdown; other
+renderers build on ``scan`` and ``inert``.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Code", "Line", "TextDelta", "fence_at", "inert", "safe_markdown", "scan", "spoiler_is_open", "utf16_length"]
+__all__ = ["Code", "Line", "Segment", "fence_at", "inert", "safe_markdown", "scan", "spoiler_is_open", "utf16_length"]
 
 ZERO_WIDTH = "\u200b"
-"""Breaks what a chat program would make clickable, and can't be seen."""
+"""Invisible; breaks what chat programs would make clickable."""
 
 _NO_BACKTICK = "\u02cb"
-"""Looks like a backtick, and means nothing."""
+"""Looks like a backtick but isn't markup."""
 
-# Repetitions are possessive (*+) wherever two of them could share the same characters: a text that fails is then given
-# up at once instead of being split in every possible way, which takes quadratic or cubic time.
+# Adjacent repetitions that match the same characters are possessive (*+): otherwise a mismatch backtracks through all
+# splits, in quadratic or cubic time.
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)\s*+([\w+#.-]*+)[^\n`]*+$")
 _CODE_OR_BARS = re.compile(r"(?<!`)(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|(?P<bars>\|\|)")
 _PATH = r"/[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~]|/"
@@ -34,7 +34,7 @@ _LINK = re.compile(
 
 @dataclass(frozen=True)
 class Code:
-    """A fenced block. ``closed`` is False while it's still being written."""
+    """A fenced block. ``closed`` is False while it is incomplete."""
 
     language: str
     text: str
@@ -42,8 +42,8 @@ class Code:
 
 
 @dataclass(frozen=True)
-class TextDelta:
-    """A stretch of a line, under a spoiler or not."""
+class Segment:
+    """A part of a line, inside or outside of a spoiler."""
 
     text: str
     hidden: bool
@@ -53,11 +53,11 @@ class TextDelta:
 class Line:
     """A line outside of fenced code."""
 
-    pieces: tuple[TextDelta, ...]
+    segments: tuple[Segment, ...]
 
 
 def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
-    """The blocks of a text. ``hidden``: all of it is under a spoiler, bars within mean nothing."""
+    """The blocks of a text. ``hidden`` puts all of it under a spoiler and disables bars within."""
     open_spoiler = False
     fence: str | None = None
     language, code = "", list[str]()
@@ -72,14 +72,14 @@ def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
         elif mark:
             fence, language, code = mark[1], mark[2], []
         else:
-            pieces, open_spoiler = _split_at_bars(line, open_spoiler)
-            yield Line(tuple(TextDelta(piece.text, hidden or piece.hidden) for piece in pieces))
+            segments, open_spoiler = _split_at_bars(line, open_spoiler)
+            yield Line(tuple(Segment(segment.text, hidden or segment.hidden) for segment in segments))
     if fence is not None:
         yield Code(language, "\n".join(code), closed=False)
 
 
 def fence_at(text: str) -> str | None:
-    """The line that opened the fenced code in which the text ends; None outside of code."""
+    """The fence that opened the code block in which the text ends; None outside of code."""
     fence: str | None = None
     opened = ""
     for line in text.split("\n"):
@@ -92,17 +92,17 @@ def fence_at(text: str) -> str | None:
 
 
 def spoiler_is_open(text: str) -> bool:
-    """Does the text end under a spoiler that began within it?"""
+    """Whether the text ends within a spoiler that it opened."""
     is_open = False
     for block in scan(text):
         if isinstance(block, Line):
-            # A line's last piece is what comes after its last bars, possibly nothing.
-            is_open = block.pieces[-1].hidden
+            # The last segment follows the last bars and may be empty.
+            is_open = block.segments[-1].hidden
     return is_open
 
 
 def safe_markdown(text: str, *, spoiler: bool = False) -> str:
-    """Markdown whose code blocks and spoilers are closed, and whose links and mentions are inert.
+    """Close code blocks and spoilers, and deactivate links and mentions.
 
     Args:
         text: one message, complete or still growing.
@@ -116,11 +116,11 @@ def safe_markdown(text: str, *, spoiler: bool = False) -> str:
             lines.append(f"```{block.language}\n{code}\n```")
             continue
         line = ""
-        for index, piece in enumerate(block.pieces):
+        for index, segment in enumerate(block.segments):
             if index and not spoiler:
                 line += "||"
-            line = _glued(line, inert(piece.text, _in_backticks, _inline_code, _no_code))
-            open_spoiler = piece.hidden
+            line = _concatenate(line, inert(segment.text, _in_backticks, _inline_code, _no_code))
+            open_spoiler = segment.hidden
         lines.append(line.replace("||", f"|{ZERO_WIDTH}|") if spoiler else line)
     whole = "\n".join(lines)
     if spoiler:
@@ -129,13 +129,13 @@ def safe_markdown(text: str, *, spoiler: bool = False) -> str:
 
 
 def _no_code(words: str) -> str:
-    """Words that can't open or close code: platforms look for a backtick's partner over many lines, and for escapes."""
+    """Remove backticks and trailing backslashes from words: platforms pair backticks across lines."""
     words = words.replace("`", _NO_BACKTICK)
     return f"{words}{ZERO_WIDTH}" if words.endswith("\\") else words
 
 
 def _inline_code(ticks: str, code: str) -> str:
-    """Inline code that every platform reads alike."""
+    """Inline code in a form that all platforms parse the same way."""
     if len(ticks) == 2 and "``" not in code and not (code.startswith("`") or code.endswith("`")):
         return f"``{code}``"
     return f"`{code.replace('`', _NO_BACKTICK)}`"
@@ -147,28 +147,28 @@ def inert(
     show_code: Callable[[str, str], str],
     show_words: Callable[[str], str] = lambda words: words,
 ) -> str:
-    """One line without anything clickable.
+    """Deactivate links and mentions in one line.
 
     Args:
         text: Markdown without fenced code.
-        show_address: how an address is shown, such as ``in_backticks``.
-        show_code: how inline code is shown, given its backticks and its text.
-        show_words: what is done to all else, after mentions were broken.
+        show_address: renders an address.
+        show_code: renders inline code, given its backticks and its text.
+        show_words: renders all other text, after mentions were broken.
     """
     shown = ""
     position = 0
     for span in _CODE_OR_BARS.finditer(text):
         if not span["ticks"]:
             continue
-        shown = _glued(shown, _inert_words(text[position : span.start()], show_address, show_words))
+        shown = _concatenate(shown, _inert_words(text[position : span.start()], show_address, show_words))
         width = len(span["ticks"])
-        shown = _glued(shown, show_code(span["ticks"], span[0][width:-width]))
+        shown = _concatenate(shown, show_code(span["ticks"], span[0][width:-width]))
         position = span.end()
-    return _glued(shown, _inert_words(text[position:], show_address, show_words))
+    return _concatenate(shown, _inert_words(text[position:], show_address, show_words))
 
 
 def utf16_length(text: str) -> int:
-    """Characters as the platforms count them."""
+    """UTF-16 code units, by which the platforms count length."""
     return len(text) + sum(ord(character) > 0xFFFF for character in text)
 
 
@@ -185,13 +185,13 @@ def _inert_words(text: str, show_address: Callable[[str], str], show_words: Call
         elif link["domain"] is not None and _may_be_words(link, text[before - 1 : before]):
             shown += show_words(link["domain"].replace(".", f".{ZERO_WIDTH}"))
         else:
-            shown = _glued(shown, show_address(link["address"] or link["domain"]))
+            shown = _concatenate(shown, show_address(link["address"] or link["domain"]))
         position = link.end()
     return shown + show_words(_without_mentions(text[position:]))
 
 
 def _may_be_words(link: re.Match[str], before: str) -> bool:
-    """Is it rather two sentences without a space, a file or a mail address: better broken than shown as an address?"""
+    """Whether a match is probably two sentences without a space, a file name or a mail address."""
     if link["path"]:
         return False
     ending = link["domain"].partition(":")[0].rpartition(".")[2]
@@ -199,8 +199,8 @@ def _may_be_words(link: re.Match[str], before: str) -> bool:
     return before in ("@", "/") or not looks_like_one
 
 
-def _glued(before: str, after: str) -> str:
-    """One after the other; code beside code stays two pieces."""
+def _concatenate(before: str, after: str) -> str:
+    """Concatenate, keeping adjacent inline code apart."""
     return f"{before}{ZERO_WIDTH}{after}" if before.endswith("`") and after.startswith("`") else before + after
 
 
@@ -214,19 +214,19 @@ def _in_backticks(address: str) -> str:
     return f"`{address}`"
 
 
-def _split_at_bars(line: str, hidden: bool) -> tuple[list[TextDelta], bool]:
-    """The line's pieces between spoiler bars, and whether a spoiler is open at its end."""
-    pieces: list[TextDelta] = []
+def _split_at_bars(line: str, hidden: bool) -> tuple[list[Segment], bool]:
+    """The line's segments between spoiler bars, and whether a spoiler is open at its end."""
+    segments: list[Segment] = []
     begin = 0
     bars = [found for found in _CODE_OR_BARS.finditer(line) if found["bars"]]
     for index, found in enumerate(bars):
         after = line[found.end() : found.end() + 1]
-        # "a || b" is no spoiler, unless a second pair on the line closes it. At the very end nothing is known yet.
+        # "a || b" opens no spoiler unless a second pair on the line closes it; at the end of the text this is open.
         opens = hidden or index + 1 < len(bars) or (after != "" and not after.isspace())
         if not opens:
             continue
-        pieces.append(TextDelta(line[begin : found.start()], hidden))
+        segments.append(Segment(line[begin : found.start()], hidden))
         hidden = not hidden
         begin = found.end()
-    pieces.append(TextDelta(line[begin:], hidden))
-    return pieces, hidden
+    segments.append(Segment(line[begin:], hidden))
+    return segments, hidden

@@ -1,7 +1,4 @@
-"""Text → messages of limited length, cut at the borders of paragraphs, code or sentences.
-
-No clock, no platform, no input or output.
-"""
+"""Splits a growing text into messages of limited length, at the ends of paragraphs, code blocks or sentences."""
 
 import re
 from collections.abc import Callable
@@ -12,9 +9,9 @@ __all__ = ["Pages"]
 
 
 class Pages:
-    """A growing Markdown text as messages. Once a page is settled it never changes again.
+    """A growing Markdown text as pages. A settled page never changes.
 
-    ``measure`` gives a page's length as the platform will count it after rendering.
+    ``measure`` returns a page's length as the platform counts it after rendering.
     """
 
     def __init__(self, limit: int, measure: Callable[[str], int]) -> None:
@@ -24,7 +21,7 @@ class Pages:
         self.settled: list[str] = []
         self.open = ""
         self._certain = 0
-        """The open page surely fits while it has no more characters than this: measuring each piece would be dear."""
+        """The open page fits while it has at most this many characters, so that not every delta is measured."""
 
     def feed(self, text: str) -> None:
         """Append to the text."""
@@ -32,7 +29,7 @@ class Pages:
         while len(self.open) > self._certain:
             length = self._measure(self.open)
             if length <= self._limit:
-                # A character becomes at most four units; a bracket may change what stands before it by a little.
+                # A character renders to at most four units, and may change the rendering before it slightly.
                 self._certain = len(self.open) + max(0, (self._limit - length - 64) // 4)
                 return
             page, self.open = self._cut(self.open)
@@ -48,13 +45,13 @@ class Pages:
     def _cut(self, text: str) -> tuple[str, str]:
         most = min(len(text) - 1, self._limit)
         while True:
-            cut = _best_border(text, most)
+            cut = _best_split(text, most)
             page, rest = _close(text, cut)
             excess = self._measure(page) - self._limit
-            # A rest as long as the whole (reopened code that holds nothing else) would never end.
+            # A rest as long as the text (an empty code block that is reopened) would loop forever.
             if (excess <= 0 and len(rest) < len(text)) or most <= 1:
                 return page, rest
-            # In proportion: the measure may count a character twice, or add what rendering adds.
+            # Proportionally, since rendering may lengthen the text.
             most = max(1, min(cut - 1, cut * self._limit // (self._limit + max(0, excess))))
 
 
@@ -63,27 +60,27 @@ _SENTENCE = re.compile(r"[.!?…][\"'”’)\]*_]*\s+|[。！？；][”’）�
 _SPACE = re.compile(r"\s+|[，、：]")
 
 
-def _best_border(text: str, most: int) -> int:
-    """Where to cut, at most ``most`` characters in: the last border of the best kind in the window's second half."""
+def _best_split(text: str, most: int) -> int:
+    """Where to split within ``most`` characters: the last boundary of the best kind in the second half."""
     least = max(1, most // 2)
     window = text[:most]
-    for border in (_BLOCK, _SENTENCE, _SPACE):
-        ends = [found.end() for found in border.finditer(window) if found.end() >= least]
-        if border is _BLOCK:
+    for boundary in (_BLOCK, _SENTENCE, _SPACE):
+        ends = [found.end() for found in boundary.finditer(window) if found.end() >= least]
+        if boundary is _BLOCK:
             ends = [end for end in ends if fence_at(window[:end].rstrip("\n")) is None]
-        if border is _SENTENCE:
-            # A sentence's end within code means nothing; a line's end does.
+        if boundary is _SENTENCE:
+            # Within code only line ends count.
             ends = [end for end in ends if window[end - 1] == "\n" or fence_at(window[:end]) is None]
         if ends:
             return ends[-1]
-    while most > least and not _may_cut(text, most):
+    while most > least and not _may_split(text, most):
         most -= 1
     return most
 
 
-def _may_cut(text: str, at: int) -> bool:
-    """Not inside of what is seen as one character: joiners, variation selectors, skin tones, combining marks, flags;
-    nor of a mark made of several.
+def _may_split(text: str, at: int) -> bool:
+    """Whether a split keeps visible characters (joiners, variation selectors, skin tones, combining marks, flags) and
+    Markdown marks whole.
     """
     joining = re.compile("[\u200d\ufe0e\ufe0f\u0300-\u036f\U0001f3fb-\U0001f3ff\U0001f1e6-\U0001f1ff]")
     mark = text[at] == text[at - 1] and text[at] in "`|~*_"
@@ -91,9 +88,9 @@ def _may_cut(text: str, at: int) -> bool:
 
 
 def _close(text: str, cut: int) -> tuple[str, str]:
-    """The page up to the cut with its code and spoiler closed, and the rest with both opened again."""
+    """The page up to the cut, closing its code and spoiler, and the rest, reopening them."""
     line = text.rfind("\n", 0, cut) + 1
-    # What looks like code that begins in this line may be none: its line goes on.
+    # An apparent fence in the last line is uncertain, as the line is incomplete.
     is_beginning = fence_at(text[:line]) is None and fence_at(text[:cut]) is not None
     if is_beginning and text[:line].strip():
         cut, is_beginning = line, False

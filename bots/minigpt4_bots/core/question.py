@@ -1,40 +1,50 @@
-"""What adapters tell the core of a message: the question, its files, and messages that it replies to.
-
-Only data; files and messages that aren't here yet are callables of the adapter.
-"""
+"""What adapters pass to the core: a question, its files, and messages it replies to. Plain data and callables."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
-from minigpt4_bots.core.access import Asker
+from minigpt4_bots.core.access import Requester
 from minigpt4_bots.core.conversation import MessageKey
 
-__all__ = ["Attachment", "NotFetched", "Question", "Quoted", "TooLarge"]
+__all__ = ["Attachment", "DownloadFailed", "FileTooLarge", "Question", "QuotedMessage", "Unusable"]
 
 
-class TooLarge(Exception):
-    """The platform won't hand out a file of this size, or it has more bytes than were asked for."""
+class FileTooLarge(Exception):
+    """The platform doesn't serve a file of this size, or the file exceeds the requested limit."""
 
 
-class NotFetched(Exception):
+class DownloadFailed(Exception):
     """The file couldn't be downloaded."""
+
+
+class Unusable(StrEnum):
+    """Why a file can't be used; the value completes the text's name ``left_out.…``."""
+
+    TOO_LARGE = "too_large"
+    NOT_AN_IMAGE = "not_a_picture"
+    MOVING = "moving"
+    NOT_DOWNLOADED = "not_fetched"
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """A file of a message. ``load(most)`` downloads it, at most so many bytes; raises TooLarge or NotFetched."""
+    """A file of a message.
+
+    ``load(max_bytes)`` downloads it and raises FileTooLarge or DownloadFailed.
+    """
 
     load: Callable[[int], Awaitable[bytes]]
     size: int | None = None
     spoiler: bool = False
-    unusable: Literal["not_a_picture", "moving"] | None = None
-    """Known not to be a still picture without looking: a video, an animated sticker, a text file."""
+    unusable: Unusable | None = None
+    """Set if the platform's metadata shows that the file is no still image: a video, a sticker that moves, a text."""
 
 
 @dataclass(frozen=True)
-class Quoted:
-    """A message that isn't in memory, as the platform gives it."""
+class QuotedMessage:
+    """A message that isn't in memory, as fetched from the platform."""
 
     role: Literal["user", "assistant"]
     """``assistant`` for the bot's own messages."""
@@ -42,24 +52,24 @@ class Quoted:
     attachments: tuple[Attachment, ...] = ()
     parent: MessageKey | None = None
     author: str = ""
-    """The platform's id of who wrote it."""
+    """The platform's id of the author."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What somebody asks with one message (or one album of messages)."""
+    """A question asked by one message, or by one album of messages."""
 
-    asker: Asker
+    requester: Requester
     key: MessageKey
     """The message that asks; the first one of an album."""
     text: str = ""
-    """Without the bot's name or the command; empty means the default question."""
+    """Without the bot's name or the command; empty for the default question."""
     attachments: tuple[Attachment, ...] = ()
     parent: MessageKey | None = None
-    """The message it replies to. None: the asker's latest conversation here goes on, unless pictures come along."""
-    fetch: Callable[[MessageKey], Awaitable[Quoted | None]] | None = None
-    """Looks up a message that isn't in memory."""
-    keeps_pictures: bool = False
-    """An edited question whose pictures the platform doesn't tell again: those in memory stay."""
-    place: str = ""
-    """JSON or other text from which the adapter finds the chat again after a restart; stored sealed."""
+    """The message it replies to. None continues the requester's latest conversation here, unless it brings images."""
+    fetch: Callable[[MessageKey], Awaitable[QuotedMessage | None]] | None = None
+    """Fetches a message that isn't in memory."""
+    keeps_images: bool = False
+    """An edited question whose images the platform doesn't send again: those in memory stay."""
+    location: str = ""
+    """The adapter's serialized location, by which it finds the chat after a restart; stored encrypted."""

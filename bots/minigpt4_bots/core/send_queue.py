@@ -1,6 +1,6 @@
-"""Who may write when, under a platform's limits per chat and overall: important writes overtake progress.
+"""The order of writes under a platform's rate limits per chat and overall, by priority.
 
-``WaitingLine`` decides without a clock; ``Traffic`` lets coroutines wait for their turn. Knows no platform.
+``RateLimiter`` decides without a clock of its own; ``SendQueue`` lets coroutines wait for their turn.
 """
 
 import asyncio
@@ -10,20 +10,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["Rate", "Ticket", "Traffic", "Urgency", "WaitingLine"]
+__all__ = ["PendingSend", "Priority", "Rate", "RateLimiter", "SendQueue"]
 
 
-class Urgency(IntEnum):
-    """Whose turn is first when not all may write."""
+class Priority(IntEnum):
+    """The priority of a write; lower values go first."""
 
     FIRST = 0
-    """The first sign of life, and short replies."""
+    """The placeholder of an answer, and short replies."""
     ANSWER = 1
     """Text that stays."""
     PROGRESS = 2
     """Text that will be replaced; may be late or left out."""
-    TIDY = 3
-    """Removing what is no longer needed."""
+    CLEANUP = 3
+    """Deleting what is no longer needed."""
 
 
 @dataclass(frozen=True)
@@ -33,138 +33,137 @@ class Rate:
     count: int
     per_s: float
     progress_only: bool = False
-    """Texts that stay needn't keep it: it only spreads progress evenly."""
+    """Applies to progress only, to spread it evenly; text that stays is exempt."""
 
 
-_LONG_ON_ITS_WAY_S = 5.0
-"""A write that takes longer has met trouble of its own, which others needn't wait for."""
+_SLOW_WRITE_S = 5.0
+"""A write that takes longer no longer blocks others."""
 
 
 class _Window:
-    """Writes under some rates: when the last ones arrived, and which are on their way. Times are given in.
+    """Completed and in-flight writes under some rates. Callers pass the current time.
 
-    The platform counts a write when it arrives, which may be any time between its sending and the platform's reply. So
-    one that is on its way counts as written now, and one that was replied to as written then: however late and bunched
-    they arrive, the rates hold.
+    The platform counts a write when it arrives, at any time between sending and reply. A write in flight therefore
+    counts as written now, and a completed one as written at its reply, so that the rates hold for any latency.
     """
 
     def __init__(self, rates: Sequence[Rate]) -> None:
         self._rates = rates
-        self._arrived: deque[float] = deque(maxlen=max((rate.count for rate in rates), default=1))
-        self._sent: dict[int, float] = {}
-        self.held_until = 0.0
+        self._completed: deque[float] = deque(maxlen=max((rate.count for rate in rates), default=1))
+        self._in_flight: dict[int, float] = {}
+        self.paused_until = 0.0
 
-    def ready_at(self, urgency: Urgency) -> float:
-        """The earliest time at which a write of that urgency keeps all rates."""
-        ready = self.held_until
+    def ready_at(self, priority: Priority) -> float:
+        """The earliest time at which a write of that priority keeps all rates."""
+        ready = self.paused_until
         for rate in self._rates:
-            if rate.progress_only and urgency < Urgency.PROGRESS:
+            if rate.progress_only and priority < Priority.PROGRESS:
                 continue
-            # Progress leaves some of a larger allowance to the texts that stay.
-            count = rate.count - rate.count // 3 if urgency >= Urgency.PROGRESS else rate.count
-            if len(self._arrived) + len(self._sent) >= count:
-                until = [at + rate.per_s for at in self._arrived]
-                until += [at + _LONG_ON_ITS_WAY_S for at in self._sent.values()]
+            # Progress leaves a third of the allowance to text that stays.
+            count = rate.count - rate.count // 3 if priority >= Priority.PROGRESS else rate.count
+            if len(self._completed) + len(self._in_flight) >= count:
+                until = [at + rate.per_s for at in self._completed]
+                until += [at + _SLOW_WRITE_S for at in self._in_flight.values()]
                 ready = max(ready, sorted(until)[-count])
         return ready
 
-    def take(self, number: int, now: float) -> None:
-        self._sent[number] = now
+    def start(self, number: int, now: float) -> None:
+        self._in_flight[number] = now
 
-    def arrived(self, number: int, now: float) -> None:
-        if self._sent.pop(number, None) is not None:
-            self._arrived.append(now)
+    def complete(self, number: int, now: float) -> None:
+        if self._in_flight.pop(number, None) is not None:
+            self._completed.append(now)
 
     def is_idle(self, now: float) -> bool:
         longest = max((rate.per_s for rate in self._rates), default=0.0)
-        is_quiet = not self._sent and now > self.held_until
-        return is_quiet and (not self._arrived or now > self._arrived[-1] + longest)
+        is_quiet = not self._in_flight and now > self.paused_until
+        return is_quiet and (not self._completed or now > self._completed[-1] + longest)
 
 
 @dataclass(eq=False)
-class Ticket:
-    """One wish to write."""
+class PendingSend:
+    """A queued write."""
 
     chat: str
-    urgency: Urgency
+    priority: Priority
     number: int
     granted: asyncio.Future[None] | None = None
 
 
-class WaitingLine:
-    """Decides who writes next. Pure: every method is told the time.
+class RateLimiter:
+    """Decides which writes may go now. Has no clock: callers pass the time.
 
-    A chat's tickets wait for that chat's rates and for the overall ones, never for another chat's. Among those whose
-    chat is ready the most urgent goes first, then the oldest.
+    A chat's writes wait for the rates of that chat and for the overall ones, never for another chat's. Among the chats
+    that are ready the highest priority goes first, then the oldest write.
     """
 
-    def __init__(self, overall: Sequence[Rate], rates_of: Callable[[str], Sequence[Rate]]) -> None:
+    def __init__(self, overall: Sequence[Rate], rates_for: Callable[[str], Sequence[Rate]]) -> None:
         self._overall = _Window(overall)
-        self._rates_of = rates_of
+        self._rates_for = rates_for
         self._windows: dict[str, _Window] = {}
-        self._waiting: dict[str, list[Ticket]] = {}
+        self._waiting: dict[str, list[PendingSend]] = {}
         self._number = 0
 
-    def join(self, chat: str, urgency: Urgency) -> Ticket:
-        """Wish to write to a chat."""
+    def enqueue(self, chat: str, priority: Priority) -> PendingSend:
+        """Queue a write to a chat."""
         self._number += 1
-        ticket = Ticket(chat, urgency, self._number)
-        self._waiting.setdefault(chat, []).append(ticket)
-        return ticket
+        pending = PendingSend(chat, priority, self._number)
+        self._waiting.setdefault(chat, []).append(pending)
+        return pending
 
-    def leave(self, ticket: Ticket) -> None:
-        """The wish is gone. Granted tickets have left the line already."""
-        tickets = self._waiting.get(ticket.chat, [])
-        if ticket in tickets:
-            tickets.remove(ticket)
-        if not tickets:
-            self._waiting.pop(ticket.chat, None)
+    def cancel(self, pending: PendingSend) -> None:
+        """Remove a write from the queue. Granted writes have already left it."""
+        waiting = self._waiting.get(pending.chat, [])
+        if pending in waiting:
+            waiting.remove(pending)
+        if not waiting:
+            self._waiting.pop(pending.chat, None)
 
-    def hold(self, chat: str, until: float) -> None:
-        """The platform wants silence in that chat."""
+    def pause(self, chat: str, until: float) -> None:
+        """Grant no writes to the chat until that time."""
         window = self._window(chat)
-        window.held_until = max(window.held_until, until)
+        window.paused_until = max(window.paused_until, until)
 
-    def arrived(self, ticket: Ticket, now: float) -> None:
-        """What was granted has been written, or never will be."""
-        self._window(ticket.chat).arrived(ticket.number, now)
-        self._overall.arrived(ticket.number, now)
+    def done(self, pending: PendingSend, now: float) -> None:
+        """Record that a granted write ended, successfully or not."""
+        self._window(pending.chat).complete(pending.number, now)
+        self._overall.complete(pending.number, now)
 
-    def grant(self, now: float) -> list[Ticket]:
-        """Those who may write now, and have left the line; ``arrived`` must be told of each of them."""
-        granted: list[Ticket] = []
-        if self._overall.ready_at(Urgency.FIRST) > now:
+    def grant(self, now: float) -> list[PendingSend]:
+        """Remove the writes that may go now from the queue. Each needs a call of ``done``."""
+        granted: list[PendingSend] = []
+        if self._overall.ready_at(Priority.FIRST) > now:
             return granted
-        ready = [ticket for at, ticket in self._heads() if at <= now]
-        for ticket in sorted(ready, key=lambda ticket: (ticket.urgency, ticket.number)):
-            if self._overall.ready_at(ticket.urgency) > now:
-                break  # the others are no more urgent
-            self.leave(ticket)
-            self._window(ticket.chat).take(ticket.number, now)
-            self._overall.take(ticket.number, now)
-            granted.append(ticket)
+        ready = [pending for at, pending in self._heads() if at <= now]
+        for pending in sorted(ready, key=_order):
+            if self._overall.ready_at(pending.priority) > now:
+                break  # the rest has no higher priority
+            self.cancel(pending)
+            self._window(pending.chat).start(pending.number, now)
+            self._overall.start(pending.number, now)
+            granted.append(pending)
         if granted:
-            self._forget_idle(now)
+            self._drop_idle_windows(now)
         return granted
 
     def next_at(self) -> float | None:
-        """When to call ``grant`` again; None if nobody waits."""
-        soonest: dict[Urgency, float] = {}
-        for at, ticket in self._heads():
-            soonest[ticket.urgency] = min(at, soonest.get(ticket.urgency, at))
-        return min((max(at, self._overall.ready_at(urgency)) for urgency, at in soonest.items()), default=None)
+        """When to call ``grant`` again; None if the queue is empty."""
+        soonest: dict[Priority, float] = {}
+        for at, pending in self._heads():
+            soonest[pending.priority] = min(at, soonest.get(pending.priority, at))
+        return min((max(at, self._overall.ready_at(priority)) for priority, at in soonest.items()), default=None)
 
-    def _heads(self) -> list[tuple[float, Ticket]]:
-        """The first of each chat with the time at which its chat is ready."""
-        heads = [min(tickets, key=lambda ticket: (ticket.urgency, ticket.number)) for tickets in self._waiting.values()]
-        return [(self._window(head.chat).ready_at(head.urgency), head) for head in heads]
+    def _heads(self) -> list[tuple[float, PendingSend]]:
+        """The first write of each chat with the time at which its chat is ready."""
+        heads = [min(waiting, key=_order) for waiting in self._waiting.values()]
+        return [(self._window(head.chat).ready_at(head.priority), head) for head in heads]
 
     def _window(self, chat: str) -> _Window:
         if chat not in self._windows:
-            self._windows[chat] = _Window(self._rates_of(chat))
+            self._windows[chat] = _Window(self._rates_for(chat))
         return self._windows[chat]
 
-    def _forget_idle(self, now: float) -> None:
+    def _drop_idle_windows(self, now: float) -> None:
         if len(self._windows) > 1000:
             self._windows = {
                 chat: window
@@ -173,67 +172,71 @@ class WaitingLine:
             }
 
 
-class Traffic:
-    """``WaitingLine`` on the event loop's clock."""
+def _order(pending: PendingSend) -> tuple[Priority, int]:
+    return pending.priority, pending.number
 
-    def __init__(self, overall: Sequence[Rate], rates_of: Callable[[str], Sequence[Rate]]) -> None:
-        self._line = WaitingLine(overall, rates_of)
+
+class SendQueue:
+    """``RateLimiter`` on the event loop's clock."""
+
+    def __init__(self, overall: Sequence[Rate], rates_for: Callable[[str], Sequence[Rate]]) -> None:
+        self._limiter = RateLimiter(overall, rates_for)
         self._timer: asyncio.TimerHandle | None = None
 
-    def join(self, chat: str, urgency: Urgency) -> Ticket:
-        """Wish to write to a chat; await ``turn`` before doing so."""
-        ticket = self._line.join(chat, urgency)
-        ticket.granted = asyncio.get_running_loop().create_future()
+    def enqueue(self, chat: str, priority: Priority) -> PendingSend:
+        """Queue a write to a chat; await ``wait`` before writing."""
+        pending = self._limiter.enqueue(chat, priority)
+        pending.granted = asyncio.get_running_loop().create_future()
         self._grant()
-        return ticket
+        return pending
 
-    async def turn(self, ticket: Ticket) -> None:
-        """Return when the ticket's turn has come; ``arrived`` must follow. Cancelled, the ticket leaves the line."""
-        assert ticket.granted is not None
+    async def wait(self, pending: PendingSend) -> None:
+        """Return when the write may go; call ``done`` after it. Cancellation removes it from the queue."""
+        assert pending.granted is not None
         try:
-            await ticket.granted
+            await pending.granted
         except asyncio.CancelledError:
-            if ticket.granted.cancelled():
-                self._line.leave(ticket)
+            if pending.granted.cancelled():
+                self._limiter.cancel(pending)
             else:
-                self.arrived(ticket)
+                self.done(pending)
             raise
 
     @contextlib.asynccontextmanager
-    async def slot(self, chat: str, urgency: Urgency) -> AsyncIterator[None]:
-        """Wait for the turn; the block is the write."""
-        ticket = self.join(chat, urgency)
-        await self.turn(ticket)
+    async def slot(self, chat: str, priority: Priority) -> AsyncIterator[None]:
+        """Wait for the turn; the body is the write."""
+        pending = self.enqueue(chat, priority)
+        await self.wait(pending)
         try:
             yield
         finally:
-            self.arrived(ticket)
+            self.done(pending)
 
-    def hurry(self, ticket: Ticket, urgency: Urgency) -> None:
-        """What the ticket is for has become more urgent."""
-        if urgency < ticket.urgency:
-            ticket.urgency = urgency
+    def raise_priority(self, pending: PendingSend, priority: Priority) -> None:
+        """Raise the priority of a queued write; never lowers it."""
+        if priority < pending.priority:
+            pending.priority = priority
             self._grant()
 
-    def hold(self, chat: str, seconds: float) -> None:
-        """Nobody writes to that chat for so long."""
-        self._line.hold(chat, asyncio.get_running_loop().time() + seconds)
+    def pause(self, chat: str, seconds: float) -> None:
+        """Grant no writes to the chat for that long."""
+        self._limiter.pause(chat, asyncio.get_running_loop().time() + seconds)
 
-    def arrived(self, ticket: Ticket) -> None:
-        """The platform has answered the write that the ticket was for, or it isn't done after all."""
-        self._line.arrived(ticket, asyncio.get_running_loop().time())
+    def done(self, pending: PendingSend) -> None:
+        """Record that the platform replied to the write, or that it was abandoned."""
+        self._limiter.done(pending, asyncio.get_running_loop().time())
         self._grant()
 
     def _grant(self) -> None:
         loop = asyncio.get_running_loop()
-        for ticket in self._line.grant(loop.time()):
-            assert ticket.granted is not None
-            if ticket.granted.done():  # cancelled, but didn't get round to leaving
-                self._line.arrived(ticket, loop.time())
+        for pending in self._limiter.grant(loop.time()):
+            assert pending.granted is not None
+            if pending.granted.done():  # canceled, but not yet removed
+                self._limiter.done(pending, loop.time())
             else:
-                ticket.granted.set_result(None)
+                pending.granted.set_result(None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if (at := self._line.next_at()) is not None:
+        if (at := self._limiter.next_at()) is not None:
             self._timer = loop.call_at(max(at, loop.time() + 0.001), self._grant)

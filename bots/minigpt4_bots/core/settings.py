@@ -1,7 +1,7 @@
-"""Frozen settings of the bots: a YAML file and the environment, read once at the edge. Knows no platform's library.
+"""Frozen settings of the bots, from a YAML file and the environment.
 
-The environment wins over the file. Unknown keys are refused by name. Secrets are ``SecretStr`` and never printed.
-``Rules`` (who may ask and how much) are read again when the file changes; everything else needs a restart.
+Environment variables override the file. Unknown keys are errors. Secrets are ``SecretStr`` and never printed.
+``access`` and ``limits`` are reloaded when the file changes; everything else requires a restart.
 """
 
 import os
@@ -19,8 +19,8 @@ __all__ = [
     "AnswerSettings",
     "BotSettings",
     "DiscordSettings",
+    "ImageSettings",
     "LimitSettings",
-    "PictureSettings",
     "ServerSettings",
     "TelegramSettings",
     "WebhookSettings",
@@ -49,7 +49,7 @@ ENVIRONMENT = {
 _Ids = Annotated[
     frozenset[str], BeforeValidator(lambda ids: {str(one) for one in ids} if isinstance(ids, list) else ids)
 ]
-"""Platform ids; YAML reads them as numbers, the platforms' libraries as either."""
+"""Platform ids as text; YAML reads them as numbers."""
 
 
 class _Settings(BaseModel):
@@ -57,17 +57,17 @@ class _Settings(BaseModel):
 
 
 class ServerSettings(_Settings):
-    """The vision server, any that speaks OpenAI's chat completions."""
+    """The vision server: any with OpenAI's chat completions."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    """As OpenAI's clients take it; ``/v1`` is added if there is no path."""
+    """As for OpenAI's clients; ``/v1`` is added if there is no path."""
     api_key: SecretStr | None = None
     model: str | None = None
-    """The first one that the server lists if not given."""
+    """None for the first one that the server lists."""
     timeout_s: float = Field(default=120, gt=0)
     """Longest silence of the server within one answer, in seconds."""
     patience_s: float = Field(default=60, ge=0)
-    """How long a question is offered again to a server that is full, in seconds."""
+    """How long to retry while the server is full, in seconds."""
 
     @field_validator("base_url")
     @classmethod
@@ -81,35 +81,35 @@ class ServerSettings(_Settings):
 
 
 class AnswerSettings(_Settings):
-    """How the model is asked."""
+    """The prompt and its sampling parameters."""
 
     question: str | None = None
-    """Asked when a picture comes without words; the language's own default if not given."""
+    """For images without text; None for the default of the requester's language."""
     system_prompt: str | None = None
     max_tokens: int = Field(default=512, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
-    """The server's own if not given."""
+    """None for the server's default."""
     regenerate_temperature: float = Field(default=1.0, ge=0, le=2)
-    """For the button that asks again: the same answer twice helps nobody."""
+    """For the regenerate button, which should give a different answer."""
     max_turns: int = Field(default=20, ge=1)
-    """Messages above a question whose words are sent to the server, the newest first; pictures count on their own."""
+    """Messages above a question whose text is sent, the newest ones; images have a limit of their own."""
 
 
-class PictureSettings(_Settings):
-    """What pictures are taken and how long they are kept, in memory only."""
+class ImageSettings(_Settings):
+    """Limits of images, which are kept in memory only."""
 
     max_count: int = Field(default=4, ge=1)
-    """Pictures of one request; the server's own limit counts too."""
+    """Images per request; the server's limit applies, too."""
     max_bytes: int = Field(default=10 * 2**20, ge=1)
-    """Largest picture; the server's own limit counts too."""
+    """Largest image in bytes; the server's limit applies, too."""
     lifetime_s: float = Field(default=3600, gt=0)
-    """A conversation and its pictures are forgotten this long after the last question about them."""
+    """How long a conversation and its images are kept after the last question about them."""
     memory_bytes: int = Field(default=256 * 2**20, ge=1)
-    """All pictures together; the oldest conversations are forgotten first."""
+    """All images together; the least recently used conversations are deleted first."""
 
 
-class Ids(_Settings):
-    """Ids as the platform gives them, numbers or words."""
+class IdLists(_Settings):
+    """Ids of the platform."""
 
     users: _Ids = frozenset()
     roles: _Ids = frozenset()
@@ -120,17 +120,17 @@ class Ids(_Settings):
 
 
 class AccessSettings(_Settings):
-    """Who may ask. Deny wins over allow; an allow list that is empty allows everybody."""
+    """Who may ask. Deny overrides allow; an empty allow list allows everyone."""
 
-    allow: Ids = Ids()
-    deny: Ids = Ids()
+    allow: IdLists = IdLists()
+    deny: IdLists = IdLists()
     admins: _Ids = frozenset()
-    """Users for whom neither lists nor limits hold."""
+    """Users exempt from lists and limits."""
     private_chats: bool = True
 
 
 class LimitSettings(_Settings):
-    """Questions per minute and per day (UTC); None means as many as they like."""
+    """Questions per minute and per day (UTC); None for no limit."""
 
     user_per_minute: int | None = Field(default=6, ge=0)
     user_per_day: int | None = Field(default=200, ge=0)
@@ -139,12 +139,12 @@ class LimitSettings(_Settings):
 
 
 class WebhookSettings(_Settings):
-    """Updates pushed by Telegram instead of polled."""
+    """Receives updates by webhook instead of polling."""
 
     url: str | None = None
-    """The public https address; polling if not given."""
+    """The public https URL; None for polling."""
     secret: SecretStr | None = None
-    """Sent by Telegram with each update; made at each start if not given."""
+    """Sent by Telegram with each update; generated at each start if None."""
     listen: str = "127.0.0.1"
     port: int = Field(default=8443, ge=1, le=65535)
 
@@ -162,13 +162,13 @@ class TelegramSettings(_Settings):
 
     token: SecretStr | None = None
     base_url: str = "https://api.telegram.org/bot"
-    """Of a local Bot API server: ``http://127.0.0.1:8081/bot``."""
+    """For a local Bot API server: ``http://127.0.0.1:8081/bot``."""
     base_file_url: str | None = None
-    """``base_url`` with ``/file/bot`` at its end if not given."""
+    """None for ``base_url`` with ``/file/bot`` at its end."""
     drafts: bool = True
-    """Stream answers in private chats as drafts; by edits if not, or if the Bot API server can't."""
+    """Stream answers in private chats as drafts, if the Bot API server supports them; otherwise by edits."""
     album_wait_s: float = Field(default=0.7, ge=0)
-    """Pictures of one album arrive one by one: how long to wait for the next."""
+    """How long to wait for the next image of an album, in seconds."""
     webhook: WebhookSettings = WebhookSettings()
 
     @field_validator("base_url")
@@ -187,7 +187,7 @@ class TelegramSettings(_Settings):
 
     @property
     def file_url(self) -> str:
-        """Where files are downloaded, ending in ``/file/bot``."""
+        """The base URL of downloads, ending in ``/file/bot``."""
         return self.base_file_url or f"{self.base_url.removesuffix('/bot')}/file/bot"
 
 
@@ -196,25 +196,25 @@ class DiscordSettings(_Settings):
 
     token: SecretStr | None = None
     api_base: str | None = None
-    """Another REST address than Discord's own, up to and with the version, for tests and proxies."""
+    """A REST URL instead of Discord's own, including the version, for tests and proxies."""
     gateway_url: str | None = None
-    """Another gateway than Discord's own (``ws://…``)."""
+    """A gateway instead of Discord's own (``ws://…``)."""
     message_content: Literal["auto", "on", "off"] = "auto"
-    """The privileged intent: used if the developer portal grants it."""
+    """Whether to use the privileged intent; ``auto`` uses it if the developer portal grants it."""
 
 
 class BotSettings(_Settings):
-    """Everything a bot needs to know; the same keys as in the file."""
+    """All settings, with the keys of the file."""
 
     server: ServerSettings = ServerSettings()
     answers: AnswerSettings = AnswerSettings()
-    pictures: PictureSettings = PictureSettings()
+    pictures: ImageSettings = ImageSettings()
     access: AccessSettings = AccessSettings()
     limits: LimitSettings = LimitSettings()
     database: Path = Path("minigpt4-bots.sqlite3")
-    """Counters of questions and unfinished answers, no contents; both bots may share it."""
+    """Counters of questions and unfinished answers, no contents. Both bots may share it."""
     language: str = "auto"
-    """``auto``: each person's own if the catalogue has it, English otherwise; or ``en``, ``zh``."""
+    """``auto`` for each person's own language if the catalog has it, otherwise English; or ``en``, ``zh``."""
     telegram: TelegramSettings = TelegramSettings()
     discord: DiscordSettings = DiscordSettings()
 
@@ -229,10 +229,10 @@ class BotSettings(_Settings):
 
 
 def read_bot_settings(file: Path | None, environment: Mapping[str, str] | None = None) -> BotSettings:
-    """The settings of ``file`` with what the ``environment`` says instead (``os.environ`` if not given).
+    """Read the settings of a file, overridden by the environment (default: ``os.environ``).
 
     Raises:
-        InvalidRequest: no such file, not YAML, an unknown key or an impossible value; names the key, never its value.
+        InvalidRequest: no such file, not YAML, an unknown key or an invalid value. It names the key, never the value.
     """
     values = _read_yaml(file) if file is not None else {}
     for variable, path in ENVIRONMENT.items():
@@ -242,21 +242,21 @@ def read_bot_settings(file: Path | None, environment: Mapping[str, str] | None =
         return BotSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"])
-        why = (
+        key = ".".join(str(step) for step in first["loc"])
+        reason = (
             "there is no such setting"
             if first["type"] == "extra_forbidden"
             else first["msg"].removeprefix("Value error, ")
         )
         source = f" in {file}" if file is not None else ""
-        raise InvalidRequest(f"Settings{source}: {where}: {why}.", param=where or None) from None
+        raise InvalidRequest(f"Settings{source}: {key}: {reason}.", param=key or None) from None
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: str) -> None:
     for step in path[:-1]:
         inner = values.setdefault(step, {})
         if not isinstance(inner, dict):
-            return  # wrong already in the file: validation names it
+            return  # the file's value is invalid, which validation reports
         values = inner
     values[path[-1]] = value
 

@@ -1,7 +1,7 @@
-"""What survives a restart, in SQLite: when pseudonyms asked, and answers that are not finished yet. No contents.
+"""The SQLite database that survives restarts: times of questions by pseudonym, and unfinished answers. No contents.
 
-Knows hashes and sealed bytes only, never an id. Both bots may use one file at the same time. Every call is a short
-transaction; what returned is safe against kill -9.
+It stores hashes and encrypted notes, never an id. Both bots may use one file at the same time. Each call is a short
+transaction; what it wrote survives kill -9.
 """
 
 import sqlite3
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minigpt4_serve.errors import InvalidRequest
 
-__all__ = ["PendingAnswer", "Storage"]
+__all__ = ["Storage", "UnfinishedAnswer"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, user TEXT NOT NULL, chat TEXT NOT NULL, at REAL NOT NULL);
@@ -25,26 +25,26 @@ _TWO_DAYS_S = 2 * 86400.0
 
 
 @dataclass(frozen=True)
-class PendingAnswer:
-    """An answer that had begun: ``place`` is what the adapter needs to find it again, sealed."""
+class UnfinishedAnswer:
+    """An answer that had begun. ``note`` holds its encrypted location."""
 
     id: int
     user: str
-    place: bytes
+    note: bytes
 
 
 class Storage:
     """The database of both bots."""
 
     def __init__(self, file: Path) -> None:
-        """Open or make the database.
+        """Open or create the database.
 
         Raises:
-            InvalidRequest: the file can't be opened or isn't a database.
+            InvalidRequest: the file can't be opened or is no database.
         """
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Autocommit: each statement is its own transaction. The waiting time covers the other bot's.
+            # Autocommit: each statement is a transaction. The timeout covers transactions of the other bot.
             self._connection = sqlite3.connect(file, timeout=10, isolation_level=None, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -67,46 +67,46 @@ class Storage:
         return row.lastrowid
 
     def withdraw_question(self, number: int) -> None:
-        """Don't count a question that couldn't be answered."""
+        """Remove a question from the count."""
         self._connection.execute("DELETE FROM asked WHERE id = ?", (number,))
 
-    def times_of_user(self, user: str, since: float) -> list[float]:
-        """When the user asked since then, oldest first."""
+    def user_times(self, user: str, since: float) -> list[float]:
+        """Times of the user's questions after ``since``, oldest first."""
         return self._times("SELECT at FROM asked WHERE user = ? AND at > ? ORDER BY at", user, since)
 
-    def times_of_chat(self, chat: str, since: float) -> list[float]:
-        """When anybody asked in the chat since then, oldest first."""
+    def chat_times(self, chat: str, since: float) -> list[float]:
+        """Times of all questions in the chat after ``since``, oldest first."""
         return self._times("SELECT at FROM asked WHERE chat = ? AND at > ? ORDER BY at", chat, since)
 
-    def _times(self, query: str, who: str, since: float) -> list[float]:
-        return [float(at) for (at,) in self._connection.execute(query, (who, since))]
+    def _times(self, query: str, key: str, since: float) -> list[float]:
+        return [float(at) for (at,) in self._connection.execute(query, (key, since))]
 
-    def begin_answer(self, *, platform: str, user: str, place: bytes) -> int:
-        """Note that an answer begins at ``place``; returns its number."""
+    def begin_answer(self, *, platform: str, user: str, note: bytes) -> int:
+        """Record that an answer begins; returns its number."""
         row = self._connection.execute(
-            "INSERT INTO pending (platform, user, place) VALUES (?, ?, ?)", (platform, user, place)
+            "INSERT INTO pending (platform, user, place) VALUES (?, ?, ?)", (platform, user, note)
         )
         assert row.lastrowid is not None
         return row.lastrowid
 
-    def move_answer(self, number: int, place: bytes) -> None:
-        """The answer has its message now: the place is known better."""
-        self._connection.execute("UPDATE pending SET place = ? WHERE id = ?", (place, number))
+    def update_answer(self, number: int, note: bytes) -> None:
+        """Replace the note of an unfinished answer."""
+        self._connection.execute("UPDATE pending SET place = ? WHERE id = ?", (note, number))
 
     def finish_answer(self, number: int) -> None:
-        """The answer is complete, or its end was explained."""
+        """Remove an answer that is complete, or whose interruption was explained."""
         self._connection.execute("DELETE FROM pending WHERE id = ?", (number,))
 
-    def unfinished_answers(self, platform: str) -> list[PendingAnswer]:
-        """What an earlier life of this platform's bot left behind. Call before the first question."""
+    def unfinished_answers(self, platform: str) -> list[UnfinishedAnswer]:
+        """The answers that an earlier process of this platform's bot left unfinished."""
         rows = self._connection.execute("SELECT id, user, place FROM pending WHERE platform = ?", (platform,))
-        return [PendingAnswer(int(number), str(user), bytes(place)) for number, user, place in rows]
+        return [UnfinishedAnswer(int(number), str(user), bytes(note)) for number, user, note in rows]
 
     def fact(self, name: str) -> str | None:
-        """A remembered fact about the platform, such as the digest of the commands synchronised last."""
+        """A value stored by ``store_fact``, such as the digest of the last published commands."""
         row = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
-    def remember_fact(self, name: str, value: str) -> None:
-        """Remember a fact, replacing the older one."""
+    def store_fact(self, name: str, value: str) -> None:
+        """Store a value, replacing an earlier one."""
         self._connection.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))

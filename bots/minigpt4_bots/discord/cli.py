@@ -1,49 +1,30 @@
-"""``minigpt4-discord``: the command line. What is wrong with the settings is said before anything heavy is loaded."""
+"""``minigpt4-discord``: the command line."""
 
 import asyncio
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from minigpt4_bots.core.privacy import LogLevel, set_up_logging
-from minigpt4_bots.core.settings import read_bot_settings
-from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
+from minigpt4_bots.core.command_line import BotCommandLine
+from minigpt4_bots.core.settings import BotSettings
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """The console script."""
-    # Plain tracebacks: the pretty ones may show variables, and one of them is the token.
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(_start)
-    app()
+    BotCommandLine(
+        extra="discord",
+        description="A Discord bot that answers questions about pictures. DISCORD_TOKEN must be in the settings or the "
+        "environment.",
+        setup_hint="Set DISCORD_TOKEN to your bot's token (Bot → Reset Token on "
+        "https://discord.com/developers/applications).",
+        token=lambda settings: settings.discord.token,
+        secrets=lambda settings: (settings.discord.token, settings.server.api_key),
+        import_run=_import_run,
+    ).main()
 
 
-def _start(
-    settings: Annotated[
-        Path | None, typer.Option("--settings", "-s", help="A YAML file such as configs/discord.yaml.")
-    ] = None,
-    log_level: Annotated[
-        LogLevel, typer.Option(help="From which severity on something is logged.", case_sensitive=False)
-    ] = LogLevel.INFO,
-) -> None:
-    """A Discord bot that answers questions about pictures. DISCORD_TOKEN must be in the settings or the environment."""
-    try:
-        read = read_bot_settings(settings)
-        if read.discord.token is None:
-            raise InvalidRequest(
-                "Set DISCORD_TOKEN to your bot's token (Bot → Reset Token on https://discord.com/developers/applications)."
-            )
-        hidden = [secret.get_secret_value() for secret in (read.discord.token, read.server.api_key) if secret]
-        set_up_logging(log_level, hidden)
-        try:
-            from minigpt4_bots.discord.connection import run
-        except ModuleNotFoundError:
-            raise InvalidRequest("The bot's library is missing: pip install 'minigpt4-serve[discord]'.") from None
-        asyncio.run(run(read, settings, read.discord.token.get_secret_value()))
-    except MiniGPT4Error as error:
-        print(error.message, file=sys.stderr)
-        raise typer.Exit(1) from None
+def _import_run() -> Callable[[BotSettings, Path | None, str], None]:
+    from minigpt4_bots.discord.connection import run
+
+    return lambda settings, file, token: asyncio.run(run(settings, file, token))

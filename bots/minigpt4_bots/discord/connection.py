@@ -1,4 +1,4 @@
-"""The Discord bot's connection: made, lost, made again, ended in good order."""
+"""Connects the Discord bot, reconnects it, and shuts it down."""
 
 import asyncio
 import contextlib
@@ -13,47 +13,47 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 from yarl import URL
 
-from minigpt4_bots.core.answer_service import Answering
+from minigpt4_bots.core.answer_service import AnswerService
 from minigpt4_bots.core.settings import BotSettings
-from minigpt4_bots.discord.bot import OVERALL, DiscordBot, rates_of
+from minigpt4_bots.discord.bot import OVERALL, DiscordBot, rates_for
 from minigpt4_serve.errors import AuthenticationFailed, InvalidRequest
 
 __all__ = ["run"]
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_PAUSE_S = 60.0
-_BAD_TOKEN = 4004
+_MAX_PAUSE_S = 60.0
+_BAD_TOKEN_CODE = 4004
 _PORTAL = "https://discord.com/developers/applications"
-_TROUBLE = (
+_CONNECTION_ERRORS = (
     OSError,
     aiohttp.ClientError,
     TimeoutError,
     discord.HTTPException,
     discord.GatewayNotFound,
     discord.ConnectionClosed,
-    # The library stumbles over itself if its very first connection fails; a fresh client doesn't mind.
+    # discord.py raises it if its first connection fails; a new client recovers.
     AttributeError,
 )
 
 
 async def run(settings: BotSettings, file: Path | None, token: str) -> None:
-    """Serve until SIGTERM or Ctrl-C. ``file``: where the settings come from, to read the access lists again.
+    """Run until SIGTERM or Ctrl-C. ``file`` is the settings file, from which access lists are reloaded.
 
     Raises:
-        InvalidRequest: settings that can't work.
-        AuthenticationFailed: Discord doesn't know the token.
+        InvalidRequest: the database can't be used, or Discord doesn't grant a required intent.
+        AuthenticationFailed: Discord doesn't accept the token.
     """
-    _quieten_library()
+    _quiet_library()
     if settings.discord.api_base is not None:
         Route.BASE = settings.discord.api_base.rstrip("/")
     if settings.discord.gateway_url is not None:
         DiscordWebSocket.DEFAULT_GATEWAY = URL(settings.discord.gateway_url)
-    answering = Answering.build(settings, "discord", file=file, overall=OVERALL, rates_of=rates_of)
-    housekeeping = asyncio.create_task(answering.housekeeping())
-    serving = asyncio.create_task(_stay_connected(answering, settings, token))
+    service = AnswerService.create(settings, "discord", file=file, overall=OVERALL, rates_for=rates_for)
+    housekeeping = asyncio.create_task(service.run_housekeeping())
+    serving = asyncio.create_task(_stay_connected(service, settings, token))
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Windows has none: Ctrl-C cancels this very task there.
+        # Windows doesn't support it; there Ctrl-C cancels this task.
         with contextlib.suppress(NotImplementedError):
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
     try:
@@ -64,19 +64,19 @@ async def run(settings: BotSettings, file: Path | None, token: str) -> None:
         housekeeping.cancel()
 
 
-async def _stay_connected(answering: Answering, settings: BotSettings, token: str) -> None:
-    """Connections one after another; within each, the library reconnects by itself."""
+async def _stay_connected(service: AnswerService, settings: BotSettings, token: str) -> None:
+    """Open one connection after another; the library reconnects within each."""
     read_all = settings.discord.message_content != "off"
     failures = 0
     try:
         while True:
-            bot = DiscordBot(answering, settings, read_all=read_all)
+            bot = DiscordBot(service, settings, read_all=read_all)
             try:
                 await bot.start(token)
                 return
             except asyncio.CancelledError:
-                # While the connection still stands: running answers end with an explanation.
-                await answering.close()
+                # Running answers end with an explanation while the connection is still open.
+                await service.close()
                 raise
             except discord.LoginFailure:
                 raise _bad_token() from None
@@ -89,29 +89,29 @@ async def _stay_connected(answering: Answering, settings: BotSettings, token: st
                 _log.info("The message content intent isn't granted: the bot reads only what is addressed to it.")
                 read_all = False
                 continue
-            except _TROUBLE as error:
-                if isinstance(error, discord.ConnectionClosed) and error.code == _BAD_TOKEN:
+            except _CONNECTION_ERRORS as error:
+                if isinstance(error, discord.ConnectionClosed) and error.code == _BAD_TOKEN_CODE:
                     raise _bad_token() from None
                 failures += 1
-                pause_s = min(_LONGEST_PAUSE_S, 2.0 ** min(failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311 — spread, not secret
+                pause_s = min(_MAX_PAUSE_S, 2.0 ** min(failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311 — spread, not secret
                 _log.warning("Discord can't be reached (%s); trying again in %.0f s.", type(error).__name__, pause_s)
             finally:
-                with contextlib.suppress(*_TROUBLE):
+                with contextlib.suppress(*_CONNECTION_ERRORS):
                     await bot.close()
             await asyncio.sleep(pause_s)
     finally:
-        await answering.close()
+        await service.close()
 
 
-def _quieten_library() -> None:
-    """No warnings about voice, which this bot doesn't use, and no traceback for each lost connection."""
+def _quiet_library() -> None:
+    """Suppress warnings about voice, which this bot doesn't use, and tracebacks of lost connections."""
     discord.VoiceClient.warn_nacl = False
     discord.VoiceClient.warn_dave = False
 
     def without_traceback(record: logging.LogRecord) -> bool:
         if record.getMessage().startswith("Attempting a reconnect"):
             record.exc_info = None
-        return True  # with the tracebacks of our own mistakes
+        return True  # other tracebacks stay
 
     logging.getLogger("discord.client").addFilter(without_traceback)
 

@@ -1,213 +1,202 @@
-"""Commands, menus, buttons and the window for a question: what Discord calls interactions, as questions to the core.
+"""Handles Discord's interactions: commands, menus, buttons and the form for a question.
 
-They work where the bot isn't a member, too: everything is answered through the interaction itself.
+They also work where the bot isn't a member, so each reply goes through the interaction itself.
 """
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import discord
 
-from minigpt4_bots.core.access import Asker
+from minigpt4_bots.core.access import DenialReason, Requester
+from minigpt4_bots.core.answer_service import AnswerService, StopOutcome
+from minigpt4_bots.core.commands import Command, CommandContext, run_command
 from minigpt4_bots.core.conversation import MessageKey
 from minigpt4_bots.core.question import Attachment, Question
+from minigpt4_bots.core.streaming import Buttons
 from minigpt4_bots.core.texts import Texts
-from minigpt4_bots.discord.commands import COMMANDS
-from minigpt4_bots.discord.messages import asker_of, attachment_of, attachments_of, parent_of, words_of
-from minigpt4_bots.discord.targets import InteractionOutlet, Where, read_button
+from minigpt4_bots.discord.commands import LONGEST_QUESTION
+from minigpt4_bots.discord.messages import MessageReader, replied_to_key, requester_from
+from minigpt4_bots.discord.targets import InteractionTarget, MessageLocation, read_button
 
-if TYPE_CHECKING:
-    from minigpt4_bots.discord.bot import DiscordBot
-
-__all__ = ["Interactions"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["InteractionHandlers"]
 
 _THINKING_AFTER_S = 1.5
-"""Discord gives an interaction up after 3 s."""
-_WINDOW_OPEN_S = 900.0
-_LONGEST_QUESTION = 1500
-_WINDOW = "minigpt4:window:"
+"""Discord drops an interaction after 3 s."""
+_FORM_TIMEOUT_S = 900.0
+_FORM_PREFIX = "minigpt4:window:"
 
 
-class _QuestionWindow(discord.ui.Modal):
-    """Asks for the question about a picture that was chosen by a menu."""
+class _QuestionForm(discord.ui.Modal):
+    """Asks for the question about an image that was chosen by a menu."""
 
     def __init__(
-        self, interactions: "Interactions", attachments: tuple[Attachment, ...], texts: Texts, name: str
+        self, handlers: "InteractionHandlers", attachments: tuple[Attachment, ...], texts: Texts, custom_id: str
     ) -> None:
-        super().__init__(title=texts("modal.title"), timeout=_WINDOW_OPEN_S, custom_id=name)
-        self._interactions = interactions
+        super().__init__(title=texts("modal.title"), timeout=_FORM_TIMEOUT_S, custom_id=custom_id)
+        self._handlers = handlers
         self._attachments = attachments
-        self._question: discord.ui.TextInput[_QuestionWindow] = discord.ui.TextInput(
-            label=texts("modal.question"), style=discord.TextStyle.paragraph, max_length=_LONGEST_QUESTION
+        self._question: discord.ui.TextInput[_QuestionForm] = discord.ui.TextInput(
+            label=texts("modal.question"), style=discord.TextStyle.paragraph, max_length=LONGEST_QUESTION
         )
         self.add_item(self._question)
 
     async def on_submit(self, interaction: discord.Interaction) -> None:
-        """The question is there."""
-        await self._interactions.answer(interaction, self._question.value.strip(), self._attachments)
+        """Answer the submitted question."""
+        await self._handlers.answer(interaction, self._question.value.strip(), self._attachments)
 
 
-class Interactions:
-    """What the bot's commands and buttons do."""
+class InteractionHandlers:
+    """Handles commands and menus (``CommandHandlers``), buttons and forms."""
 
-    def __init__(self, bot: "DiscordBot") -> None:
-        self._bot = bot
-        self._life = secrets.token_hex(4)
-        """Windows that were opened in an earlier life can't be answered any more."""
+    def __init__(self, service: AnswerService, reader: MessageReader) -> None:
+        self._service = service
+        self._reader = reader
+        self._process_id = secrets.token_hex(4)
+        """Part of a form's id: forms opened by an earlier process can't be answered."""
 
     async def on_ask(
-        self, interaction: discord.Interaction, question: str, pictures: Sequence[discord.Attachment]
+        self, interaction: discord.Interaction, question: str, images: Sequence[discord.Attachment]
     ) -> None:
-        """``/ask``: without pictures it goes on from the asker's latest conversation here."""
-        attachments = tuple(attachment_of(picture, self._bot.files) for picture in pictures)
-        await self.answer(interaction, words_of(question, self._bot.me), attachments)
+        """``/ask``: without images it continues the requester's latest conversation here."""
+        attachments = tuple(self._reader.attachment(image) for image in images)
+        await self.answer(interaction, self._reader.clean_text(question), attachments)
 
     async def on_describe(self, interaction: discord.Interaction, message: discord.Message) -> None:
-        """The menu's "Describe picture": the default question."""
-        if (attachments := await self._pictures(interaction, message)) is not None:
+        """Ask the default question about the message's images."""
+        if (attachments := await self._find_images(interaction, message)) is not None:
             await self.answer(interaction, "", attachments)
 
     async def on_ask_about(self, interaction: discord.Interaction, message: discord.Message) -> None:
-        """The menu's "Ask about picture…": opens a window for the question."""
-        if (attachments := await self._pictures(interaction, message)) is not None:
-            name = f"{_WINDOW}{self._life}:{interaction.id}"
-            texts = self._bot.answering.texts(self._asker(interaction))
-            await interaction.response.send_modal(_QuestionWindow(self, attachments, texts, name))
+        """Open a form for a question about the message's images."""
+        if (attachments := await self._find_images(interaction, message)) is not None:
+            custom_id = f"{_FORM_PREFIX}{self._process_id}:{interaction.id}"
+            texts = self._service.texts(self._requester(interaction))
+            await interaction.response.send_modal(_QuestionForm(self, attachments, texts, custom_id))
 
-    async def on_short_command(self, interaction: discord.Interaction, name: str) -> None:
-        """The commands that are answered at once, to the asker alone."""
-        answering, asker = self._bot.answering, self._asker(interaction)
-        texts = answering.texts(asker)
-        # What is known of them, and its end, is everybody's right.
-        if name not in ("privacy", "forget") and not answering.is_allowed(asker):
-            await self._whisper(interaction, texts("refused.access"))
-            return
-        said = {
-            "reset": lambda: answering.reset(asker),
-            "stop": lambda: answering.stop(asker),
-            "forget": lambda: answering.forget(asker),
-            "privacy": lambda: answering.privacy(asker, forget="`/forget`"),
-            "help": lambda: self._help(asker),
-        }[name]()
-        await self._whisper(interaction, said)
+    async def on_command(self, interaction: discord.Interaction, command: Command) -> None:
+        """Run a command and reply to the requester alone."""
+        requester = self._requester(interaction)
+        texts = self._service.texts(requester)
+        menus = texts("help.menus", describe=texts("command.describe"), ask=texts("command.ask_about"))
+        context = CommandContext(
+            self._service,
+            requester,
+            mention=f"<@{self._reader.bot_id}>",
+            format_command=lambda name: f"`/{name}`",
+            extra_help=(menus,),
+        )
+        await self._reply_privately(interaction, run_command(command, context))
 
     async def on_event(self, interaction: discord.Interaction) -> None:
-        """Buttons, and windows that nobody waits for any more."""
+        """Handle buttons, and forms of an earlier process."""
         custom_id = interaction.custom_id or ""
         if interaction.type is discord.InteractionType.modal_submit:
-            if custom_id.startswith(_WINDOW) and not custom_id.startswith(f"{_WINDOW}{self._life}:"):
-                await self._whisper(interaction, self._bot.answering.texts(self._asker(interaction))("again.forgotten"))
-        elif interaction.type is discord.InteractionType.component and (button := read_button(custom_id)) is not None:
-            name, owner = button
-            await (self._stop(interaction) if name == "stop" else self._again(interaction, owner))
+            is_current = custom_id.startswith(f"{_FORM_PREFIX}{self._process_id}:")
+            if custom_id.startswith(_FORM_PREFIX) and not is_current:
+                texts = self._service.texts(self._requester(interaction))
+                await self._reply_privately(interaction, texts(DenialReason.EXPIRED))
+        elif interaction.type is discord.InteractionType.component and (found := read_button(custom_id)) is not None:
+            button, owner = found
+            if button is Buttons.STOP:
+                await self._stop(interaction)
+            else:
+                await self._regenerate(interaction, owner)
 
     async def answer(self, interaction: discord.Interaction, text: str, attachments: tuple[Attachment, ...]) -> None:
-        """Ask the core and answer the interaction."""
-        asker = self._asker(interaction)
-        outlet = self._outlet(interaction, asker)
+        """Answer a question through the interaction."""
+        requester = self._requester(interaction)
+        target = self._target(interaction, requester)
         question = Question(
-            asker=asker,
-            key=MessageKey(asker.channel, f"interaction {interaction.id}"),
+            requester=requester,
+            key=MessageKey(requester.channel, f"interaction {interaction.id}"),
             text=text,
             attachments=attachments,
-            fetch=self._bot.fetch,
-            place=Where(int(asker.channel), token=interaction.token).to_json(),
+            fetch=self._reader.fetch,
+            location=MessageLocation(int(requester.channel), token=interaction.token).to_json(),
         )
-        waiting = asyncio.create_task(outlet.keep_waiting(_THINKING_AFTER_S))
+        thinking = asyncio.create_task(target.show_thinking(_THINKING_AFTER_S))
         try:
-            await self._bot.answering.ask(question, outlet)
+            await self._service.ask(question, target)
         finally:
-            waiting.cancel()
-        if not outlet.is_acknowledged:
-            # Of many refusals at once the core says one only; each interaction wants an answer.
-            await self._whisper(interaction, self._bot.answering.texts(asker)("refused.busy"))
+            thinking.cancel()
+        if not target.is_acknowledged:
+            # The core suppresses repeated denials, but each interaction needs a response.
+            texts = self._service.texts(requester)
+            await self._reply_privately(interaction, texts(DenialReason.BUSY))
 
     async def _stop(self, interaction: discord.Interaction) -> None:
-        answering, asker = self._bot.answering, self._asker(interaction)
-        texts = answering.texts(asker)
+        requester = self._requester(interaction)
         assert interaction.message is not None
-        said = await answering.stop_shown(asker, MessageKey(asker.channel, str(interaction.message.id)))
-        if said == texts("stopped.done"):
-            await interaction.response.defer()  # the answer itself says that it was stopped
-        elif said == texts("stopped.nothing"):
-            # Left behind: nobody writes here any more, so the button goes.
-            await interaction.response.edit_message(view=None)
+        outcome = await self._service.stop_message(
+            requester, MessageKey(requester.channel, str(interaction.message.id))
+        )
+        if outcome is StopOutcome.STOPPED:
+            await interaction.response.defer()  # the answer itself shows that it was stopped
+        elif outcome is StopOutcome.NOTHING_RUNNING:
+            await interaction.response.edit_message(view=None)  # left by an earlier process
         else:
-            await self._whisper(interaction, said)
+            await self._reply_privately(interaction, self._service.texts(requester)(outcome))
 
-    async def _again(self, interaction: discord.Interaction, owner: int) -> None:
-        answering, asker = self._bot.answering, self._asker(interaction)
-        assert interaction.message is not None
-        key = MessageKey(asker.channel, str(interaction.message.id))
-        if str(owner) != asker.user and not answering.is_admin(asker):
-            await self._whisper(interaction, answering.texts(asker)("stopped.other"))
+    async def _regenerate(self, interaction: discord.Interaction, owner: int) -> None:
+        requester = self._requester(interaction)
+        message = interaction.message
+        assert message is not None
+        if str(owner) != requester.user and not self._service.is_admin(requester):
+            await self._reply_privately(interaction, self._service.texts(requester)(DenialReason.NOT_OWNER))
             return
         await interaction.response.defer()
-        outlet = self._outlet(interaction, asker, original=str(interaction.message.id))
-        place = Where(interaction.message.channel.id, token=interaction.token).to_json()
-        said = await answering.regenerate(asker, key, outlet, place=place)
-        if said == answering.texts(asker)("again.forgotten"):
-            said = await self._again_from_platform(interaction.message, asker, outlet)
-        if said is not None:
-            await interaction.followup.send(said, ephemeral=True)
+        target = self._target(interaction, requester, original=str(message.id))
+        location = MessageLocation(message.channel.id, token=interaction.token).to_json()
+        key = MessageKey(requester.channel, str(message.id))
+        denial = await self._service.regenerate(requester, key, target, location=location)
+        if denial is None:
+            return
+        if denial.reason is DenialReason.EXPIRED and await self._ask_again(message, requester, target):
+            return
+        await interaction.followup.send(self._service.describe_denial(requester, denial), ephemeral=True)
 
-    async def _again_from_platform(
-        self, answer: discord.Message, asker: Asker, outlet: InteractionOutlet
-    ) -> str | None:
-        """The conversation was forgotten, but the question may still stand in the channel."""
-        asked = parent_of(answer)
-        message = await self._bot.fetch_message(asked) if asked is not None else None
-        question = self._bot.question(message, asker) if message is not None else None
-        if message is None or question is None or str(message.author.id) != asker.user:
-            return self._bot.answering.texts(asker)("again.forgotten")
-        place = Where(message.channel.id, question=message.id).to_json()
-        await self._bot.answering.ask(replace(question, place=place), outlet)
-        return None
+    async def _ask_again(self, answer: discord.Message, requester: Requester, target: InteractionTarget) -> bool:
+        """Ask the question that an answer replies to again, from the channel; False if that is impossible."""
+        asked = replied_to_key(answer)
+        message = await self._reader.fetch_message(asked) if asked is not None else None
+        if message is None or str(message.author.id) != requester.user:
+            return False
+        await self._service.ask(self._reader.question(message, requester), target)
+        return True
 
-    async def _pictures(
+    async def _find_images(
         self, interaction: discord.Interaction, message: discord.Message
     ) -> tuple[Attachment, ...] | None:
-        """What the message shows; None, and the asker is told, if that is nothing."""
-        attachments = attachments_of(message, self._bot.files)
+        """The message's images; None, after a private reply, if there are none."""
+        attachments = self._reader.attachments(message)
         if not attachments:
-            texts = self._bot.answering.texts(self._asker(interaction))
-            await self._whisper(interaction, texts("hint.nothing_usable"))
+            texts = self._service.texts(self._requester(interaction))
+            await self._reply_privately(interaction, texts("hint.nothing_usable"))
             return None
         return attachments
 
-    def _help(self, asker: Asker) -> str:
-        texts = self._bot.answering.texts(asker)
-        commands = [(f"`/{name}`", texts(f"command.{name}")) for name in COMMANDS]
-        menus = texts("help.menus", describe=texts("command.describe"), ask=texts("command.ask_about"))
-        mention = f"<@{self._bot.me}>"
-        return f"{self._bot.answering.help(asker, mention=mention, commands=commands)}\n\n{menus}"
-
-    def _asker(self, interaction: discord.Interaction) -> Asker:
-        # A place of a kind that the library doesn't know is told apart by its server, or by the person.
+    def _requester(self, interaction: discord.Interaction) -> Requester:
+        # A channel of a type that the library doesn't support is identified by its server, or by the person.
         channel = interaction.channel or discord.Object(interaction.guild_id or interaction.user.id)
-        return asker_of(
+        return requester_from(
             interaction.user,
             channel,
             guild_id=interaction.guild_id,
             language=interaction.locale.value,
         )
 
-    def _outlet(
-        self, interaction: discord.Interaction, asker: Asker, *, original: str | None = None
-    ) -> InteractionOutlet:
-        return InteractionOutlet(
+    def _target(
+        self, interaction: discord.Interaction, requester: Requester, *, original: str | None = None
+    ) -> InteractionTarget:
+        return InteractionTarget(
             interaction,
-            asker=int(asker.user),
-            texts=self._bot.answering.texts(asker),
-            channel=self._bot.get_partial_messageable(int(asker.channel)),
+            requester=int(requester.user),
+            texts=self._service.texts(requester),
+            channel=self._reader.channel(int(requester.channel)),
             original=original,
         )
 
-    async def _whisper(self, interaction: discord.Interaction, text: str) -> None:
+    async def _reply_privately(self, interaction: discord.Interaction, text: str) -> None:
         await interaction.response.send_message(text, ephemeral=True)

@@ -1,9 +1,10 @@
-"""Discord's messages as the core understands them: words, files and what they reply to. Sends nothing but downloads.
+"""Discord's messages as questions: text, files and what they reply to.
 
-Files are fetched from the addresses that Discord gives: attachments from its CDN, pictures in embeds through its proxy.
-The address that an embed names itself is never visited.
+Files are downloaded from URLs that Discord provides: attachments from its CDN, embedded images through its proxy. The
+URL that an embed names itself is never requested.
 """
 
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -12,29 +13,20 @@ import discord
 from discord.http import Route
 from yarl import URL
 
-from minigpt4_bots.core.access import Asker
+from minigpt4_bots.core.access import Requester
 from minigpt4_bots.core.conversation import MessageKey
-from minigpt4_bots.core.question import Attachment, NotFetched, Quoted, TooLarge
+from minigpt4_bots.core.question import Attachment, DownloadFailed, FileTooLarge, Question, QuotedMessage, Unusable
+from minigpt4_bots.discord.targets import MessageLocation
 
-__all__ = [
-    "Files",
-    "asker_of",
-    "attachment_of",
-    "attachments_of",
-    "is_hidden",
-    "key_of",
-    "parent_of",
-    "quote",
-    "words_of",
-]
+__all__ = ["Downloader", "MessageReader", "replied_to_key", "requester_from"]
 
 _CDN = (".discordapp.com", ".discordapp.net", ".discord.com")
 _TIMEOUT = aiohttp.ClientTimeout(total=60, connect=10, sock_read=20)
 _CHUNK = 1 << 16
 
 
-class Files:
-    """Downloads, each up to a number of bytes. Open it within the event loop; ``close`` it at the end."""
+class Downloader:
+    """Downloads files up to a size limit. Create it within the event loop; ``close`` it at the end."""
 
     def __init__(self) -> None:
         self._session = aiohttp.ClientSession(timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar())
@@ -44,33 +36,162 @@ class Files:
         await self._session.close()
 
     def loader(self, url: str) -> Callable[[int], Awaitable[bytes]]:
-        """What ``Attachment.load`` is to be."""
+        """A function for ``Attachment.load``."""
 
-        async def load(most: int) -> bytes:
-            # Whatever size was announced: nothing beyond `most` is kept.
+        async def load(max_bytes: int) -> bytes:
+            # The declared size may be wrong.
             data = bytearray()
             try:
                 async with self._session.get(URL(url, encoded=True), allow_redirects=False) as response:
                     if response.status != 200:
-                        raise NotFetched
+                        raise DownloadFailed
                     async for chunk in response.content.iter_chunked(_CHUNK):
                         data += chunk
-                        if len(data) > most:
-                            raise TooLarge
+                        if len(data) > max_bytes:
+                            raise FileTooLarge
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
-                raise NotFetched from error
+                raise DownloadFailed from error
             return bytes(data)
 
         return load
 
 
-def asker_of(user: discord.abc.User, channel: object, *, guild_id: int | None, language: str | None) -> Asker:
-    """Who asks and where. ``channel``: whatever the library made of it, or an object with an ``id``."""
+class MessageReader:
+    """Reads messages for one connection: questions, the messages they quote, their images."""
+
+    def __init__(self, client: discord.Client, downloader: Downloader) -> None:
+        self._client = client
+        self._downloader = downloader
+
+    @property
+    def bot_id(self) -> int:
+        """The bot's own user id; known after login."""
+        assert self._client.user is not None
+        return self._client.user.id
+
+    def channel(self, channel_id: int) -> discord.PartialMessageable:
+        """A channel to write to, by id."""
+        return self._client.get_partial_messageable(channel_id)
+
+    def question(self, message: discord.Message, requester: Requester) -> Question:
+        """The question that a message asks."""
+        resolved = message.reference.resolved if message.reference else None
+
+        async def fetch(key: MessageKey) -> QuotedMessage | None:
+            if isinstance(resolved, discord.Message) and str(resolved.id) == key.message:
+                return self._quote(resolved)
+            return await self.fetch(key)
+
+        return Question(
+            requester=requester,
+            key=MessageKey(str(message.channel.id), str(message.id)),
+            text=self.clean_text(message.content),
+            attachments=self.attachments(message),
+            parent=replied_to_key(message),
+            fetch=fetch,
+            location=MessageLocation(message.channel.id, question=message.id).to_json(),
+        )
+
+    async def requester(self, message: discord.Message) -> Requester:
+        """The author of a message."""
+        channel: object = message.channel
+        guild = message.guild
+        if guild is not None and isinstance(channel, discord.PartialMessageable):
+            # A thread that isn't in the library's cache. Lists that name its channel apply to it, too.
+            with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
+                channel = await self._client.fetch_channel(channel.id)
+        return requester_from(
+            message.author,
+            channel,
+            guild_id=guild.id if guild else None,
+            language=guild.preferred_locale.value if guild else None,
+        )
+
+    async def fetch(self, key: MessageKey) -> QuotedMessage | None:
+        """Fetch a message for a conversation; None if it is deleted or inaccessible."""
+        message = await self.fetch_message(key)
+        return None if message is None else self._quote(message)
+
+    async def fetch_message(self, key: MessageKey) -> discord.Message | None:
+        """Fetch a message as the library's object; None if it is deleted or inaccessible."""
+        try:
+            return await self.channel(int(key.chat)).fetch_message(int(key.message))
+        except (discord.HTTPException, aiohttp.ClientError, OSError):
+            return None
+
+    def clean_text(self, content: str) -> str:
+        """The text without the bot's mention, and without the ids in other mentions and custom emojis."""
+        content = re.sub(rf"<@!?{self.bot_id}>", "", content)
+        content = re.sub(r"<(@[!&]?|#)\d+>", lambda found: "#channel" if found[1] == "#" else "@someone", content)
+        return re.sub(r"<a?(:\w+:)\d+>", r"\1", content).strip()
+
+    def attachments(self, message: discord.Message) -> tuple[Attachment, ...]:
+        """All possible images of a message: files, forwarded files, and images that its links show."""
+        sources: list[discord.Message | discord.MessageSnapshot] = [message, *message.message_snapshots]
+        found = [self.attachment(file) for source in sources for file in source.attachments]
+        for source in sources:
+            found += self._embedded(source.embeds, spoiler="||" in source.content)
+        return tuple(found)
+
+    def attachment(self, file: discord.Attachment) -> Attachment:
+        """One file. Its declared type only excludes it; images are recognized by content."""
+        media_type = (file.content_type or "").split("/")[0]
+        load = self._downloader.loader(file.url)
+        if media_type == "video":
+            return Attachment(load, file.size, unusable=Unusable.MOVING)
+        if media_type in ("audio", "text"):
+            return Attachment(load, file.size, unusable=Unusable.NOT_AN_IMAGE)
+        return Attachment(load, file.size, spoiler=file.is_spoiler())
+
+    def quotes_hidden_message(self, message: discord.Message, question: Question) -> bool:
+        """Whether the question is about another person's message whose contents Discord hides from the bot."""
+        resolved = message.reference.resolved if message.reference else None
+        if question.parent is None or question.attachments:
+            return False
+        return isinstance(resolved, discord.Message) and resolved.author.id != self.bot_id and _is_hidden(resolved)
+
+    def is_addressed(self, message: discord.Message) -> bool:
+        """Whether a person's message mentions the bot, replies to it or is private."""
+        if message.author.bot or message.type not in (discord.MessageType.default, discord.MessageType.reply):
+            return False
+        if isinstance(message.channel, discord.DMChannel) or any(user.id == self.bot_id for user in message.mentions):
+            return True
+        replied_to = message.reference.resolved if message.reference else None
+        if not isinstance(replied_to, discord.Message) or replied_to.author.id != self.bot_id:
+            return False
+        # A reply without a notification: Discord includes its text only with the message content intent.
+        return not _is_hidden(message)
+
+    def _quote(self, message: discord.Message) -> QuotedMessage:
+        if message.author.id == self.bot_id:
+            return QuotedMessage("assistant", message.content.strip("|"), parent=replied_to_key(message))
+        return QuotedMessage(
+            "user",
+            self.clean_text(message.content),
+            self.attachments(message),
+            replied_to_key(message),
+            author=str(message.author.id),
+        )
+
+    def _embedded(self, embeds: Iterable[discord.Embed], *, spoiler: bool) -> list[Attachment]:
+        found: list[Attachment] = []
+        for embed in embeds:
+            # Articles and videos have thumbnails, too; only a link to an image itself means the image.
+            if embed.type not in ("image", "rich"):
+                continue
+            image = embed.image if embed.image.proxy_url or embed.image.url else embed.thumbnail
+            if (url := _trusted_url(image.proxy_url, image.url)) is not None:
+                found.append(Attachment(self._downloader.loader(url), spoiler=spoiler))
+        return found
+
+
+def requester_from(user: discord.abc.User, channel: object, *, guild_id: int | None, language: str | None) -> Requester:
+    """The requester for a user in a channel. ``channel`` is any of the library's types, or an object with an ``id``."""
     channel_id = str(getattr(channel, "id", ""))
     parent = getattr(channel, "parent_id", None) if isinstance(channel, discord.Thread) else None
-    # The member's own list, not the roles that the library happens to know: a list of denied roles must hold.
+    # `roles` lists only roles in the library's cache; a deny list must see all of them.
     roles = getattr(user, "_roles", ())
-    return Asker(
+    return Requester(
         platform="discord",
         user=str(user.id),
         chat=str(guild_id) if guild_id else channel_id,
@@ -82,48 +203,16 @@ def asker_of(user: discord.abc.User, channel: object, *, guild_id: int | None, l
     )
 
 
-def key_of(message: discord.Message) -> MessageKey:
-    """The message's key in conversations."""
-    return MessageKey(str(message.channel.id), str(message.id))
-
-
-def parent_of(message: discord.Message) -> MessageKey | None:
-    """The message replied to. A forwarded message is no reply."""
+def replied_to_key(message: discord.Message) -> MessageKey | None:
+    """The message replied to; None for forwarded messages."""
     reference = message.reference
     if reference is None or reference.message_id is None or reference.type is not discord.MessageReferenceType.reply:
         return None
     return MessageKey(str(reference.channel_id), str(reference.message_id))
 
 
-def words_of(content: str, bot: int) -> str:
-    """The words without the bot's mention; other people's mentions lose their ids, own emojis theirs."""
-    content = re.sub(rf"<@!?{bot}>", "", content)
-    content = re.sub(r"<(@[!&]?|#)\d+>", lambda found: "#channel" if found[1] == "#" else "@someone", content)
-    return re.sub(r"<a?(:\w+:)\d+>", r"\1", content).strip()
-
-
-def attachments_of(message: discord.Message, files: Files) -> tuple[Attachment, ...]:
-    """All that may be pictures: files, forwarded files, and pictures that links in the message show."""
-    sources: list[discord.Message | discord.MessageSnapshot] = [message, *message.message_snapshots]
-    found = [attachment_of(file, files) for source in sources for file in source.attachments]
-    for source in sources:
-        found += _embedded(source.embeds, files, spoiler="||" in source.content)
-    return tuple(found)
-
-
-def attachment_of(file: discord.Attachment, files: Files) -> Attachment:
-    """One file. Its declared type is only believed if it says that this is no picture."""
-    kind = (file.content_type or "").split("/")[0]
-    unusable: Attachment | None = None
-    if kind == "video":
-        unusable = Attachment(files.loader(file.url), file.size, unusable="moving")
-    elif kind in ("audio", "text"):
-        unusable = Attachment(files.loader(file.url), file.size, unusable="not_a_picture")
-    return unusable or Attachment(files.loader(file.url), file.size, spoiler=file.is_spoiler())
-
-
-def is_hidden(message: discord.Message) -> bool:
-    """Are the message's contents kept from the bot? Nothing that can be read can be empty in all of these."""
+def _is_hidden(message: discord.Message) -> bool:
+    """Whether Discord hides the contents from the bot; a readable message has at least one of these."""
     return not (
         message.content
         or message.attachments
@@ -135,39 +224,12 @@ def is_hidden(message: discord.Message) -> bool:
     )
 
 
-def quote(message: discord.Message, files: Files, bot: int) -> Quoted:
-    """A message from the platform, for a conversation that isn't in memory."""
-    if message.author.id == bot:
-        return Quoted("assistant", message.content.strip("|"), parent=parent_of(message))
-    return Quoted(
-        "user",
-        words_of(message.content, bot),
-        attachments_of(message, files),
-        parent_of(message),
-        author=str(message.author.id),
-    )
-
-
-def _embedded(embeds: Iterable[discord.Embed], files: Files, *, spoiler: bool) -> list[Attachment]:
-    found: list[Attachment] = []
-    for embed in embeds:
-        if embed.type in ("video", "gifv"):
-            continue
-        picture = embed.image if embed.image.proxy_url or embed.image.url else embed.thumbnail
-        # Articles and the like have small pictures beside their text; only a bare picture is what was meant.
-        if embed.type not in ("image", "rich"):
-            continue
-        if (url := _trusted(picture.proxy_url, picture.url)) is not None:
-            found.append(Attachment(files.loader(url), spoiler=spoiler))
-    return found
-
-
-def _trusted(proxy_url: str | None, url: str | None) -> str | None:
-    """The proxy's address (made by Discord), or the picture's own if it lies on Discord's CDN."""
+def _trusted_url(proxy_url: str | None, url: str | None) -> str | None:
+    """The URL of Discord's proxy, or the image's own if Discord's CDN serves it."""
     if proxy_url:
         return proxy_url
     if not url:
         return None
-    # A server that stands in for Discord stands in for its CDN, too.
+    # A configured API server also serves as the CDN.
     is_own = URL(url).is_absolute() and URL(url).origin() == URL(Route.BASE).origin()
     return url if is_own or f".{URL(url).host}".endswith(_CDN) else None

@@ -1,7 +1,6 @@
-"""Where answers appear on Discord: replies in a channel, or the answer to a command, menu or button.
+"""Where answers appear on Discord: replies in a channel, or the response to a command, menu or button.
 
-Each outlet is a ``Stage`` of the core: it renders, sends and edits, and says in the core's words what went wrong. It
-decides nothing. Nothing it sends can ping anybody.
+The targets render, send and edit, and translate the library's errors into the core's. Their messages ping no one.
 """
 
 import asyncio
@@ -21,11 +20,10 @@ from minigpt4_bots.core.streaming import Buttons, ChatGone, Content, MessageGone
 from minigpt4_bots.core.texts import Texts
 
 __all__ = [
-    "ChannelOutlet",
-    "InteractionOutlet",
-    "Where",
-    "buttons_view",
-    "is_complete",
+    "ChannelTarget",
+    "InteractionTarget",
+    "MessageLocation",
+    "is_complete_answer",
     "platform_errors",
     "read_button",
 ]
@@ -34,34 +32,41 @@ _log = logging.getLogger(__name__)
 
 _UNKNOWN_MESSAGE = 10008
 _UNUSABLE_REFERENCE = (50035, 160002)
-"""The message replied to can't be referred to: gone, or no permission to read the history."""
-_NOT_THIS_INTERACTION = (_UNKNOWN_MESSAGE, 10015, 50027)
-"""The message belongs to another interaction, or the interaction is too old: the bot's own rights may do."""
+"""The message replied to is deleted, or the bot may not read the history."""
+_OTHER_INTERACTION = (_UNKNOWN_MESSAGE, 10015, 50027)
+"""The message belongs to another interaction, or the interaction has expired."""
 _ALREADY_ACKNOWLEDGED = 40060
-_TOO_LATE = (10062, 10015, 50027)
-"""The interaction wasn't acknowledged in time, or has ended."""
-_TRY_AGAIN_S = 2.0
+_INTERACTION_EXPIRED = (10062, 10015, 50027)
+"""The interaction wasn't acknowledged in time, or has expired."""
+_RETRY_S = 2.0
 _NO_PINGS = discord.AllowedMentions.none()
-_BUTTON = "minigpt4"
+_BUTTON_PREFIX = "minigpt4"
+_MESSAGE_LIMIT = 2000
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where an answer stands, as it is noted (sealed) for the next start."""
+class MessageLocation:
+    """Where an answer is shown, as it is stored for the next start."""
 
     channel: int
     question: int | None = None
+    """The message that asks."""
     token: str | None = None
-    """Of the interaction that it answers."""
+    """The token of the interaction that it responds to."""
 
     def to_json(self) -> str:
-        """As ``Question.place``."""
+        """For ``Question.location``."""
         return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "MessageLocation":
+        """Read what ``to_json`` returned."""
+        return cls(**json.loads(text))
 
 
 @contextlib.contextmanager
 def platform_errors() -> Iterator[None]:
-    """The library's exceptions as the core's.
+    """Translate the library's exceptions into the core's.
 
     Raises:
         TryLater, MessageGone, ChatGone
@@ -79,12 +84,12 @@ def platform_errors() -> Iterator[None]:
             _log.error("Discord refused a message: status %d, code %d", error.status, error.code)
         raise ChatGone from error
     except (OSError, aiohttp.ClientError, TimeoutError) as error:
-        raise TryLater(_TRY_AGAIN_S) from error
+        raise TryLater(_RETRY_S) from error
 
 
 @contextlib.contextmanager
 def _edit_errors() -> Iterator[None]:
-    """The same for edits: one that is refused says nothing about a new message.
+    """``platform_errors`` for edits: after a refused edit a new message may still succeed.
 
     Raises:
         TryLater, MessageGone
@@ -97,70 +102,79 @@ def _edit_errors() -> Iterator[None]:
 
 
 def _retry_after(error: discord.HTTPException) -> float:
-    """Seconds. Refusals that the library doesn't wait for itself, such as a proxy's, may say it in a header too."""
+    """Seconds. Covers responses that the library doesn't retry itself, such as a proxy's."""
     try:
-        return max(_TRY_AGAIN_S, float(error.response.headers["Retry-After"]))
+        return max(_RETRY_S, float(error.response.headers["Retry-After"]))
     except (KeyError, ValueError):
-        return _TRY_AGAIN_S
+        return _RETRY_S
 
 
-def render(content: Content) -> str:
-    """What is sent: Markdown in which nothing can be clicked and everything is closed."""
+def _render(content: Content) -> str:
+    """Markdown with all code and spoilers closed, and without active links and mentions."""
     return safe_markdown(content.text, spoiler=content.spoiler)
 
 
-def buttons_view(buttons: Buttons, texts: Texts, asker: int) -> discord.ui.View | None:
-    """The buttons below a message. Whose they are stands in their ids, so that they work after a restart too."""
+def _length(text: str, spoiler: bool) -> int:
+    """Upper bound of Discord's length of the rendered text."""
+    return utf16_length(safe_markdown(text, spoiler=spoiler))
+
+
+def _buttons_view(buttons: Buttons, texts: Texts, requester: int) -> discord.ui.View | None:
+    """The button below a message. Its id contains the requester's id, so that it works after a restart."""
     if buttons is Buttons.NONE:
         return None
-    name = "stop" if buttons is Buttons.STOP else "again"
     view = discord.ui.View(timeout=None)
     view.add_item(
         discord.ui.Button(
-            style=discord.ButtonStyle.secondary, label=texts(f"button.{name}"), custom_id=f"{_BUTTON}:{name}:{asker}"
+            style=discord.ButtonStyle.secondary,
+            label=texts(f"button.{buttons.value}"),
+            custom_id=f"{_BUTTON_PREFIX}:{buttons.value}:{requester}",
         )
     )
-    view.stop()  # clicks come as events; the library needn't remember each message
+    view.stop()  # clicks arrive as events, so the library needn't track the view
     return view
 
 
-def read_button(custom_id: str) -> tuple[str, int] | None:
-    """(``stop`` or ``again``, the asker's id) of one of our buttons."""
+def read_button(custom_id: str) -> tuple[Buttons, int] | None:
+    """The button and the requester's id in a ``custom_id``; None for anything else."""
     match custom_id.split(":"):
-        case [prefix, ("stop" | "again") as name, asker] if prefix == _BUTTON and asker.isdecimal():
-            return name, int(asker)
+        case [prefix, ("stop" | "again") as name, requester] if prefix == _BUTTON_PREFIX and requester.isdecimal():
+            return Buttons(name), int(requester)
     return None
 
 
-def is_complete(message: Mapping[str, Any]) -> bool:
-    """Does a message, in Discord's JSON, offer to answer again?"""
-    buttons = [button for row in message.get("components", ()) for button in row.get("components", ())]
-    return any((read_button(button.get("custom_id", "")) or ("", 0))[0] == "again" for button in buttons)
+def is_complete_answer(message: Mapping[str, Any]) -> bool:
+    """Whether a message, in Discord's JSON, has the button of complete answers."""
+    components = [component for row in message.get("components", ()) for component in row.get("components", ())]
+    buttons = [read_button(component.get("custom_id", "")) for component in components]
+    return any(button is not None and button[0] is Buttons.REGENERATE for button in buttons)
 
 
-class ChannelOutlet:
+class ChannelTarget:
     """Replies to a message, in its channel."""
 
-    limit = 2000
+    limit = _MESSAGE_LIMIT
     previews = False
 
-    def __init__(self, channel: discord.PartialMessageable, *, reply_to: int | None, asker: int, texts: Texts) -> None:
+    def __init__(
+        self, channel: discord.PartialMessageable, *, reply_to: int | None, requester: int, texts: Texts
+    ) -> None:
         self._channel = channel
         self._reply_to = reply_to
-        self._asker = asker
+        self._requester = requester
         self._texts = texts
-        self.traffic_key = f"channel {channel.id}"
+        self.rate_key = f"channel {channel.id}"
 
     def measure(self, text: str, spoiler: bool) -> int:
-        """Length as sent, counted in the way that never undercounts."""
-        return utf16_length(safe_markdown(text, spoiler=spoiler))
+        """Upper bound of the length as sent."""
+        return _length(text, spoiler)
 
-    def key_of(self, message: str) -> MessageKey:
-        """Replies to it come in the same channel."""
+    def key_for(self, message: str) -> MessageKey:
+        """Replies refer to the message in the same channel."""
         return MessageKey(str(self._channel.id), message)
 
     async def send(self, content: Content) -> str:
-        """A reply; a plain message if the question is gone."""
+        """Send a reply, or a plain message if the question is deleted."""
         try:
             with platform_errors():
                 return await self._send(content)
@@ -168,8 +182,8 @@ class ChannelOutlet:
             raise ChatGone from error
 
     async def _send(self, content: Content) -> str:
-        view = buttons_view(content.buttons, self._texts, self._asker) or discord.utils.MISSING
-        text = render(content)
+        view = _buttons_view(content.buttons, self._texts, self._requester) or discord.utils.MISSING
+        text = _render(content)
         if self._reply_to is not None:
             reference = discord.MessageReference(
                 message_id=self._reply_to, channel_id=self._channel.id, fail_if_not_exists=False
@@ -186,125 +200,127 @@ class ChannelOutlet:
 
     async def edit(self, message: str, content: Content) -> None:
         """Replace text and buttons."""
-        view = buttons_view(content.buttons, self._texts, self._asker)
+        view = _buttons_view(content.buttons, self._texts, self._requester)
         with _edit_errors():
             await self._channel.get_partial_message(int(message)).edit(
-                content=render(content), view=view, allowed_mentions=_NO_PINGS
+                content=_render(content), view=view, allowed_mentions=_NO_PINGS
             )
 
     async def delete(self, message: str) -> None:
-        """Remove it, if it's still there."""
+        """Delete a message if it still exists."""
         with contextlib.suppress(MessageGone), platform_errors():
             await self._channel.get_partial_message(int(message)).delete()
 
     async def preview(self, content: Content) -> None:
-        """Discord has nothing like it."""
+        """Discord has no previews."""
         raise NotImplementedError
 
 
-class InteractionOutlet:
-    """Answers a command, menu or button, also where the bot itself isn't a member.
+class InteractionTarget:
+    """Responds to a command, menu or button, also where the bot isn't a member.
 
-    The first message acknowledges the interaction; ``keep_waiting`` does it if that takes long, for Discord gives up
-    after three seconds. When the interaction is too old to be edited (15 minutes), the bot's own rights are tried.
+    The first message acknowledges the interaction. If it takes long, ``show_thinking`` does, since Discord drops an
+    interaction after three seconds. After 15 minutes, when the interaction has expired, the bot writes as a member.
     """
 
-    limit = 2000
+    limit = _MESSAGE_LIMIT
     previews = False
 
     def __init__(
         self,
         interaction: discord.Interaction,
         *,
-        asker: int,
+        requester: int,
         texts: Texts,
         channel: discord.PartialMessageable,
         original: str | None = None,
     ) -> None:
-        """``original``: the message of the button that was pressed; its interaction is acknowledged already."""
+        """``original`` is the message of the pressed button, whose interaction is acknowledged already."""
         self._interaction = interaction
-        self._asker = asker
+        self._requester = requester
         self._texts = texts
         self._channel = channel
         self._original = original
-        self._thinking = False
+        self._is_thinking = False
         self._was_acknowledged = False
-        """Though the library doesn't know: its reply was lost on the way."""
-        self._has_ended = False
-        """Discord takes no more answers to the interaction: the bot's own rights must do."""
+        """Discord received the acknowledgment, but its reply was lost, so the library doesn't count it."""
+        self._has_expired = False
         self._acknowledging = asyncio.Lock()
-        self.traffic_key = f"interaction {interaction.id}"
+        self.rate_key = f"interaction {interaction.id}"
 
-    measure = ChannelOutlet.measure
+    def measure(self, text: str, spoiler: bool) -> int:
+        """Upper bound of the length as sent."""
+        return _length(text, spoiler)
 
-    def key_of(self, message: str) -> MessageKey:
-        """Replies to it come in the channel."""
+    def key_for(self, message: str) -> MessageKey:
+        """Replies refer to the message in the channel."""
         return MessageKey(str(self._channel.id), message)
 
     @property
     def is_acknowledged(self) -> bool:
-        """Does Discord know that the bot is at it?"""
+        """Whether Discord received a response to the interaction."""
         return self._was_acknowledged or self._interaction.response.is_done()
 
-    async def keep_waiting(self, after_s: float) -> None:
-        """Show "thinking …" if nothing was sent so far."""
+    async def show_thinking(self, after_s: float) -> None:
+        """Show "thinking …" if nothing was sent within ``after_s`` seconds."""
         await asyncio.sleep(after_s)
         async with self._acknowledging:
             if not self.is_acknowledged:
                 with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
                     await self._interaction.response.defer(thinking=True)
-                    self._thinking = True
+                    self._is_thinking = True
 
     async def send(self, content: Content) -> str:
-        """The first message answers the interaction, others follow. Short words of our own are for the asker alone."""
+        """Send the first message as the response, others as follow-ups; a response without buttons is ephemeral."""
         try:
             with platform_errors():
                 try:
-                    if not self._has_ended:
+                    if not self._has_expired:
                         return await self._send(content)
                 except discord.HTTPException as error:
-                    if error.code not in _TOO_LATE or content.buttons is Buttons.NONE:
+                    if error.code not in _INTERACTION_EXPIRED or content.buttons is Buttons.NONE:
                         raise
-                    self._has_ended = True
-                view = buttons_view(content.buttons, self._texts, self._asker) or discord.utils.MISSING
-                return str((await self._channel.send(render(content), view=view, allowed_mentions=_NO_PINGS)).id)
+                    self._has_expired = True
+                view = _buttons_view(content.buttons, self._texts, self._requester) or discord.utils.MISSING
+                return str((await self._channel.send(_render(content), view=view, allowed_mentions=_NO_PINGS)).id)
         except MessageGone as error:
             raise ChatGone from error
 
     async def _send(self, content: Content) -> str:
-        view = buttons_view(content.buttons, self._texts, self._asker) or discord.utils.MISSING
-        text = render(content)
+        view = _buttons_view(content.buttons, self._texts, self._requester) or discord.utils.MISSING
+        text = _render(content)
         async with self._acknowledging:
             if not self.is_acknowledged:
-                private = content.buttons is Buttons.NONE
+                ephemeral = content.buttons is Buttons.NONE
                 try:
                     done = await self._interaction.response.send_message(
-                        text, view=view, ephemeral=private, allowed_mentions=_NO_PINGS
+                        text, view=view, ephemeral=ephemeral, allowed_mentions=_NO_PINGS
                     )
                 except discord.HTTPException as error:
                     if error.code != _ALREADY_ACKNOWLEDGED:
                         raise
-                    self._was_acknowledged = self._thinking = True
+                    self._was_acknowledged = True
+                    self._is_thinking = True
                 else:
                     self._original = str(done.message_id)
                     return self._original
-            if self._thinking:
+            if self._is_thinking:
                 edited = await self._interaction.edit_original_response(
                     content=text, view=view, allowed_mentions=_NO_PINGS
                 )
-                self._thinking = False
+                self._is_thinking = False
                 self._original = str(edited.id)
                 return self._original
         sent = await self._interaction.followup.send(text, view=view, allowed_mentions=_NO_PINGS, wait=True)
         return str(sent.id)
 
     async def edit(self, message: str, content: Content) -> None:
-        """Replace text and buttons, through the interaction while it's young."""
-        view = buttons_view(content.buttons, self._texts, self._asker)
-        text = render(content)
+        """Replace text and buttons, through the interaction until it expires."""
+        view = _buttons_view(content.buttons, self._texts, self._requester)
+        text = _render(content)
         with _edit_errors():
             try:
-                if self._has_ended:
+                if self._has_expired:
                     partial = self._channel.get_partial_message(int(message))
                     await partial.edit(content=text, view=view, allowed_mentions=_NO_PINGS)
                 elif message == self._original:
@@ -314,22 +330,22 @@ class InteractionOutlet:
                         int(message), content=text, view=view, allowed_mentions=_NO_PINGS
                     )
             except discord.HTTPException as error:
-                if self._has_ended or error.code not in _NOT_THIS_INTERACTION:
+                if self._has_expired or error.code not in _OTHER_INTERACTION:
                     raise
-                self._has_ended = error.code in _TOO_LATE
+                self._has_expired = error.code in _INTERACTION_EXPIRED
                 partial = self._channel.get_partial_message(int(message))
                 await partial.edit(content=text, view=view, allowed_mentions=_NO_PINGS)
 
     async def delete(self, message: str) -> None:
-        """Remove it, if it's still there."""
+        """Delete a message if it still exists."""
         with contextlib.suppress(MessageGone), platform_errors():
             try:
                 await self._interaction.followup.delete_message(int(message))
             except discord.HTTPException as error:
-                if error.code not in _NOT_THIS_INTERACTION:
+                if error.code not in _OTHER_INTERACTION:
                     raise
                 await self._channel.get_partial_message(int(message)).delete()
 
     async def preview(self, content: Content) -> None:
-        """Discord has nothing like it."""
+        """Discord has no previews."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""The Telegram bot: updates in, questions to the core, buttons and commands. Knows who waits for what in which order.
+"""The Telegram bot: turns updates into questions, commands and button presses.
 
-Updates are taken one after another and none is waited for: whatever takes time runs as a task of its own, so the order
-within a chat is kept and nobody waits for another's answer.
+Updates are handled in order and never awaited: anything that takes time runs in a task of its own, so the order within
+a chat is kept and no one waits for another person's answer.
 """
 
 import asyncio
@@ -17,81 +17,81 @@ import httpx
 from telegram import Bot, BotCommand, CallbackQuery, Message, Update
 from telegram.error import BadRequest, Conflict, NetworkError, TelegramError
 
-from minigpt4_bots.core.access import Asker
-from minigpt4_bots.core.answer_service import Answering
-from minigpt4_bots.core.conversation import MessageKey
+from minigpt4_bots.core.access import DenialReason, Requester
+from minigpt4_bots.core.answer_service import AnswerService
+from minigpt4_bots.core.commands import COMMANDS, CommandContext, find_command, run_command
 from minigpt4_bots.core.settings import TelegramSettings
 from minigpt4_bots.core.streaming import Buttons, Content, MessageGone
 from minigpt4_bots.core.texts import Texts, languages
-from minigpt4_bots.telegram.messages import Reader, asker_of, key_of, thread_of
-from minigpt4_bots.telegram.targets import ChatOutlet, GuestOutlet, Spot
+from minigpt4_bots.telegram.messages import MessageReader, message_key, requester_from, topic_id
+from minigpt4_bots.telegram.targets import ChatTarget, GuestTarget, MessageLocation
 
 __all__ = ["TelegramBot"]
 
 _log = logging.getLogger(__name__)
 
-_COMMANDS = ("ask", "reset", "stop", "help", "privacy", "forget")
+_FACT = "telegram commands"
+_GUEST = "guest"
+"""The location of a question whose chat can't be written to after a restart."""
 _DOWNLOAD_TIMEOUT_S = 30.0
-_SURE_OF_ALBUMS_S = 5.0
-"""An album's pictures are waited for at most this long after the first, however slowly they come."""
+_ALBUM_WITHIN_S = 5.0
+"""The longest wait for the messages of an album, from the first one on."""
 
 
 class TelegramBot:
-    """One bot, as long as it runs. The library calls ``on_update`` and ``on_error``."""
+    """The running bot. The library calls ``on_update`` and ``on_error``."""
 
     updates: ClassVar[tuple[str, ...]] = ("message", "edited_message", "callback_query", "guest_message")
 
-    def __init__(self, answering: Answering, settings: TelegramSettings, bot: Bot) -> None:
-        self._answering = answering
+    def __init__(self, service: AnswerService, settings: TelegramSettings, bot: Bot) -> None:
+        self._service = service
         self._settings = settings
         self._bot = bot
-        self._client = httpx.AsyncClient(timeout=_DOWNLOAD_TIMEOUT_S, follow_redirects=False)
-        self._reader = Reader(bot, self._client)
+        self._http = httpx.AsyncClient(timeout=_DOWNLOAD_TIMEOUT_S, follow_redirects=False)
+        self._reader = MessageReader(bot, self._http)
         self._albums: dict[tuple[int, str], _Album] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._has_drafts = settings.drafts
         self._draft_id = secrets.randbelow(2**30) + 1
-        self._trouble = ""
-
-    # Life
+        self._last_error = ""
 
     async def start(self) -> None:
-        """Explain what an earlier life left unfinished, tell Telegram the commands."""
-        self._spawn(self._answering.housekeeping())
-        self._spawn(self._answering.explain_unfinished(self._explain))
+        """Explain unfinished answers and publish the commands, in the background."""
+        self._spawn(self._service.run_housekeeping())
+        self._spawn(self._service.explain_unfinished(self._explain))
         self._spawn(self._publish_commands())
         _log.info("Running.")
 
     async def stop(self) -> None:
-        """End running answers with an explanation, then everything else."""
-        await self._answering.close()
+        """Stop running answers with an explanation, then everything else."""
+        await self._service.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
+        await self._http.aclose()
 
     def on_error(self, error: Exception) -> None:
-        """Say each trouble once, in one line; the library goes on trying by itself."""
+        """Log a connection error once, in one line; the library retries by itself."""
         if isinstance(error, Conflict):
-            trouble = (
+            text = (
                 "Another program receives this bot's updates with the same token (409 Conflict). Stop it, or give this "
                 "bot a token of its own from @BotFather. Trying again."
             )
         elif isinstance(error, NetworkError) and not isinstance(error, BadRequest):
-            trouble = "Telegram can't be reached. Trying again."
+            text = "Telegram can't be reached. Trying again."
         else:
             _log.error("an update failed", exc_info=error)
             return
-        if trouble != self._trouble:
-            self._trouble = trouble
-            _log.error("%s", trouble)
+        if text != self._last_error:
+            self._last_error = text
+            _log.error("%s", text)
 
     # Updates
 
     async def on_update(self, update: Update) -> None:
-        """Take in one update; returns at once."""
-        if self._trouble:
-            self._trouble = ""
+        """Handle one update; returns at once."""
+        if self._last_error:
+            self._last_error = ""
             _log.info("Updates arrive again.")
         if update.callback_query is not None:
             self._on_button(update.callback_query)
@@ -102,176 +102,163 @@ class TelegramBot:
 
     def _on_message(self, message: Message, *, is_edited: bool) -> None:
         sender = message.from_user
-        from_bot = sender is not None and sender.is_bot and message.sender_chat is None
-        if from_bot or message.is_automatic_forward or not self._reader.has_content(message):
+        is_from_bot = sender is not None and sender.is_bot and message.sender_chat is None
+        if is_from_bot or message.is_automatic_forward or not self._reader.has_content(message):
             return
         if is_edited:
-            is_known = self._answering.was_asked(key_of(message))
-            # An edit of anything else is a question only if it now says so itself.
-            if is_known or (self._reader.is_meant([message]) and message.media_group_id is None):
+            was_asked = self._service.was_asked(message_key(message))
+            # Other edited messages are questions only if the edit addresses the bot.
+            if was_asked or (self._reader.is_addressed([message]) and message.media_group_id is None):
                 self._ask([message], is_edited=True)
         elif message.media_group_id is not None:
             self._on_album(message, message.media_group_id)
-        elif self._reader.is_meant([message]):
-            command = self._reader.command_of(message)
+        elif self._reader.is_addressed([message]):
+            command = self._reader.parse_command(message)
             if command is None or command.name == "ask":
                 self._ask([message])
             else:
                 self._on_command(command.name, message)
 
     def _on_album(self, message: Message, group: str) -> None:
-        """Pictures of an album come as messages of their own: the question is complete when no more come."""
+        """Collect an album, whose images arrive as separate messages; it is complete when no more arrive."""
         loop = asyncio.get_running_loop()
-        name = (message.chat.id, group)
-        album = self._albums.setdefault(name, _Album(loop.time() + _SURE_OF_ALBUMS_S))
+        key = (message.chat.id, group)
+        album = self._albums.setdefault(key, _Album(loop.time() + _ALBUM_WITHIN_S))
         album.messages.append(message)
         if album.timer is not None:
             album.timer.cancel()
 
         def complete() -> None:
-            del self._albums[name]
+            del self._albums[key]
             messages = sorted(album.messages, key=lambda one: one.message_id)
-            if self._reader.is_meant(messages):
+            if self._reader.is_addressed(messages):
                 self._ask(messages)
 
-        album.timer = loop.call_at(min(album.latest, loop.time() + self._settings.album_wait_s), complete)
+        album.timer = loop.call_at(min(album.deadline, loop.time() + self._settings.album_wait_s), complete)
 
     def _ask(self, messages: list[Message], *, is_edited: bool = False) -> None:
-        head = messages[0]
-        question = self._reader.question_of(messages, place=self._spot_of(head).to_json(), is_edited=is_edited)
-        outlet = self._outlet_for(head, self._answering.texts(question.asker))
-        self._spawn(self._watching(outlet, self._answering.ask(question, outlet)))
+        first = messages[0]
+        location = self._location(first)
+        question = self._reader.read_question(messages, location=location.to_json(), is_edited=is_edited)
+        target = self._target(first, location, self._service.texts(question.requester))
+        self._spawn(self._check_drafts(target, self._service.ask(question, target)))
 
     def _on_guest(self, message: Message) -> None:
-        """A question from a chat that the bot isn't in: it gets exactly one answer."""
+        """Answer a question from a chat that the bot isn't in; such a question takes exactly one answer."""
         if message.guest_query_id is None:
             return
-        question = self._reader.question_of([message], place="guest")
-        self._spawn(self._answering.ask(question, GuestOutlet(self._bot, message.guest_query_id)))
+        question = self._reader.read_question([message], location=_GUEST)
+        self._spawn(self._service.ask(question, GuestTarget(self._bot, message.guest_query_id)))
 
     def _on_command(self, name: str, message: Message) -> None:
-        if name not in (*_COMMANDS, "start") and message.chat.type != "private":
-            return  # some other bot's command
-        asker = asker_of(message)
-        texts = self._answering.texts(asker)
-        outlet = self._outlet_for(message, texts)
-        # Privacy is for everybody, also for those who may not ask.
-        if name not in ("privacy", "forget", "stop") and not self._answering.is_allowed(asker):
-            text = texts("refused.access")
-        elif name in ("help", "start"):
-            commands = [(f"/{command}", texts(f"command.{command}")) for command in _COMMANDS]
-            text = self._answering.help(asker, mention=f"@{self._bot.username}", commands=commands)
-        elif name == "privacy":
-            text = self._answering.privacy(asker, forget="/forget")
-        elif name == "forget":
-            text = self._answering.forget(asker)
-        elif name == "reset":
-            text = self._answering.reset(asker)
-        elif name == "stop":
-            text = self._answering.stop(asker)
-        else:
-            text = texts("hint.no_picture")
-        self._spawn(self._answering.reply(asker, outlet, text))
+        command = find_command(name)
+        if command is None and message.chat.type != "private":
+            return  # a command of another bot
+        requester = requester_from(message)
+        context = CommandContext(
+            self._service,
+            requester,
+            mention=f"@{self._bot.username}",
+            format_command=lambda command_name: f"/{command_name}",
+        )
+        target = self._target(message, self._location(message), context.texts)
+        self._spawn(self._service.reply(requester, target, run_command(command, context)))
 
     def _on_button(self, query: CallbackQuery) -> None:
         message = query.message
-        if message is None or query.data not in (Buttons.STOP.value, Buttons.AGAIN.value):
+        if message is None or query.data not in (Buttons.STOP.value, Buttons.REGENERATE.value):
             self._spawn(self._acknowledge(query, None))
             return
-        key = MessageKey(str(message.chat.id), str(message.message_id))
         if not isinstance(message, Message):
-            # Too old for Telegram to show it to us.
-            language = Texts() if query.from_user.language_code is None else self._texts_for(query)
-            self._spawn(self._acknowledge(query, language("again.forgotten")))
+            # Telegram doesn't show the bot a message this old.
+            texts = self._service.texts_in(query.from_user.language_code)
+            self._spawn(self._acknowledge(query, texts(DenialReason.EXPIRED)))
             return
-        asker = asker_of(message, query.from_user)
+        requester = requester_from(message, query.from_user)
         if query.data == Buttons.STOP.value:
-            self._spawn(self._stop_shown(query, asker, key))
+            self._spawn(self._stop_message(query, requester, message))
         else:
-            self._spawn(self._regenerate(query, message, key))
+            self._spawn(self._regenerate(query, requester, message))
 
-    async def _stop_shown(self, query: CallbackQuery, asker: Asker, key: MessageKey) -> None:
-        await self._acknowledge(query, await self._answering.stop_shown(asker, key))
+    async def _stop_message(self, query: CallbackQuery, requester: Requester, message: Message) -> None:
+        outcome = await self._service.stop_message(requester, message_key(message))
+        await self._acknowledge(query, self._service.texts(requester)(outcome))
 
-    async def _regenerate(self, query: CallbackQuery, message: Message, key: MessageKey) -> None:
-        asker = asker_of(message, query.from_user)
-        why_not = await self._answering.why_not_regenerate(asker, key)
-        await self._acknowledge(query, why_not)
-        if why_not is None:
-            outlet = self._outlet_for(message, self._answering.texts(asker), replies=False)
-            place = Spot(message.chat.id, thread_of(message)).to_json()
-            await self._watching(outlet, self._answering.regenerate(asker, key, outlet, place=place))
+    async def _regenerate(self, query: CallbackQuery, requester: Requester, message: Message) -> None:
+        key = message_key(message)
+        denial = await self._service.check_regenerate(requester, key)
+        if denial is not None:
+            await self._acknowledge(query, self._service.describe_denial(requester, denial))
+            return
+        await self._acknowledge(query, None)
+        location = MessageLocation(message.chat.id, topic_id(message))
+        target = self._target(message, location, self._service.texts(requester))
+        answer = self._service.regenerate(requester, key, target, location=location.to_json())
+        await self._check_drafts(target, answer)
 
     async def _acknowledge(self, query: CallbackQuery, text: str | None) -> None:
-        """Stop the button's waiting sign. A query that is too old can't be answered; that harms nobody."""
+        """End the button's progress indicator; an expired query needs no answer."""
         with contextlib.suppress(TelegramError):
             await query.answer(text)
 
-    # Places
+    # Targets
 
-    def _texts_for(self, query: CallbackQuery) -> Texts:
-        language = (query.from_user.language_code or "").split("-")[0]
-        return Texts(language if language in languages() else "en")
-
-    def _spot_of(self, message: Message) -> Spot:
-        # In a private chat it's clear what is answered; among others it must be shown.
+    def _location(self, message: Message) -> MessageLocation:
+        # In a private chat it is clear what is answered; in groups the answer replies to the question.
         is_private = message.chat.type == "private"
-        return Spot(message.chat.id, thread_of(message), None if is_private else message.message_id)
+        return MessageLocation(message.chat.id, topic_id(message), None if is_private else message.message_id)
 
-    def _outlet_for(self, message: Message, texts: Texts, *, replies: bool = True) -> ChatOutlet:
-        spot = self._spot_of(message)
-        if not replies:
-            spot = Spot(spot.chat, spot.thread)
-        self._draft_id = (self._draft_id + 1000) % 2**31 or 1  # an answer's pages count up from here
-        is_private = message.chat.type == "private"
-        return ChatOutlet(self._bot, spot, texts, previews=is_private and self._has_drafts, draft_id=self._draft_id)
+    def _target(self, message: Message, location: MessageLocation, texts: Texts) -> ChatTarget:
+        self._draft_id = (self._draft_id + 1000) % 2**31 or 1  # the pages of an answer count up from here
+        previews = message.chat.type == "private" and self._has_drafts
+        return ChatTarget(self._bot, location, texts, previews=previews, draft_id=self._draft_id)
 
-    async def _watching(self, outlet: ChatOutlet, answer: Awaitable[object]) -> None:
-        """Remember for all chats that the server has no drafts, once one answer met that."""
+    async def _check_drafts(self, target: ChatTarget, answer: Awaitable[object]) -> None:
+        """Stop using drafts in all chats once an answer shows that the server doesn't support them."""
         await answer
-        if self._has_drafts and not outlet.knows_drafts:
+        if self._has_drafts and not target.supports_drafts:
             self._has_drafts = False
             _log.info("This Bot API server has no drafts: answers are streamed by edits.")
 
-    async def _explain(self, place: str, message: str | None, text: str) -> None:
-        spot = Spot.from_json(place)
-        if spot is None:
-            return  # a guest's question: there is no second chance to answer it
-        outlet = ChatOutlet(self._bot, spot, Texts(), previews=False, draft_id=1)
+    async def _explain(self, location_json: str, message: str | None, text: str) -> None:
+        location = MessageLocation.from_json(location_json)
+        if location is None:
+            return  # a guest's question
+        target = ChatTarget(self._bot, location, Texts(), previews=False, draft_id=1)
         if message is not None:
             try:
-                await outlet.edit(message, Content(text, own=True))
+                await target.edit(message, Content(text, own=True))
             except MessageGone:
                 pass
             else:
                 return
-        await outlet.send(Content(text, own=True))
+        await target.send(Content(text, own=True))
 
     async def _publish_commands(self) -> None:
-        """Tell Telegram the commands in all languages, if they are others than last time."""
+        """Publish the commands in all languages if they differ from the last time."""
         lists = {
-            language: [BotCommand(name, Texts(language)(f"command.{name}")) for name in _COMMANDS]
+            language: [BotCommand(command.name, Texts(language)(command.description)) for command in COMMANDS]
             for language in languages()
         }
-        told = json.dumps({language: [one.to_dict() for one in commands] for language, commands in lists.items()})
-        digest = hashlib.sha256(f"{self._bot.id} {told}".encode()).hexdigest()
-        if self._answering.storage.fact("telegram commands") == digest:
+        content = json.dumps({language: [one.to_dict() for one in commands] for language, commands in lists.items()})
+        digest = hashlib.sha256(f"{self._bot.id} {content}".encode()).hexdigest()
+        if self._service.storage.fact(_FACT) == digest:
             return
         try:
             for language, commands in lists.items():
-                # English is for everybody whose language isn't there.
+                # English is the default for all other languages.
                 await self._bot.set_my_commands(commands, language_code=None if language == "en" else language)
         except TelegramError:
             _log.warning("The list of commands couldn't be published; the next start tries again.")
         else:
-            self._answering.storage.remember_fact("telegram commands", digest)
+            self._service.storage.store_fact(_FACT, digest)
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._finished)
+        task.add_done_callback(self._on_task_done)
 
-    def _finished(self, task: "asyncio.Task[Any]") -> None:
+    def _on_task_done(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a task failed", exc_info=error)
@@ -280,7 +267,7 @@ class TelegramBot:
 class _Album:
     """The messages of an album so far."""
 
-    def __init__(self, latest: float) -> None:
-        self.latest = latest
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
         self.messages: list[Message] = []
         self.timer: asyncio.TimerHandle | None = None

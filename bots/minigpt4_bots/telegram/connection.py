@@ -1,4 +1,4 @@
-"""The Telegram bot's connection: by polling or webhook, ended in good order."""
+"""Connects the Telegram bot by polling or webhook, and shuts it down."""
 
 import logging
 import secrets
@@ -10,33 +10,33 @@ from telegram import Update
 from telegram.error import InvalidToken
 from telegram.ext import Application, ApplicationBuilder, CallbackContext, TypeHandler
 
-from minigpt4_bots.core.answer_service import Answering
+from minigpt4_bots.core.answer_service import AnswerService
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.telegram.bot import TelegramBot
-from minigpt4_bots.telegram.targets import OVERALL, rates_of
+from minigpt4_bots.telegram.targets import OVERALL, rates_for
 from minigpt4_serve.errors import AuthenticationFailed
 
 __all__ = ["run"]
 
 
 def run(settings: BotSettings, file: Path | None, token: str) -> None:
-    """Serve until SIGTERM or Ctrl-C. ``file``: where the settings come from, to read the access lists again.
+    """Run until SIGTERM or Ctrl-C. ``file`` is the settings file, from which access lists are reloaded.
 
     Raises:
-        InvalidRequest: settings that can't work.
-        AuthenticationFailed: Telegram doesn't know the token.
+        InvalidRequest: the database can't be used.
+        AuthenticationFailed: Telegram doesn't accept the token.
     """
     telegram = settings.telegram
-    # The library would print a traceback; what to do about a wrong token is said below.
+    # Suppresses the library's traceback; the error raised below says what to do about a wrong token.
     logging.getLogger("telegram.ext").addFilter(
         lambda record: not (record.exc_info and isinstance(record.exc_info[1], InvalidToken))
     )
     bots: list[TelegramBot] = []
 
     async def start(application: "Application[Any, Any, Any, Any, Any, Any]") -> None:
-        # Built here: its connections belong to the running loop.
-        answering = Answering.build(settings, "telegram", file=file, overall=OVERALL, rates_of=rates_of)
-        bots.append(TelegramBot(answering, telegram, application.bot))
+        # Created here because its connections belong to the running loop.
+        service = AnswerService.create(settings, "telegram", file=file, overall=OVERALL, rates_for=rates_for)
+        bots.append(TelegramBot(service, telegram, application.bot))
         await bots[0].start()
 
     async def stop(_: object) -> None:

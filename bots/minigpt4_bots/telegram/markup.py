@@ -1,17 +1,17 @@
-"""A model's Markdown as Telegram's HTML: always well-formed, nothing clickable, counted as Telegram counts.
+"""Renders a model's Markdown as Telegram's HTML: always well-formed, without active links and mentions.
 
-Telegram's rules (Bot API, "Formatting options"): code holds no other entity and lies within none, so code within bold
-or under a spoiler is shown as plain words. Emphasis ends on its line.
+By Telegram's rules (Bot API, "Formatting options") code can't contain or be within other entities, so code within bold
+text or a spoiler is rendered as plain text. Emphasis ends on its line.
 """
 
 import html
 import re
 
-from minigpt4_bots.core.markup import ZERO_WIDTH, Code, TextDelta, inert, scan, utf16_length
+from minigpt4_bots.core.markup import ZERO_WIDTH, Code, Segment, inert, scan, utf16_length
 
 __all__ = ["telegram_html", "telegram_length", "telegram_plain"]
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: they stand for code while emphasis is looked for
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: placeholders for code while emphasis is parsed
 _EMPHASIS = re.compile(
     r"\*\*(?=\S)(?P<b>.+?)(?<=\S)\*\*(?!\*)"
     r"|(?<!\w)__(?=\S)(?P<b2>.+?)(?<=\S)__(?!\w)"
@@ -20,11 +20,11 @@ _EMPHASIS = re.compile(
     r"|(?<!\w)_(?=[^\s_])(?P<i2>.+?)(?<=[^\s_])_(?!\w)"
 )
 _MOST_MARKS = 200
-"""In a line with more of them nothing is emphasised: looking for pairs would take too long."""
+"""Lines with more marks get no emphasis, as pairing them takes quadratic time."""
 
 
 def telegram_html(text: str, *, spoiler: bool = False) -> str:
-    """One message's Markdown, complete or still growing, as HTML for ``parse_mode="HTML"``.
+    """Render one message, complete or still growing, for ``parse_mode="HTML"``.
 
     Args:
         text: the Markdown.
@@ -35,18 +35,18 @@ def telegram_html(text: str, *, spoiler: bool = False) -> str:
         if isinstance(block, Code):
             lines.append(_code_block(block, hidden=spoiler))
         else:
-            lines.append("".join(_piece(piece, is_start=not index) for index, piece in enumerate(block.pieces)))
+            lines.append("".join(_segment(segment, is_start=not index) for index, segment in enumerate(block.segments)))
     return "\n".join(lines)
 
 
 def telegram_plain(text: str) -> str:
-    """The same without any markup, for when Telegram refuses the HTML: addresses and mentions stay broken."""
-    # Under a spoiler nothing is shown as code, so addresses are broken by characters that can't be seen.
+    """The text without markup, for when Telegram refuses the HTML. Addresses and mentions stay inactive."""
+    # Within a spoiler nothing is rendered as code, so invisible characters break the addresses.
     return _plain(telegram_html(text, spoiler=True))
 
 
 def telegram_length(text: str, *, spoiler: bool = False) -> int:
-    """UTF-16 units after parsing: what Telegram's limit of 4,096 means."""
+    """UTF-16 units after parsing, which Telegram limits to 4,096."""
     return utf16_length(_plain(telegram_html(text, spoiler=spoiler)))
 
 
@@ -63,22 +63,22 @@ def _code_block(block: Code, *, hidden: bool) -> str:
     return f"<pre>{code}</pre>"
 
 
-def _piece(piece: TextDelta, *, is_start: bool) -> str:
-    text = piece.text
+def _segment(segment: Segment, *, is_start: bool) -> str:
+    text = segment.text
     heading = None
     if is_start:
         heading = re.match(r"\s{0,3}#{1,6}\s+(?=\S)", text)
         if heading:
             text = text[heading.end() :].rstrip(" #")
         text = re.sub(r"^(\s*)[*+-]\s+(?=\S)", "\\1• ", text)
-    shown = _inline(text, nested=piece.hidden or heading is not None)
+    shown = _inline(text, nested=segment.hidden or heading is not None)
     if heading:
         shown = f"<b>{shown}</b>"
-    return f"<tg-spoiler>{shown}</tg-spoiler>" if piece.hidden and shown.strip() else shown
+    return f"<tg-spoiler>{shown}</tg-spoiler>" if segment.hidden and shown.strip() else shown
 
 
 def _inline(text: str, *, nested: bool) -> str:
-    """One line's HTML. ``nested``: it lies within another entity, so it can't hold code."""
+    """Render one line. ``nested`` is for text within another entity, which can't contain code."""
     held: list[tuple[str, bool]] = []
 
     def hold(code: str, *, is_address: bool) -> str:
@@ -101,20 +101,20 @@ def _inline(text: str, *, nested: bool) -> str:
 
         return re.sub(f"{_OPEN}(\\d+){_CLOSE}", show, words)
 
-    def emphasise(words: str, *, nested: bool) -> str:
+    def emphasize(words: str, *, nested: bool) -> str:
         found = _EMPHASIS.search(words)
         if found is None:
             return fill(words, nested=nested)
         name = found.lastgroup or ""
-        inner = emphasise(found[name], nested=True)
+        inner = emphasize(found[name], nested=True)
         before = fill(words[: found.start()], nested=nested)
-        return f"{before}<{name[0]}>{inner}</{name[0]}>{emphasise(words[found.end() :], nested=nested)}"
+        return f"{before}<{name[0]}>{inner}</{name[0]}>{emphasize(words[found.end() :], nested=nested)}"
 
     if sum(line.count(mark) for mark in "*_~") > _MOST_MARKS:
         return fill(line, nested=nested)
-    return emphasise(line, nested=nested)
+    return emphasize(line, nested=nested)
 
 
 def _broken(address: str) -> str:
-    """An address that Telegram won't make a link of."""
+    """An address that Telegram doesn't turn into a link."""
     return re.sub(r"([.:/@])", f"\\1{ZERO_WIDTH}", address)

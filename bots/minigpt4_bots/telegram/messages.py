@@ -1,7 +1,7 @@
-"""Telegram's messages → questions: what is a picture, who is meant, what replies to what. Sends nothing.
+"""Telegram's messages as questions: text, images, and what they reply to.
 
-Files are downloaded here, within a limit, by addresses that hold the bot's token: neither they nor an exception that
-quotes them ever leaves this module.
+Files are downloaded here, up to a size limit, from URLs that contain the bot's token. Neither the URLs nor exceptions
+that quote them leave this module.
 """
 
 import re
@@ -14,123 +14,127 @@ import httpx
 from telegram import Bot, ExternalReplyInfo, Message, User
 from telegram.error import BadRequest, TelegramError
 
-from minigpt4_bots.core.access import Asker
+from minigpt4_bots.core.access import Requester
 from minigpt4_bots.core.conversation import MessageKey
-from minigpt4_bots.core.question import Attachment, NotFetched, Question, Quoted, TooLarge
+from minigpt4_bots.core.question import Attachment, DownloadFailed, FileTooLarge, Question, QuotedMessage, Unusable
 
-__all__ = ["Command", "Reader", "asker_of", "channel_of", "key_of", "thread_of"]
+__all__ = ["Command", "MessageReader", "message_key", "requester_from", "topic_id"]
 
 _COMMAND = re.compile(r"/(?P<name>[A-Za-z0-9_]{1,32})(?:@(?P<bot>\w+))?(?:\s+|$)(?P<rest>.*)", re.DOTALL)
-_PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp)$", re.IGNORECASE)
+_IMAGE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Command:
-    """``/name rest``, meant for this bot."""
+    """``/name rest``, addressed to this bot."""
 
     name: str
     rest: str
 
 
-def key_of(message: Message) -> MessageKey:
-    """The message's key in memory."""
+def message_key(message: Message) -> MessageKey:
+    """The message's key in conversations."""
     return MessageKey(str(message.chat.id), str(message.message_id))
 
 
-def thread_of(message: Message) -> int | None:
-    """The forum topic; None for plain threads of replies, which need no separation."""
+def topic_id(message: Message) -> int | None:
+    """The forum topic; None outside of topics, also for threads of replies."""
     return message.message_thread_id if message.is_topic_message else None
 
 
-def channel_of(message: Message) -> str:
+def _channel(message: Message) -> str:
     """``chat/topic`` within topics, else empty."""
-    thread = thread_of(message)
-    return f"{message.chat.id}/{thread}" if thread is not None else ""
+    topic = topic_id(message)
+    return f"{message.chat.id}/{topic}" if topic is not None else ""
 
 
-def asker_of(message: Message, user: User | None = None) -> Asker:
-    """Who asks by a message, or by pressing a button under it if ``user`` is given."""
-    # Anonymous administrators and channels write in the name of a chat.
-    behind = None if user is not None else message.sender_chat
+def requester_from(message: Message, user: User | None = None) -> Requester:
+    """The author of a message, or the ``user`` who pressed a button below it."""
+    # Anonymous administrators and channels write as a chat.
+    sender_chat = None if user is not None else message.sender_chat
     person = user or message.from_user
-    identity = behind.id if behind is not None else person.id if person is not None else message.chat.id
-    return Asker(
+    identity = message.chat.id
+    if sender_chat is not None:
+        identity = sender_chat.id
+    elif person is not None:
+        identity = person.id
+    return Requester(
         platform="telegram",
         user=str(identity),
         chat=str(message.chat.id),
-        channel=channel_of(message),
+        channel=_channel(message),
         private=message.chat.type == "private",
         language=person.language_code if person is not None else None,
     )
 
 
-class Reader:
-    """Reads messages as the bot that it is told to be."""
+class MessageReader:
+    """Reads messages for one bot."""
 
-    def __init__(self, bot: Bot, client: httpx.AsyncClient) -> None:
+    def __init__(self, bot: Bot, http: httpx.AsyncClient) -> None:
         self._bot = bot
-        self._client = client
+        self._http = http
 
-    def command_of(self, message: Message) -> Command | None:
-        """The command at the message's beginning, unless it's for another bot."""
+    def parse_command(self, message: Message) -> Command | None:
+        """The command that begins the message, unless it names another bot."""
         found = _COMMAND.match(message.text or message.caption or "")
         if found is None or (found["bot"] or self._bot.username).lower() != self._bot.username.lower():
             return None
         return Command(found["name"].lower(), found["rest"].strip())
 
-    def is_meant(self, messages: Sequence[Message]) -> bool:
-        """Is the bot addressed: in private, by its name, by a reply to it, or by a command?"""
+    def is_addressed(self, messages: Sequence[Message]) -> bool:
+        """Whether a message is private, mentions the bot, replies to it, or is a command."""
         return any(
             message.chat.type == "private"
             or self._is_mentioned(message)
             or self._is_own(self._replied_to(message))
-            or self.command_of(message) is not None
+            or self.parse_command(message) is not None
             for message in messages
         )
 
     def has_content(self, message: Message) -> bool:
-        """Words or a file: not a service message, a place on a map or a poll."""
-        return bool(message.text or message.caption or self._files_of(message))
+        """Whether a message has text or a file, unlike service messages, locations and polls."""
+        return bool(message.text or message.caption or self._attachments(message))
 
-    def question_of(self, messages: Sequence[Message], *, place: str, is_edited: bool = False) -> Question:
-        """What one message, or the messages of one album, ask."""
+    def read_question(self, messages: Sequence[Message], *, location: str, is_edited: bool = False) -> Question:
+        """The question of one message, or of the messages of one album."""
         head = next((message for message in messages if message.caption or message.text), messages[0])
-        words = self._words_of(head)
-        if (command := self.command_of(head)) is not None:
-            words = self._without_name(command.rest)
-        files = [file for message in messages for file in self._files_of(message)]
+        text = self._text(head)
+        if (command := self.parse_command(head)) is not None:
+            text = self._without_name(command.rest)
+        files = [file for message in messages for file in self._attachments(message)]
         replied = next((found for message in messages if (found := self._replied_to(message))), None)
         outside = next((message.external_reply for message in messages if message.external_reply), None)
         if outside is not None:
-            files += self._files_of(outside)
+            files += self._attachments(outside)
 
-        async def fetch(key: MessageKey) -> Quoted | None:
-            return self._quoted(replied) if replied is not None and key == key_of(replied) else None
+        async def fetch(key: MessageKey) -> QuotedMessage | None:
+            return self._quote(replied) if replied is not None and key == message_key(replied) else None
 
         return Question(
-            asker=asker_of(head),
-            key=key_of(head),
-            text=words,
+            requester=requester_from(head),
+            key=message_key(head),
+            text=text,
             attachments=tuple(files),
-            parent=key_of(replied) if replied is not None else None,
+            parent=message_key(replied) if replied is not None else None,
             fetch=fetch,
-            # Of an edited album only the edited message comes again.
-            keeps_pictures=is_edited and head.media_group_id is not None,
-            place=place,
+            # The update of an edited album has the edited message only.
+            keeps_images=is_edited and head.media_group_id is not None,
+            location=location,
         )
 
-    def _quoted(self, message: Message) -> Quoted:
+    def _quote(self, message: Message) -> QuotedMessage:
         author = message.sender_chat or message.from_user
-        return Quoted(
+        return QuotedMessage(
             role="assistant" if self._is_own(message) else "user",
-            text="" if self._is_own(message) else self._words_of(message),
-            attachments=tuple(self._files_of(message)),
+            text="" if self._is_own(message) else self._text(message),
+            attachments=tuple(self._attachments(message)),
             author=str(author.id) if author is not None else "",
         )
 
     def _replied_to(self, message: Message) -> Message | None:
         replied = message.reply_to_message
-        # In a topic, every message that replies to nothing "replies" to the message that opened the topic.
+        # In a topic, Telegram marks messages that reply to nothing as replies to the message that opened the topic.
         if replied is None or replied.forum_topic_created is not None:
             return None
         return replied
@@ -146,86 +150,86 @@ class Reader:
             for entity, text in entities.items()
         )
 
-    def _words_of(self, message: Message) -> str:
-        words = message.text or message.caption or ""
+    def _text(self, message: Message) -> str:
+        content = message.text or message.caption or ""
         for entity, text in {**message.parse_entities(), **message.parse_caption_entities()}.items():
             if entity.type == "text_mention" and entity.user is not None and entity.user.id == self._bot.id:
-                words = words.replace(text, "", 1)
-        return self._without_name(words)
+                content = content.replace(text, "", 1)
+        return self._without_name(content)
 
-    def _without_name(self, words: str) -> str:
+    def _without_name(self, text: str) -> str:
         name = re.compile(rf"@{re.escape(self._bot.username)}\b[,:]?\s*", re.IGNORECASE)
-        return name.sub("", words).strip()
+        return name.sub("", text).strip()
 
-    def _files_of(self, message: Message | ExternalReplyInfo) -> list[Attachment]:
+    def _attachments(self, message: Message | ExternalReplyInfo) -> list[Attachment]:
         spoiler = bool(message.has_media_spoiler)
         if message.photo:
             best = message.photo[-1]
             return [self._attachment(best.file_id, best.file_size, spoiler=spoiler)]
         if message.sticker:
             if message.sticker.is_animated or message.sticker.is_video:
-                return [_unusable(is_moving=True)]
+                return [_unusable(Unusable.MOVING)]
             return [self._attachment(message.sticker.file_id, message.sticker.file_size, spoiler=False)]
-        # A GIF comes as an animation, and as a document beside it.
+        # Telegram sends a GIF as an animation and, for compatibility, as a document.
         if message.animation or message.video or message.video_note:
-            return [_unusable(is_moving=True)]
+            return [_unusable(Unusable.MOVING)]
         if message.document:
             document = message.document
-            kind = document.mime_type or ""
-            # What calls itself a picture is looked at; so is what doesn't say what it is.
-            may_be_picture = kind.startswith("image/") or kind in ("", "application/octet-stream")
-            if may_be_picture or _PICTURE_NAME.search(document.file_name or ""):
+            mime_type = document.mime_type or ""
+            # Files of an unknown type may be images, too; they are recognized by content.
+            may_be_image = mime_type.startswith("image/") or mime_type in ("", "application/octet-stream")
+            if may_be_image or _IMAGE_NAME.search(document.file_name or ""):
                 return [self._attachment(document.file_id, document.file_size, spoiler=spoiler)]
-            return [_unusable(is_moving=kind.startswith("video/"))]
+            return [_unusable(Unusable.MOVING if mime_type.startswith("video/") else Unusable.NOT_AN_IMAGE)]
         if message.audio or message.voice:
-            return [_unusable(is_moving=False)]
+            return [_unusable(Unusable.NOT_AN_IMAGE)]
         return []
 
     def _attachment(self, file_id: str, size: int | None, *, spoiler: bool) -> Attachment:
-        async def load(most: int) -> bytes:
-            return await self._download(file_id, most)
+        async def load(max_bytes: int) -> bytes:
+            return await self._download(file_id, max_bytes)
 
         return Attachment(load, size=size, spoiler=spoiler)
 
-    async def _download(self, file_id: str, most: int) -> bytes:
+    async def _download(self, file_id: str, max_bytes: int) -> bytes:
         try:
             file = await self._bot.get_file(file_id)
         except BadRequest as error:
-            raise (TooLarge if "too big" in error.message.lower() else NotFetched) from None
+            raise (FileTooLarge if "too big" in error.message.lower() else DownloadFailed) from None
         except TelegramError:
-            raise NotFetched from None
-        if file.file_size is not None and file.file_size > most:
-            raise TooLarge
-        address = file.file_path or ""
-        if not urlsplit(address).scheme:
-            return _read_local(Path(address), most)
+            raise DownloadFailed from None
+        if file.file_size is not None and file.file_size > max_bytes:
+            raise FileTooLarge
+        url = file.file_path or ""
+        if not urlsplit(url).scheme:
+            return _read_local(Path(url), max_bytes)
         try:
-            async with self._client.stream("GET", address) as response:
+            async with self._http.stream("GET", url) as response:
                 response.raise_for_status()
                 data = bytearray()
                 async for chunk in response.aiter_bytes():
                     data += chunk
-                    if len(data) > most:
-                        raise TooLarge
+                    if len(data) > max_bytes:
+                        raise FileTooLarge
         except httpx.HTTPError:
-            raise NotFetched from None
+            raise DownloadFailed from None
         return bytes(data)
 
 
-def _read_local(file: Path, most: int) -> bytes:
-    """A local Bot API server in its local mode hands out paths instead of addresses."""
+def _read_local(file: Path, max_bytes: int) -> bytes:
+    """Read a file by its path, which a Bot API server in local mode provides instead of a URL."""
     try:
         with file.open("rb") as opened:
-            data = opened.read(most + 1)
+            data = opened.read(max_bytes + 1)
     except OSError:
-        raise NotFetched from None
-    if len(data) > most:
-        raise TooLarge
+        raise DownloadFailed from None
+    if len(data) > max_bytes:
+        raise FileTooLarge
     return data
 
 
-def _unusable(*, is_moving: bool) -> Attachment:
+def _unusable(reason: Unusable) -> Attachment:
     async def load(_: int) -> bytes:
-        raise NotFetched
+        raise DownloadFailed
 
-    return Attachment(load, unusable="moving" if is_moving else "not_a_picture")
+    return Attachment(load, unusable=reason)

@@ -1,4 +1,4 @@
-"""Delivery onto a stage that misbehaves: the complete final text always arrives."""
+"""Delivery onto a target that misbehaves: the complete final text always arrives."""
 
 import asyncio
 import random
@@ -8,18 +8,20 @@ import pytest
 from answer_texts import TEXTS, pages_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minigpt4_bots.core.conversation import MessageKey
 from minigpt4_bots.core.markup import safe_markdown, utf16_length
-from minigpt4_bots.core.send_queue import Rate, Traffic
-from minigpt4_bots.core.streaming import Buttons, ChatGone, Content, Display, MessageGone, TryLater, deliver
+from minigpt4_bots.core.send_queue import Rate, SendQueue
+from minigpt4_bots.core.streaming import Buttons, ChatGone, Content, MessageGone, StreamingMessage, TryLater, deliver
 from waiting import until
 
 
 @dataclass
-class FakeStage:
+class FakeTarget:
     """Keeps messages; refuses by chance."""
 
     limit: int = 200
     previews: bool = False
+    rate_key: str = "chat"
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     refusals: float = 0.0
     shown: dict[str, Content] = field(default_factory=dict)
@@ -29,6 +31,9 @@ class FakeStage:
 
     def measure(self, text: str, spoiler: bool) -> int:
         return utf16_length(safe_markdown(text, spoiler=spoiler))
+
+    def key_for(self, message: str) -> MessageKey:
+        return MessageKey("chat", message)
 
     def _maybe_refuse(self) -> None:
         if self.gone:
@@ -59,12 +64,12 @@ class FakeStage:
         self.drafts.append(content.text)
 
 
-def display_for(stage: FakeStage) -> Display:
-    return Display(limit=stage.limit, measure=stage.measure, status="Looking …")
+def message_for(target: FakeTarget) -> StreamingMessage:
+    return StreamingMessage(limit=target.limit, measure=target.measure, status="Looking …")
 
 
-def quick_traffic() -> Traffic:
-    return Traffic([Rate(1000, 0.1)], lambda _: [Rate(1, 0.001)])
+def fast_send_queue() -> SendQueue:
+    return SendQueue([Rate(1000, 0.1)], lambda _: [Rate(1, 0.001)])
 
 
 @given(TEXTS.filter(str.strip), st.booleans(), st.sampled_from([0.0, 0.3]), st.integers(0, 2**32))
@@ -73,133 +78,133 @@ def test_the_complete_final_text_always_arrives(text: str, previews: bool, refus
     # Not ``st.randoms``: how often tasks draw depends on the clock, and Hypothesis ends an example that draws often.
     chance = random.Random(seed)
 
-    async def scene() -> tuple[FakeStage, list[str]]:
-        stage = FakeStage(previews=previews, refusals=refusals, chance=chance)
-        display = display_for(stage)
-        writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
+    async def scene() -> tuple[FakeTarget, list[str]]:
+        target = FakeTarget(previews=previews, refusals=refusals, chance=chance)
+        message = message_for(target)
+        writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
         for begin in range(0, len(text), 40):
-            display.feed(text[begin : begin + 40])
+            message.feed(text[begin : begin + 40])
             if chance.random() < 0.5:
                 await asyncio.sleep(0.001)
-        display.finish()
-        return stage, await writing
+        message.finish()
+        return target, await writing
 
-    stage, messages = asyncio.run(scene())
-    assert list(stage.shown) == messages
-    pages = pages_of(text, stage.limit)
-    assert [stage.shown[message].text for message in messages] == [page for page in pages if page.strip()]
-    assert [stage.shown[message].buttons for message in messages] == [Buttons.NONE] * (len(messages) - 1) + [
-        Buttons.AGAIN
+    target, messages = asyncio.run(scene())
+    assert list(target.shown) == messages
+    pages = pages_of(text, target.limit)
+    assert [target.shown[message].text for message in messages] == [page for page in pages if page.strip()]
+    assert [target.shown[message].buttons for message in messages] == [Buttons.NONE] * (len(messages) - 1) + [
+        Buttons.REGENERATE
     ]
 
 
 async def test_progress_shows_a_stop_button_and_the_end_another() -> None:
-    stage = FakeStage()
-    display = display_for(stage)
-    writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
-    await until(lambda: [(one.text, one.buttons) for one in stage.shown.values()] == [("Looking …", Buttons.STOP)])
-    display.feed("Half")
-    await until(lambda: [(one.text, one.buttons) for one in stage.shown.values()] == [("Half", Buttons.STOP)])
-    display.finish()
+    target = FakeTarget()
+    message = message_for(target)
+    writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
+    await until(lambda: [(one.text, one.buttons) for one in target.shown.values()] == [("Looking …", Buttons.STOP)])
+    message.feed("Half")
+    await until(lambda: [(one.text, one.buttons) for one in target.shown.values()] == [("Half", Buttons.STOP)])
+    message.finish()
     await writing
-    assert [(one.text, one.buttons) for one in stage.shown.values()] == [("Half", Buttons.AGAIN)]
+    assert [(one.text, one.buttons) for one in target.shown.values()] == [("Half", Buttons.REGENERATE)]
 
 
 async def test_previews_grow_and_one_message_stays() -> None:
-    stage = FakeStage(previews=True)
-    display = display_for(stage)
-    writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
-    await until(lambda: stage.shown)
+    target = FakeTarget(previews=True)
+    message = message_for(target)
+    writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
+    await until(lambda: target.shown)
     shown = ""
     for piece in ("One", " two", " three"):
-        display.feed(piece)
+        message.feed(piece)
         shown += piece
-        await until(lambda shown=shown: stage.drafts[-1:] == [shown])
-    display.finish()
+        await until(lambda shown=shown: target.drafts[-1:] == [shown])
+    message.finish()
     messages = await writing
-    assert stage.history == ["Looking …", "One two three"]
-    assert list(stage.shown) == messages
+    assert target.history == ["Looking …", "One two three"]
+    assert list(target.shown) == messages
 
 
 async def test_a_stage_that_can_not_preview_after_all_is_edited() -> None:
-    class Old(FakeStage):
+    class Old(FakeTarget):
         async def preview(self, content: Content) -> None:
             self.previews = False
 
-    stage = Old(previews=True)
-    display = display_for(stage)
-    writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
-    await until(lambda: stage.shown)
-    display.feed("Words")
-    await until(lambda: not stage.previews)
-    display.finish()
+    target = Old(previews=True)
+    message = message_for(target)
+    writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
+    await until(lambda: target.shown)
+    message.feed("Words")
+    await until(lambda: not target.previews)
+    message.finish()
     await writing
-    assert (stage.history, [one.text for one in stage.shown.values()]) == (["Looking …"], ["Words"])
+    assert (target.history, [one.text for one in target.shown.values()]) == (["Looking …"], ["Words"])
 
 
 async def test_a_deleted_message_is_sent_again() -> None:
-    stage = FakeStage()
-    display = display_for(stage)
-    writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
-    await until(lambda: stage.shown)
-    stage.shown.clear()
-    display.feed("Answer")
-    display.finish()
-    assert [stage.shown[message].text for message in await writing] == ["Answer"]
+    target = FakeTarget()
+    message = message_for(target)
+    writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
+    await until(lambda: target.shown)
+    target.shown.clear()
+    message.feed("Answer")
+    message.finish()
+    assert [target.shown[message].text for message in await writing] == ["Answer"]
 
 
 async def test_progress_deleted_repeatedly_returns_when_complete() -> None:
-    stage = FakeStage()
-    display = display_for(stage)
-    writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
-    await until(lambda: stage.shown)
+    target = FakeTarget()
+    message = message_for(target)
+    writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
+    await until(lambda: target.shown)
     for piece in ("One", " two", " three"):
-        stage.shown.clear()
-        display.feed(piece)
+        target.shown.clear()
+        message.feed(piece)
         await asyncio.sleep(0.01)
-    assert stage.history == ["Looking …"]
-    display.finish()
-    assert [stage.shown[message].text for message in await writing] == ["One two three"]
+    assert target.history == ["Looking …"]
+    message.finish()
+    assert [target.shown[message].text for message in await writing] == ["One two three"]
 
 
 async def test_a_message_that_cannot_be_edited_is_replaced() -> None:
-    class Locked(FakeStage):
+    class Locked(FakeTarget):
         async def edit(self, message: str, content: Content) -> None:
             raise MessageGone(remains=True)
 
-    stage = Locked()
-    display = display_for(stage)
-    writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
-    await until(lambda: stage.shown)
-    display.feed("Answer")
-    display.finish()
+    target = Locked()
+    message = message_for(target)
+    writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
+    await until(lambda: target.shown)
+    message.feed("Answer")
+    message.finish()
     messages = await writing
-    assert [(one.text, one.buttons) for one in stage.shown.values()] == [("Answer", Buttons.AGAIN)]
-    assert list(stage.shown) == messages
+    assert [(one.text, one.buttons) for one in target.shown.values()] == [("Answer", Buttons.REGENERATE)]
+    assert list(target.shown) == messages
 
 
 async def test_even_the_quickest_preview_comes_below_a_stop_button() -> None:
-    stage = FakeStage(previews=True)
-    display = display_for(stage)
-    display.feed("Quick")
-    writing = asyncio.create_task(deliver(display, stage, quick_traffic(), "chat"))
-    await until(lambda: stage.drafts)
-    assert [one.buttons for one in stage.shown.values()] == [Buttons.STOP]
-    display.finish()
+    target = FakeTarget(previews=True)
+    message = message_for(target)
+    message.feed("Quick")
+    writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
+    await until(lambda: target.drafts)
+    assert [one.buttons for one in target.shown.values()] == [Buttons.STOP]
+    message.finish()
     await writing
-    assert [(one.text, one.buttons) for one in stage.shown.values()] == [("Quick", Buttons.AGAIN)]
+    assert [(one.text, one.buttons) for one in target.shown.values()] == [("Quick", Buttons.REGENERATE)]
 
 
 async def test_a_chat_that_is_gone_ends_the_delivery() -> None:
-    stage = FakeStage(gone=True)
+    target = FakeTarget(gone=True)
     with pytest.raises(ChatGone):
-        await deliver(display_for(stage), stage, quick_traffic(), "chat")
+        await deliver(message_for(target), target, fast_send_queue())
 
 
 async def test_a_note_below_open_code_stands_outside_of_it() -> None:
-    stage = FakeStage()
-    display = display_for(stage)
-    display.feed("```py\nx = 1")
-    display.finish("Stopped.")
-    (message,) = await deliver(display, stage, quick_traffic(), "chat")
-    assert stage.shown[message].text == "```py\nx = 1\n```\n\nStopped."
+    target = FakeTarget()
+    message = message_for(target)
+    message.feed("```py\nx = 1")
+    message.finish("Stopped.")
+    (message,) = await deliver(message, target, fast_send_queue())
+    assert target.shown[message].text == "```py\nx = 1\n```\n\nStopped."

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.discord import connection as discord_connection
-from minigpt4_bots.discord.connection import _quieten_library
+from minigpt4_bots.discord.connection import _quiet_library
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_only_lost_connections_are_logged_without_traceback(
 ) -> None:
     library = logging.getLogger("discord.client")
     before = list(library.filters)
-    _quieten_library()
+    _quiet_library()
     try:
         try:
             raise RuntimeError
@@ -46,7 +46,7 @@ async def test_without_signals_for_loops_it_runs_until_it_is_cancelled(
         raise NotImplementedError
 
     monkeypatch.setattr(discord_connection, "_stay_connected", stay_connected)
-    monkeypatch.setattr(discord_connection, "_quieten_library", lambda: None)
+    monkeypatch.setattr(discord_connection, "_quiet_library", lambda: None)
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", windows)
     running = asyncio.create_task(discord_connection.run(BotSettings(database=tmp_path / "db"), None, "token"))
     async with asyncio.timeout(60):

@@ -240,13 +240,14 @@ async def test_access_lists_are_reloaded(stage: Scene) -> None:
                 told = await stage.discord.answer_to(await stage.discord.command(channel, ann, name))
                 assert "can't use this bot" in told.text
                 assert told.last.ephemeral
-        # What is known of oneself, and its end, is everybody's right.
-        told = await stage.discord.answer_to(await stage.discord.command(channel, ann, "forget"))
-        assert "forgotten" in told.text
+        # These are open to everyone.
+        for name, reply in (("stop", "not answering you"), ("privacy", "What I do"), ("forget", "forgotten")):
+            told = await stage.discord.answer_to(await stage.discord.command(channel, ann, name))
+            assert reply in told.text
         (stage.folder / "settings.yaml").write_text("access: {nonsense: 1}")
         asked = await stage.discord.says(channel, ann, "still not?", attachments=[picture()], mention=True)
         assert "can't use this bot" in (await stage.discord.answer_to(asked)).text
-        await bot.prints("access lists stay")
+        await bot.prints("Keeping the current access lists")
         (stage.folder / "settings.yaml").write_text(f"{GENEROUS}access: {{allow: {{users: [{ann.id}]}}}}\n")
         asked = await stage.discord.says(channel, ann, "now?", attachments=[picture()], mention=True)
         assert "You asked: now?" in (await stage.discord.answer_to(asked)).text

@@ -433,6 +433,21 @@ async def test_denied_people_get_the_reason(here: Scene) -> None:
     assert here.vision.about("Denied") == []
 
 
+async def test_denied_people_may_stop_and_be_forgotten(here: Scene) -> None:
+    replies = {
+        "/stop": "not answering you",
+        "/privacy": "in memory only",
+        "/forget": "I have forgotten",
+        "/help": "You can't use this bot here",
+        "/reset": "You can't use this bot here",
+        "/start": "You can't use this bot here",
+    }
+    group = -somebody()
+    for number, (command, says) in enumerate(replies.items(), 1):
+        await here.telegram.say(group, 666, command)
+        assert says in (await here.answer(group, number)).text
+
+
 async def test_limits_hold(here: Scene, anna: int) -> None:
     today = time.time() // 86400
     for number in range(PER_DAY + 1):

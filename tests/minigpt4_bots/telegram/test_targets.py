@@ -7,7 +7,7 @@ import pytest
 from minigpt4_bots.core.conversation import MessageKey
 from minigpt4_bots.core.streaming import ChatGone, Content, MessageGone, TryLater
 from minigpt4_bots.core.texts import Texts
-from minigpt4_bots.telegram.targets import ChatOutlet, Spot
+from minigpt4_bots.telegram.targets import ChatTarget, MessageLocation
 from telegram import Bot, ReplyParameters
 from telegram.error import (
     BadRequest,
@@ -47,20 +47,20 @@ class Group:
 
 async def test_a_group_that_was_upgraded_goes_on_under_its_new_id() -> None:
     bot = Group(-5, -1005)
-    outlet = ChatOutlet(cast(Bot, bot), Spot(-5, thread=7, reply_to=3), Texts(), previews=False, draft_id=1)
+    target = ChatTarget(cast(Bot, bot), MessageLocation(-5, topic=7, reply_to=3), Texts(), previews=False, draft_id=1)
     with pytest.raises(TryLater) as later:
-        await outlet.send(Content("The answer"))
+        await target.send(Content("The answer"))
     assert later.value.seconds == 0
     assert bot.sent == []
-    message = await outlet.send(Content("The answer"))
+    message = await target.send(Content("The answer"))
     assert bot.sent == [(-1005, 7, None)], "in its topic; the message it replied to has another id there"
-    assert outlet.key_of(message) == MessageKey("-1005", message), "replies to it come from the new id"
+    assert target.key_for(message) == MessageKey("-1005", message), "replies to it come from the new id"
 
 
 async def test_a_message_in_an_upgraded_group_is_sent_anew() -> None:
-    outlet = ChatOutlet(cast(Bot, Group(-5, -1005)), Spot(-5), Texts(), previews=False, draft_id=1)
+    target = ChatTarget(cast(Bot, Group(-5, -1005)), MessageLocation(-5), Texts(), previews=False, draft_id=1)
     with pytest.raises(MessageGone) as gone:
-        await outlet.edit("1", Content("The answer"))
+        await target.edit("1", Content("The answer"))
     assert gone.value.remains
 
 
@@ -75,7 +75,7 @@ class Refusing:
 
 
 @pytest.mark.parametrize(
-    ("error", "raised", "previews", "knows_drafts"),
+    ("error", "raised", "previews", "supports_drafts"),
     [
         (InvalidToken("Not Found"), None, False, False),
         (BadRequest("PEER_ID_INVALID"), None, False, True),
@@ -87,13 +87,13 @@ class Refusing:
     ids=lambda value: type(value).__name__ if isinstance(value, TelegramError) else None,
 )
 async def test_only_a_server_without_drafts_is_remembered(
-    error: TelegramError, raised: type[Exception] | None, previews: bool, knows_drafts: bool
+    error: TelegramError, raised: type[Exception] | None, previews: bool, supports_drafts: bool
 ) -> None:
     bot = cast(Bot, Refusing(error))
-    outlet = ChatOutlet(bot, Spot(1), Texts(), previews=True, draft_id=1)
+    target = ChatTarget(bot, MessageLocation(1), Texts(), previews=True, draft_id=1)
     if raised is None:
-        await outlet.preview(Content("Growing"))
+        await target.preview(Content("Growing"))
     else:
         with pytest.raises(raised):
-            await outlet.preview(Content("Growing"))
-    assert (outlet.previews, outlet.knows_drafts) == (previews, knows_drafts)
+            await target.preview(Content("Growing"))
+    assert (target.previews, target.supports_drafts) == (previews, supports_drafts)
