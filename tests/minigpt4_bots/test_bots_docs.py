@@ -1,4 +1,4 @@
-"""What README.md and docs/bots.md say about the bots is so."""
+"""README.md and docs/bots.md agree with the code."""
 
 import re
 from pathlib import Path

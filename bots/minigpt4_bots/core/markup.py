@@ -60,7 +60,8 @@ def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
     """The blocks of a text. ``hidden`` puts all of it under a spoiler and disables bars within."""
     open_spoiler = False
     fence: str | None = None
-    language, code = "", list[str]()
+    language = ""
+    code: list[str] = []
     for line in text.split("\n"):
         mark = _FENCE.match(line)
         if fence is not None:
@@ -70,7 +71,9 @@ def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
             else:
                 code.append(line)
         elif mark:
-            fence, language, code = mark[1], mark[2], []
+            fence = mark[1]
+            language = mark[2]
+            code = []
         else:
             segments, open_spoiler = _split_at_bars(line, open_spoiler)
             yield Line(tuple(Segment(segment.text, hidden or segment.hidden) for segment in segments))
@@ -85,7 +88,8 @@ def fence_at(text: str) -> str | None:
     for line in text.split("\n"):
         mark = _FENCE.match(line)
         if fence is None and mark:
-            fence, opened = mark[1], mark[1] + mark[2]
+            fence = mark[1]
+            opened = mark[1] + mark[2]
         elif fence is not None and mark and mark[1].startswith(fence) and not mark[2]:
             fence = None
     return opened if fence is not None else None

@@ -93,8 +93,10 @@ def _close(text: str, cut: int) -> tuple[str, str]:
     # An apparent fence in the last line is uncertain, as the line is incomplete.
     is_beginning = fence_at(text[:line]) is None and fence_at(text[:cut]) is not None
     if is_beginning and text[:line].strip():
-        cut, is_beginning = line, False
-    page, rest = text[:cut], text[cut:]
+        cut = line
+        is_beginning = False
+    page = text[:cut]
+    rest = text[cut:]
     if not is_beginning and (fence := fence_at(page)) is not None:
         mark = fence[: len(fence) - len(fence.lstrip(fence[0]))]
         return f"{page.rstrip()}\n{mark}", f"{fence}\n{rest}"

@@ -68,7 +68,8 @@ def run(settings: BotSettings, file: Path | None, token: str) -> None:
         _serve(application, settings)
     except InvalidToken:
         raise AuthenticationFailed(
-            "Telegram doesn't know this token. Copy it again from @BotFather (/mybots → API Token) into TELEGRAM_TOKEN."
+            "Telegram doesn't accept this token. Copy it again from @BotFather (/mybots → API Token) into "
+            "TELEGRAM_TOKEN."
         ) from None
 
 

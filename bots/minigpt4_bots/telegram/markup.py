@@ -11,7 +11,8 @@ from minigpt4_bots.core.markup import ZERO_WIDTH, Code, Segment, inert, scan, ut
 
 __all__ = ["telegram_html", "telegram_length", "telegram_plain"]
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: placeholders for code while emphasis is parsed
+_OPEN = "\ue000"
+_CLOSE = "\ue001"  # private use: placeholders for code while emphasis is parsed
 _EMPHASIS = re.compile(
     r"\*\*(?=\S)(?P<b>.+?)(?<=\S)\*\*(?!\*)"
     r"|(?<!\w)__(?=\S)(?P<b2>.+?)(?<=\S)__(?!\w)"

@@ -48,7 +48,7 @@ def test_stop_privacy_and_forget_are_open_to_everyone() -> None:
     assert {command.name for command in COMMANDS if command.access is Access.EVERYONE} == {"stop", "privacy", "forget"}
 
 
-async def test_a_person_who_lost_access_stops_their_answer(tmp_path: Path) -> None:
+async def test_people_without_access_stop_their_own_answer(tmp_path: Path) -> None:
     async def load(_: int) -> bytes:
         return encode(draw("red"))
 

@@ -1,4 +1,4 @@
-"""Pages over random texts: nothing is lost, limits hold, code and spoilers are closed."""
+"""Pages of random texts: complete, within the limit, with closed code and spoilers."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from minigpt4_bots.core.pages import Pages
 
 
 def essence(text: str) -> str:
-    """What must survive the splitting: everything but blanks, fences and spoiler bars."""
+    """The text that splitting must keep: all but whitespace, fences and spoiler bars."""
     return re.sub(r"[\s`~|]", "", text)
 
 

@@ -1,4 +1,4 @@
-"""The waiting limiter with a clock of its own: rates hold, everybody is served, important writes go first."""
+"""The rate limiter with simulated time: rates hold, all writes go, higher priorities first."""
 
 import random
 
@@ -8,8 +8,9 @@ from minigpt4_bots.core.send_queue import PendingSend, Priority, Rate, RateLimit
 
 
 def served(limiter: RateLimiter, until: float) -> list[tuple[float, str, int]]:
-    """Run the limiter: (time, chat, number) of each grant; what is granted arrives at once."""
-    now, done = 0.0, list[tuple[float, str, int]]()
+    """Run the limiter: (time, chat, number) of each grant; writes complete at once."""
+    now = 0.0
+    done: list[tuple[float, str, int]] = []
     while now <= until:
         for pending in limiter.grant(now):
             done.append((now, pending.chat, pending.number))
@@ -27,14 +28,14 @@ def served(limiter: RateLimiter, until: float) -> list[tuple[float, str, int]]:
     st.integers(1, 3),
 )
 @settings(max_examples=100, deadline=None)
-def test_rates_hold_overall_and_per_chat_and_everybody_is_served(
-    wishes: list[tuple[int, Priority]], overall: int, per_chat: int
+def test_rates_hold_overall_and_per_chat_and_all_are_served(
+    writes: list[tuple[int, Priority]], overall: int, per_chat: int
 ) -> None:
     limiter = RateLimiter([Rate(overall, 1.0)], lambda _: [Rate(per_chat, 2.0)])
-    for chat, priority in wishes:
+    for chat, priority in writes:
         limiter.enqueue(str(chat), priority)
     done = served(limiter, 1e6)
-    assert len(done) == len(wishes)
+    assert len(done) == len(writes)
     times = [at for at, _, _ in done]
     assert all(sum(at - 1.0 < other <= at for other in times) <= overall for at in times)
     for chat in {chat for _, chat, _ in done}:
@@ -50,13 +51,15 @@ def test_rates_hold_overall_and_per_chat_and_everybody_is_served(
 )
 @settings(max_examples=100, deadline=None)
 def test_rates_hold_at_the_platform_however_late_writes_arrive(
-    wishes: list[tuple[int, Priority]], overall: int, per_chat: int, chance: random.Random
+    writes: list[tuple[int, Priority]], overall: int, per_chat: int, chance: random.Random
 ) -> None:
     limiter = RateLimiter([Rate(overall, 1.0)], lambda _: [Rate(per_chat, 2.0)])
-    for chat, priority in wishes:
+    for chat, priority in writes:
         limiter.enqueue(str(chat), priority)
-    now, counted, replies = 0.0, list[tuple[float, str]](), list[tuple[float, PendingSend]]()
-    while len(counted) < len(wishes) or replies:
+    now = 0.0
+    counted: list[tuple[float, str]] = []
+    replies: list[tuple[float, PendingSend]] = []
+    while len(counted) < len(writes) or replies:
         for pending in limiter.grant(now):
             replied = now + chance.uniform(0, 4)
             counted.append((chance.uniform(now, replied), pending.chat))
@@ -83,7 +86,7 @@ def test_a_hanging_write_delays_others_only_briefly() -> None:
     assert [pending.chat for pending in limiter.grant(at)] == ["fine"]
 
 
-def test_nobody_waits_for_another_chat() -> None:
+def test_chats_do_not_wait_for_each_other() -> None:
     limiter = RateLimiter([Rate(30, 1.0)], lambda _: [Rate(1, 3.0)])
     for _ in range(10):
         limiter.enqueue("busy", Priority.PROGRESS)
@@ -91,7 +94,7 @@ def test_nobody_waits_for_another_chat() -> None:
     assert [(at, chat) for at, chat, _ in served(limiter, 0.0)] == [(0.0, "busy"), (0.0, "quiet")]
 
 
-def test_a_chat_on_hold_keeps_nobody_else_waiting() -> None:
+def test_a_paused_chat_does_not_delay_others() -> None:
     limiter = RateLimiter([Rate(30, 1.0)], lambda _: [Rate(1, 1.0)])
     limiter.pause("flooded", 40.0)
     limiter.enqueue("flooded", Priority.ANSWER)
@@ -107,16 +110,17 @@ def test_texts_that_stay_overtake_progress() -> None:
     assert next(chat for _, chat, _ in served(limiter, 100.0)) == "d"
 
 
-def test_progress_leaves_room_in_the_allowance() -> None:
+def test_progress_leaves_a_third_of_the_allowance() -> None:
     limiter = RateLimiter([], lambda _: [Rate(18, 60.0)])
     for _ in range(30):
         limiter.enqueue("group", Priority.PROGRESS)
     assert sum(at < 60 for at, _, _ in served(limiter, 59.9)) == 12
 
 
-def test_leaving_the_line_frees_the_place() -> None:
+def test_a_canceled_write_is_not_granted() -> None:
     limiter = RateLimiter([], lambda _: [Rate(1, 5.0)])
-    gone, stays = limiter.enqueue("a", Priority.ANSWER), limiter.enqueue("a", Priority.ANSWER)
-    limiter.cancel(gone)
-    limiter.cancel(gone)
+    canceled = limiter.enqueue("a", Priority.ANSWER)
+    stays = limiter.enqueue("a", Priority.ANSWER)
+    limiter.cancel(canceled)
+    limiter.cancel(canceled)
     assert [number for _, _, number in served(limiter, 0.0)] == [stays.number]

@@ -14,7 +14,7 @@ from minigpt4_serve.errors import InvalidRequest
 TOKEN = "123456789:AAE-secret_secret_secret_secret_12345"
 
 
-def settings_of(folder: Path, text: str, **environment: str) -> BotSettings:
+def read_settings(folder: Path, text: str, **environment: str) -> BotSettings:
     file = folder / "bot.yaml"
     file.write_text(text)
     return read_bot_settings(file, environment)
@@ -28,7 +28,7 @@ def test_defaults_need_no_file() -> None:
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     text = "telegram: {token: from-file}\nserver: {base_url: 'http://file/v1', api_key: a}"
-    settings = settings_of(
+    settings = read_settings(
         tmp_path, text, TELEGRAM_TOKEN=TOKEN, MINIGPT4_BASE_URL="http://env/v1/", MINIGPT4_API_KEY=""
     )
     assert settings.telegram.token is not None
@@ -58,7 +58,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
 )
 def test_wrong_settings_are_named_in_one_sentence(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        settings_of(tmp_path, text, TELEGRAM_TOKEN=TOKEN)
+        read_settings(tmp_path, text, TELEGRAM_TOKEN=TOKEN)
     assert says in caught.value.message
     assert "\n" not in caught.value.message
     assert TOKEN not in caught.value.message

@@ -1,4 +1,4 @@
-"""Delivery onto a target that misbehaves: the complete final text always arrives."""
+"""Delivery to a target that fails: the complete final text always arrives."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ from waiting import until
 
 @dataclass
 class FakeTarget:
-    """Keeps messages; refuses by chance."""
+    """Stores messages; refuses writes at random."""
 
     limit: int = 200
     previews: bool = False
@@ -75,7 +75,7 @@ def fast_send_queue() -> SendQueue:
 @given(TEXTS.filter(str.strip), st.booleans(), st.sampled_from([0.0, 0.3]), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_the_complete_final_text_always_arrives(text: str, previews: bool, refusals: float, seed: int) -> None:
-    # Not ``st.randoms``: how often tasks draw depends on the clock, and Hypothesis ends an example that draws often.
+    # Not ``st.randoms``: the number of draws depends on timing, and Hypothesis limits it.
     chance = random.Random(seed)
 
     async def scene() -> tuple[FakeTarget, list[str]]:
@@ -116,9 +116,9 @@ async def test_previews_grow_and_one_message_stays() -> None:
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
     await until(lambda: target.shown)
     shown = ""
-    for piece in ("One", " two", " three"):
-        message.feed(piece)
-        shown += piece
+    for delta in ("One", " two", " three"):
+        message.feed(delta)
+        shown += delta
         await until(lambda shown=shown: target.drafts[-1:] == [shown])
     message.finish()
     messages = await writing
@@ -158,9 +158,9 @@ async def test_progress_deleted_repeatedly_returns_when_complete() -> None:
     message = message_for(target)
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
     await until(lambda: target.shown)
-    for piece in ("One", " two", " three"):
+    for delta in ("One", " two", " three"):
         target.shown.clear()
-        message.feed(piece)
+        message.feed(delta)
         await asyncio.sleep(0.01)
     assert target.history == ["Looking …"]
     message.finish()

@@ -1,4 +1,4 @@
-"""How answers look and behave on Discord while they grow and afterwards. One real bot for all tests."""
+"""Answers on Discord, while they are streamed and afterwards. One bot process for all tests."""
 
 import asyncio
 import re
@@ -30,8 +30,9 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]
 async def ask(
     here: Scene, text: str, reply: Reply | None = None, *, times: int | None = None, **more: object
 ) -> tuple[Channel, User, Message]:
-    """Somebody asks in a new channel; the server answers by ``reply``, the first ``times``."""
-    channel, ann = await here.discord.channel(), here.discord.user()
+    """A new user asks in a new channel; the server sends ``reply`` the first ``times``."""
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     if reply is not None:
         here.vision.on(text, reply, times)
     files = more.pop("attachments", [picture()])
@@ -39,10 +40,11 @@ async def ask(
 
 
 async def test_the_placeholder_waits_for_nothing(here: Scene) -> None:
-    slow_files, slow_server = asyncio.Event(), Gate()
+    slow_files = asyncio.Event()
+    slow_server = Gate()
     reply = Reply(["slow", slow_server, " answer"])
     channel, _, asked = await ask(here, "held back", reply, attachments=[picture(hold=slow_files)])
-    first = await here.discord.first_sign(asked)  # neither the picture nor a word of the answer has come
+    first = await here.discord.first_sign(asked)  # before the image and any text of the answer
     assert first.reference is asked
     assert "Looking" in first.content
     assert "Stop" in str(first.buttons())
@@ -118,7 +120,7 @@ async def test_nothing_in_an_answer_pings_or_can_be_clicked(here: Scene) -> None
     answer = await here.discord.answer_to(asked)
     assert would_ping(answer.last) == []
     assert answer.last.allowed_mentions is not None
-    # Even to somebody who copies it: no mention, no link outside of code.
+    # Also in a copy of the text: no mention, no link outside of code.
     outside = re.sub(r"`[^`]*`", "", answer.text)
     assert not re.search(r"@everyone|@here|<[@#]|https?://|\]\(", outside)
     assert "evil.example/x" in answer.text
@@ -149,7 +151,7 @@ async def test_stop_ends_the_answer_and_aborts_the_request(here: Scene) -> None:
     assert "on and on" in answer.text
     assert click.acknowledged == 6
     await until(lambda: len(here.vision.aborted) > aborted)
-    # The next question is free to be asked.
+    # The next question isn't blocked.
     again = await here.discord.says(asked.channel, ann, "next", attachments=[picture()], mention=True)
     assert "next" in (await here.discord.answer_to(again)).text
 
@@ -165,17 +167,18 @@ async def test_stop_on_the_second_message_of_an_answer(here: Scene) -> None:
 async def test_stop_by_command(here: Scene) -> None:
     channel, ann, asked = await ask(here, "endless too", Reply(["and on ", Gate()]))
     await here.discord.first_sign(asked)
-    told = await here.discord.answer_to(await here.discord.command(channel, ann, "stop"))
-    assert told.text == "Stopped."
-    assert told.last.ephemeral
+    response = await here.discord.answer_to(await here.discord.command(channel, ann, "stop"))
+    assert response.text == "Stopped."
+    assert response.last.ephemeral
     assert "Stopped." in (await here.discord.answer_to(asked)).text
-    told = await here.discord.answer_to(await here.discord.command(channel, ann, "stop"))
-    assert "not answering" in told.text
+    response = await here.discord.answer_to(await here.discord.command(channel, ann, "stop"))
+    assert "not answering" in response.text
 
 
 async def test_only_the_asker_and_admins_press_buttons(here: Scene) -> None:
     _, _, asked = await ask(here, "mine", Reply(["and on ", Gate()]))
-    ben, admin = here.discord.user("ben"), here.discord.user("root", id=ADMIN)
+    ben = here.discord.user("ben")
+    admin = here.discord.user("root", id=ADMIN)
     first = await here.discord.first_sign(asked)
     for label, text in (("Stop", "Stopped."), ("Regenerate", "")):
         refused = await here.discord.answer_to(await here.discord.clicks(first, ben, label))
@@ -312,7 +315,8 @@ async def test_an_answer_whose_edits_are_refused_is_sent_again(here: Scene, stat
 
 
 async def test_an_expired_command_is_answered_in_the_channel(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     here.discord.acknowledge_seconds = -1.0
     await here.discord.command(channel, ann, "ask", question="too late?", picture=picture())
 
@@ -324,14 +328,16 @@ async def test_an_expired_command_is_answered_in_the_channel(here: Scene) -> Non
     here.discord.violations[:] = [one for one in here.discord.violations if "Unknown interaction" not in one]
 
 
-async def test_a_channel_without_write_permission_blocks_nobody(here: Scene) -> None:
-    ann, locked = here.discord.user(), await here.discord.channel("locked", bot_may_write=False)
+async def test_a_channel_without_write_permission_blocks_no_one(here: Scene) -> None:
+    ann = here.discord.user()
+    locked = await here.discord.channel("locked", bot_may_write=False)
     assert here.bot is not None
-    given_up, before = "can't be written to any more", here.bot.printed.count("can't be written to any more")
+    abandoned = "can't write to the chat of user"
+    before = here.bot.printed.count(abandoned)
     asked = await here.discord.says(locked, ann, "silence", attachments=[picture()], mention=True)
-    await here.bot.prints(given_up, times=before + 1)
+    await here.bot.prints(abandoned, times=before + 1)
     channel = await here.discord.channel()
-    # The refused answer doesn't keep its asker busy.
+    # The refused answer doesn't block its requester.
     other = await here.discord.says(channel, ann, "here then", attachments=[picture()], mention=True)
     assert "You asked" in (await here.discord.answer_to(other)).text
     assert here.discord.answers_to(asked) == []
@@ -347,15 +353,16 @@ async def test_an_outage_of_discord_delays_the_whole_answer(here: Scene) -> None
 
 
 async def test_a_slow_answer_outlives_its_interaction(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     hold = Gate()
     here.vision.on("patience", Reply(["an ", hold, "answer"]))
     asked = await here.discord.command(channel, ann, "ask", question="patience", picture=picture())
     await here.discord.first_sign(asked)
-    asked.created -= 1000  # the token has grown too old
+    asked.created -= 1000  # the token has expired
     hold.open()
     assert (await here.discord.answer_to(asked)).text == "an answer"
-    # Both refusals of the old token were expected.
+    # Both requests with the expired token are expected.
     here.discord.violations[:] = [one for one in here.discord.violations if "Invalid Webhook Token" not in one]
 
 
@@ -364,7 +371,8 @@ async def test_commands_are_acknowledged_before_anything_slow(here: Scene) -> No
     slow = asyncio.Event()
     asked: list[Interaction] = []
     for number in range(8):
-        user, late = here.discord.user(f"user{number}"), picture(hold=slow)
+        user = here.discord.user(f"user{number}")
+        late = picture(hold=slow)
         asked.append(await here.discord.command(channel, user, "ask", question=f"all {number}", picture=late))
     await here.discord.until(lambda: all(one.acknowledged for one in asked), what="all acknowledged")
     slow.set()
@@ -374,22 +382,25 @@ async def test_commands_are_acknowledged_before_anything_slow(here: Scene) -> No
 
 @pytest.mark.parametrize("name", ["help", "privacy", "reset", "forget"])
 async def test_short_commands_are_answered_to_the_asker_alone(here: Scene, name: str) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     answer = await here.discord.answer_to(await here.discord.command(channel, ann, name))
     assert answer.last.ephemeral
-    expected = {"help": "/ask", "privacy": "two days", "reset": "anew", "forget": "forgotten"}[name]
+    expected = {"help": "/ask", "privacy": "two days", "reset": "new conversation", "forget": "forgotten"}[name]
     assert expected in answer.text
 
 
 async def test_help_lists_what_is_enabled(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     text = (await here.discord.answer_to(await here.discord.command(channel, ann, "help"))).text
     for words in ("Describe picture", "Ask about picture…", "`/forget`", "up to 4"):
         assert words in text
 
 
 async def test_commands_answer_in_the_persons_language(here: Scene) -> None:
-    channel, li = await here.discord.channel(), here.discord.user("li", locale="zh-CN")
+    channel = await here.discord.channel()
+    li = here.discord.user("li", locale="zh-CN")
     text = (await here.discord.answer_to(await here.discord.command(channel, li, "help"))).text
     assert "图片" in text
     menu = next(command for command in here.discord.commands if command["name"] == "Describe picture")

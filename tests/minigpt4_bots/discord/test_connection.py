@@ -1,4 +1,4 @@
-"""The Discord bot's connection without a connection: what is logged, and how it ends."""
+"""Logging and shutdown of the Discord bot, without a connection."""
 
 import asyncio
 import logging
@@ -33,7 +33,8 @@ def test_only_lost_connections_are_logged_without_traceback(
 async def test_without_signals_for_loops_it_runs_until_it_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected, closed = asyncio.Event(), asyncio.Event()
+    connected = asyncio.Event()
+    closed = asyncio.Event()
 
     async def stay_connected(*_: object) -> None:
         connected.set()

@@ -1,4 +1,4 @@
-"""Two hundred people at once: nobody waits for another's edits, answers are whole, no 429, flat memory."""
+"""Two hundred people at once: independent, complete answers, no 429, flat memory."""
 
 import asyncio
 from pathlib import Path
@@ -13,7 +13,7 @@ WORDS = [f"word{number} " for number in range(20)]
 
 
 async def one_question(here: Scene, number: int) -> None:
-    """Ask in a private chat; its whole answer arrives."""
+    """Ask in a private chat and check that the answer is complete."""
     user = here.discord.user(f"user{number}")
     channel = await here.discord.private_channel(user)
     asked = await here.discord.says(channel, user, "slow", attachments=[picture()])

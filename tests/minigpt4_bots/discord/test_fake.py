@@ -1,4 +1,4 @@
-"""The fake Discord is as strict as the real one: the real library against it, good and bad behaviour."""
+"""The fake Discord is as strict as the real one: discord.py with valid and invalid requests."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,13 +14,13 @@ from fakes.discord_world import would_ping
 
 
 class Library(discord.Client):
-    """A minimal bot: keeps what it meets."""
+    """A minimal bot that records messages and commands."""
 
     def __init__(self, *, content: bool = False) -> None:
         intents = discord.Intents(guilds=True, messages=True, message_content=content)
         super().__init__(intents=intents, guild_ready_timeout=0.1)  # the fake sends its one guild at once
         self.tree = app_commands.CommandTree(self)
-        self.met: asyncio.Queue[discord.Message] = asyncio.Queue()
+        self.messages: asyncio.Queue[discord.Message] = asyncio.Queue()
         self.asked: asyncio.Queue[discord.Interaction] = asyncio.Queue()
 
         @self.tree.command(description="asks")
@@ -31,13 +31,13 @@ class Library(discord.Client):
 
     async def on_message(self, message: discord.Message) -> None:
         if message.author != self.user:
-            self.met.put_nowait(message)
+            self.messages.put_nowait(message)
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[FakeDiscord]:
     async with running_discord() as fake:
-        fake.acknowledge_seconds = 600.0  # instead of 3: this very process may stand still for longer than that
+        fake.acknowledge_seconds = 600.0  # instead of 3, as this process may stall for longer
         yield fake
 
 
@@ -57,23 +57,24 @@ async def library(world: FakeDiscord, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 
 
 async def test_contents_need_the_intent_or_an_address_to_the_bot(world: FakeDiscord, library: Library) -> None:
-    channel, ann = await world.channel(), world.user()
+    channel = await world.channel()
+    ann = world.user()
     picture = Upload(encode(draw()))
     others = await world.says(channel, ann, "look", attachments=[picture])
-    seen = await library.met.get()
+    seen = await library.messages.get()
     assert (seen.content, seen.attachments) == ("", [])
     await world.says(channel, ann, "look", attachments=[picture], mention=True)
-    seen = await library.met.get()
+    seen = await library.messages.get()
     assert seen.content.endswith("look")
     assert await seen.attachments[0].read() == picture.data
     await world.says(channel, ann, "what's that?", reply_to=others, mention=True)
-    reference = (await library.met.get()).reference
+    reference = (await library.messages.get()).reference
     assert reference is not None
     assert isinstance(reference.resolved, discord.Message)
     assert reference.resolved.attachments == []
     private = await world.private_channel(ann)
     await world.says(private, ann, "hello")
-    assert (await library.met.get()).content == "hello"
+    assert (await library.messages.get()).content == "hello"
 
 
 async def test_privileged_intents_close_the_connection(world: FakeDiscord, library: Library) -> None:
@@ -90,16 +91,18 @@ async def test_privileged_intents_close_the_connection(world: FakeDiscord, libra
 
 
 async def test_a_torn_connection_is_resumed_and_nothing_is_missed(world: FakeDiscord, library: Library) -> None:
-    channel, ann = await world.channel(), world.user()
+    channel = await world.channel()
+    ann = world.user()
     for code in (None, 4000):
         await world.gateway.drop(code)
         await world.says(channel, ann, "while you were away", mention=True)
-        assert "away" in (await asyncio.wait_for(library.met.get(), 60)).content
+        assert "away" in (await asyncio.wait_for(library.messages.get(), 60)).content
     assert (world.gateway.identified, world.gateway.resumed) == (1, 2)
 
 
 async def test_refusals_have_the_platforms_codes(world: FakeDiscord, library: Library) -> None:
-    channel, locked = await world.channel(), await world.channel("locked", bot_may_write=False)
+    channel = await world.channel()
+    locked = await world.channel("locked", bot_may_write=False)
     strange = await world.strange_channel(world.user())
     place = library.get_partial_messageable(int(channel.id))
     message = await place.send("hello")
@@ -121,17 +124,18 @@ async def test_refusals_have_the_platforms_codes(world: FakeDiscord, library: Li
 
 async def test_rate_limits_are_fixed_windows_per_channel(world: FakeDiscord, library: Library) -> None:
     world.limits.sizes["send"] = (5, 1.0)
-    one, other = await world.channel(), await world.channel()
+    one = await world.channel()
+    other = await world.channel()
     place = library.get_partial_messageable(int(one.id))
     async with asyncio.timeout(120):
-        await place.send("0")  # teaches the library the bucket
+        await place.send("0")  # the library learns the bucket
         await asyncio.gather(*(place.send(str(n)) for n in range(1, 9)))
         await library.get_partial_messageable(int(other.id)).send("elsewhere")
     assert sorted(m.content for m in world.messages.values() if m.channel is one) == [str(n) for n in range(9)]
     first, *_, last = [m.history[0][0] for m in world.messages.values() if m.channel is one]
     assert last - first >= 0.9
     assert not world.limits.refused
-    # Sent without regard to the headers: refused with what a client needs to go on.
+    # Sent regardless of the headers: refused with the wait in the response.
     for _ in range(6):
         _, refused = world.limits.enter("send", "x")
     assert refused is not None
@@ -139,7 +143,8 @@ async def test_rate_limits_are_fixed_windows_per_channel(world: FakeDiscord, lib
 
 
 async def test_interactions_are_answered_once_in_time_and_for_a_while(world: FakeDiscord, library: Library) -> None:
-    channel, ann = await world.channel(), world.user()
+    channel = await world.channel()
+    ann = world.user()
     asked = await world.command(channel, ann, "ask", question="what?", picture=Upload(b"x"))
     interaction = await library.asked.get()
     await interaction.response.defer(thinking=True)
@@ -147,9 +152,9 @@ async def test_interactions_are_answered_once_in_time_and_for_a_while(world: Fak
     assert asked.original.thinking
     await interaction.followup.send("an answer", wait=True)
     assert (await world.answer_to(asked)).text == "an answer"
-    assert asked.followups == []  # it took the place of "thinking…"
+    assert asked.followups == []  # it replaced "thinking…"
     with pytest.raises(discord.HTTPException, match="already been acknowledged"):
-        await library.http.request(  # the library's own guard is passed by
+        await library.http.request(  # bypasses the library's own check
             discord.http.Route("POST", "/interactions/{id}/{token}/callback", id=int(asked.id), token=asked.token),
             json={"type": 5},
         )
@@ -164,7 +169,7 @@ async def test_interactions_are_answered_once_in_time_and_for_a_while(world: Fak
 
 async def test_commands_are_checked(world: FakeDiscord, library: Library) -> None:
     assert [command["name"] for command in world.commands] == ["ask"]
-    world.limits.sizes["commands"] = (10, 10.0)  # of which nothing is checked here
+    world.limits.sizes["commands"] = (10, 10.0)  # not under test here
     for bad in ({"name": "Ask", "description": "x"}, {"name": "ask"}, {"name": "a" * 33, "type": 3}):
         with pytest.raises(discord.HTTPException):
             await library.http.bulk_upsert_global_commands(int(world.app_id), [bad])  # type: ignore[list-item]

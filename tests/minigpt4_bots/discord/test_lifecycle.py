@@ -1,4 +1,4 @@
-"""The Discord bot's life: first connections, lost ones, wrong settings, crashes, goodbyes. A process for each test."""
+"""Connecting, reconnecting, wrong settings, crashes and shutdown of the Discord bot. One process per test."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from fakes.discord_world import Message
 from fakes.openai_replies import Gate, Reply
 from waiting import until
 
-pytestmark = pytest.mark.timeout(600)  # several starts of a process each
+pytestmark = pytest.mark.timeout(600)  # each starts several processes
 
 
 @pytest.fixture
@@ -24,8 +24,9 @@ async def stage(tmp_path: Path) -> AsyncIterator[Scene]:
 
 
 async def works(stage: Scene, text: str = "does it work?") -> None:
-    """A question of a new person in a new channel is answered."""
-    channel, ann = await stage.discord.channel(), stage.discord.user()
+    """Check that a new user's question in a new channel is answered."""
+    channel = await stage.discord.channel()
+    ann = stage.discord.user()
     asked = await stage.discord.says(channel, ann, text, attachments=[picture()], mention=True)
     assert f"You asked: {text}" in (await stage.discord.answer_to(asked)).text
 
@@ -45,8 +46,8 @@ async def works(stage: Scene, text: str = "does it work?") -> None:
 async def test_wrong_settings_end_it_with_one_clear_line(
     stage: Scene, changed: dict[str, str], settings: str, said: str
 ) -> None:
-    told = {**environment(stage.discord, stage.vision.url), **changed}
-    async with running_bot("minigpt4-discord", ready=None, folder=stage.folder, settings=settings, **told) as bot:
+    variables = {**environment(stage.discord, stage.vision.url), **changed}
+    async with running_bot("minigpt4-discord", ready=None, folder=stage.folder, settings=settings, **variables) as bot:
         assert await bot.ends(within=150) == 1
     lines = [line for line in bot.printed.splitlines() if line and " INFO " not in line]
     assert len(lines) == 1
@@ -83,7 +84,7 @@ async def test_lost_connections_resume_without_losing_questions(stage: Scene) ->
         await gateway.drop()
         await until(lambda: gateway.identified == 2)
         await works(stage, "with a new session")
-        # An answer goes on while the connection is lost.
+        # An answer continues while the connection is lost.
         hold = Gate()
         stage.vision.on("keep going", Reply(["an ", hold, "answer"]))
         asked = await stage.discord.says(channel, user, "keep going", attachments=[picture()], mention=True)
@@ -94,7 +95,8 @@ async def test_lost_connections_resume_without_losing_questions(stage: Scene) ->
 
 
 async def test_a_flood_delays_one_channel_and_4004_ends_the_bot(stage: Scene) -> None:
-    flooded, ann = await stage.discord.channel(), stage.discord.user()
+    flooded = await stage.discord.channel()
+    ann = stage.discord.user()
     stage.discord.limits.flooded[flooded.id] = 300.0
     async with stage.running() as bot:
         asked = await stage.discord.says(flooded, ann, "flooded", attachments=[picture()], mention=True)
@@ -111,17 +113,19 @@ async def test_the_content_intent_shows_messages_replied_to(stage: Scene) -> Non
     stage.discord.gateway.granted |= MESSAGE_CONTENT
     async with stage.running() as bot:
         assert "intent isn't granted" not in bot.printed
-        channel, ann, ben = await stage.discord.channel(), stage.discord.user(), stage.discord.user("ben")
+        channel = await stage.discord.channel()
+        ann = stage.discord.user()
+        ben = stage.discord.user("ben")
         blue = picture("blue")
         theirs = await stage.discord.says(channel, ben, "my garden", attachments=[blue])
         asked = await stage.discord.says(channel, ann, "nice?", reply_to=theirs, mention=True)
         answer = await stage.discord.answer_to(asked)
         assert stage.vision.about("nice?")[0].images == [blue.data]
-        # A reply that notifies nobody is understood, too.
+        # A reply without a notification also counts.
         quiet = await stage.discord.says(channel, ann, "quietly?", reply_to=answer.last, ping=False)
         await stage.discord.answer_to(quiet)
         assert stage.vision.about("quietly?")[0].images == [blue.data]
-        # Everything else is none of its business.
+        # Other messages are ignored.
         await stage.discord.says(channel, ben, "chatting on", attachments=[blue])
         await works(stage)
         assert stage.vision.about("chatting on") == []
@@ -131,11 +135,12 @@ async def test_a_kill_leaves_no_unexplained_answer_and_keeps_quotas(stage: Scene
     settings = "limits: {user_per_minute: null, user_per_day: 2}\n"
     today = time.time() // 86400
     discord = stage.discord
-    channel, unlucky = await discord.channel(), await discord.channel()
+    channel = await discord.channel()
+    unlucky = await discord.channel()
     ann, ben, cid, dan = (discord.user(name) for name in ("ann", "ben", "cid", "dan"))
     stage.vision.on("endless", Reply(["and on ", Gate()]))
     stage.vision.on("secret words", Reply([Gate(), "never"]))
-    discord.lost_replies.add(unlucky.id)  # the bot is killed before it knows of its own message there
+    discord.lost_replies.add(unlucky.id)  # the bot is killed before it has the id of its message there
     async with stage.running(settings) as bot:
         growing = await discord.says(channel, ann, "endless", attachments=[picture()], mention=True)
         waiting = await discord.says(channel, ben, "secret words", attachments=[picture()], mention=True)
@@ -158,19 +163,21 @@ async def test_a_kill_leaves_no_unexplained_answer_and_keeps_quotas(stage: Scene
             assert "I was restarted" in answer.text
             assert len(answer.messages) == 1
             assert answer.last.buttons() == {}
-        assert first.content.startswith("and on")  # what there was stays
+        assert first.content.startswith("and on")  # the partial answer stays
         assert "👀" not in discord.answers_to(waiting)[0].content
         await works(stage)
         for text, expected in (("once more", "once more"), ("and more", "all your questions for today")):
             asked = await discord.says(channel, ann, text, attachments=[picture()], mention=True)
             answer = await discord.answer_to(asked)
-            if time.time() // 86400 == today:  # at midnight they are counted anew, and rightly
+            if time.time() // 86400 == today:  # the count restarts at midnight
                 assert expected in answer.text
 
 
 async def test_sigterm_explains_answers_and_a_restart_goes_on(stage: Scene) -> None:
     discord = stage.discord
-    channel, ann, ben = await discord.channel(), discord.user(), discord.user("ben")
+    channel = await discord.channel()
+    ann = discord.user()
+    ben = discord.user("ben")
     red = picture()
     stage.vision.on("endless", Reply(["and on ", Gate()]))
     async with stage.running() as bot:
@@ -188,22 +195,22 @@ async def test_sigterm_explains_answers_and_a_restart_goes_on(stage: Scene) -> N
     assert "Stop" not in str(cut_off.buttons())
     assert discord.gateway.closed[-1] == 1000
     async with stage.running():
-        # Buttons know whose they are.
+        # Buttons contain the requester's id.
         refused = await discord.answer_to(await discord.clicks(answer.last, ben, "Regenerate"))
         assert "Only the person who asked" in refused.text
         await discord.clicks(answer.last, ann, "Regenerate")
         await discord.until(lambda: len(stage.vision.about("what?")) == 2)
         assert stage.vision.about("what?")[1].images == [red.data]
-        # Conversations are read from the channel.
+        # Conversations are fetched from the channel.
         follow_up = await discord.says(channel, ben, "since when?", reply_to=answer.last)
         await discord.answer_to(follow_up)
         request = stage.vision.about("since when?")[0]
         assert request.images == [red.data]
         assert [role for role, _ in request.transcript] == ["user", "assistant", "user"]
-        # A window that was opened before.
+        # A form that was opened before the restart.
         submitted = await discord.submits(chosen, "what is it?")
         assert "no longer have" in (await discord.answer_to(submitted)).text
-        # A button that an older version left behind goes away.
+        # A button left by an earlier process is removed.
         button = {"type": 2, "style": 2, "label": "⏹ Stop", "custom_id": f"minigpt4:stop:{ann.id}"}
         left = Message(channel, discord.bot, "half an ans", components=[{"type": 1, "components": [button]}])
         await discord._publish(left)
@@ -222,7 +229,8 @@ async def test_sigterm_explains_answers_and_a_restart_goes_on(stage: Scene) -> N
 
 
 async def test_access_lists_are_reloaded(stage: Scene) -> None:
-    channel, ann = await stage.discord.channel(), stage.discord.user(roles=("555",))
+    channel = await stage.discord.channel()
+    ann = stage.discord.user(roles=("555",))
     thread = await stage.discord.thread(channel)
     async with stage.running(f"{GENEROUS}access: {{}}\n") as bot:
         await works(stage)
@@ -237,13 +245,13 @@ async def test_access_lists_are_reloaded(stage: Scene) -> None:
                 asked = await stage.discord.says(place, ann, "may I?", attachments=[picture()], mention=True)
                 assert "can't use this bot" in (await stage.discord.answer_to(asked)).text
             for name in ("help", "ask"):
-                told = await stage.discord.answer_to(await stage.discord.command(channel, ann, name))
-                assert "can't use this bot" in told.text
-                assert told.last.ephemeral
+                response = await stage.discord.answer_to(await stage.discord.command(channel, ann, name))
+                assert "can't use this bot" in response.text
+                assert response.last.ephemeral
         # These are open to everyone.
         for name, reply in (("stop", "not answering you"), ("privacy", "What I do"), ("forget", "forgotten")):
-            told = await stage.discord.answer_to(await stage.discord.command(channel, ann, name))
-            assert reply in told.text
+            response = await stage.discord.answer_to(await stage.discord.command(channel, ann, name))
+            assert reply in response.text
         (stage.folder / "settings.yaml").write_text("access: {nonsense: 1}")
         asked = await stage.discord.says(channel, ann, "still not?", attachments=[picture()], mention=True)
         assert "can't use this bot" in (await stage.discord.answer_to(asked)).text

@@ -1,4 +1,4 @@
-"""How a question comes to the Discord bot, and what the vision server is asked then. One real bot for all tests."""
+"""Questions on Discord and the requests they become. One bot process for all tests."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ DEFAULT = "What is in this picture?"
 
 @asynccontextmanager
 async def own_server(visited: list[str]) -> AsyncIterator[str]:
-    """Somebody's address in the bot's own network; notes who comes."""
+    """A URL in the bot's own network; records requests in ``visited``."""
 
     async def note(request: web.Request) -> web.Response:
         visited.append(request.path)
@@ -45,7 +45,8 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]
 
 
 async def test_a_mention_with_an_image_is_answered(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     red = picture()
     asked = await here.discord.says(channel, ann, "which colour is it?", attachments=[red], mention=True)
     answer = await here.discord.answer_to(asked)
@@ -55,7 +56,8 @@ async def test_a_mention_with_an_image_is_answered(here: Scene) -> None:
 
 
 async def test_the_bot_types_while_it_answers(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     hold = Gate()
     here.vision.on("take your time", Reply([hold, count_and_question]))
     asked = await here.discord.says(channel, ann, "take your time", attachments=[picture()], mention=True)
@@ -65,7 +67,8 @@ async def test_the_bot_types_while_it_answers(here: Scene) -> None:
 
 
 async def test_without_text_the_default_question_is_asked(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     one = await here.discord.says(channel, ann, attachments=[picture()], mention=True)
     assert DEFAULT in (await here.discord.answer_to(one)).text
     two = await here.discord.says(channel, ann, attachments=[picture(), picture("blue")], mention=True)
@@ -80,7 +83,8 @@ async def test_a_private_message_needs_no_mention(here: Scene) -> None:
 
 
 async def test_a_reply_continues_with_conversation_and_image(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     red = picture()
     first = await here.discord.says(channel, ann, "what?", attachments=[red], mention=True)
     answer = await here.discord.answer_to(first)
@@ -104,8 +108,11 @@ async def test_a_follow_up_without_reply_continues(here: Scene) -> None:
 
 
 async def test_people_in_one_channel_are_kept_apart(here: Scene) -> None:
-    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
-    red, blue = picture(), picture("blue")
+    channel = await here.discord.channel()
+    ann = here.discord.user()
+    ben = here.discord.user("ben")
+    red = picture()
+    blue = picture("blue")
     await here.discord.answer_to(await here.discord.says(channel, ann, "a", attachments=[red], mention=True))
     await here.discord.answer_to(await here.discord.says(channel, ben, "b", attachments=[blue], mention=True))
     await here.discord.answer_to(await here.discord.says(channel, ann, "ann again", mention=True))
@@ -114,7 +121,9 @@ async def test_people_in_one_channel_are_kept_apart(here: Scene) -> None:
 
 
 async def test_two_people_in_one_conversation_are_named(here: Scene) -> None:
-    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+    channel = await here.discord.channel()
+    ann = here.discord.user()
+    ben = here.discord.user("ben")
     asked = await here.discord.says(channel, ann, "a?", attachments=[picture()], mention=True)
     answer = await here.discord.answer_to(asked)
     await here.discord.answer_to(await here.discord.says(channel, ben, "ben joins", reply_to=answer.last))
@@ -124,20 +133,22 @@ async def test_two_people_in_one_conversation_are_named(here: Scene) -> None:
 
 
 async def test_messages_by_bots_or_without_mention_are_ignored(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     robot = here.discord.user("robot", bot=True)
     ignored = [
         await here.discord.says(channel, ann, "not for you", attachments=[picture()]),
         await here.discord.says(channel, robot, "I am a bot", attachments=[picture()], mention=True),
     ]
     ignored.append(await here.discord.says(channel, ann, "nor this", reply_to=ignored[0]))
-    # One that is answered, after them: what was to come for them would have come.
+    # A later message is answered; answers to the earlier ones would be there by now.
     await here.discord.answer_to(await here.discord.says(channel, ann, "you", attachments=[picture()], mention=True))
     assert [here.discord.answers_to(message) for message in ignored] == [[], [], []]
 
 
 async def test_an_image_sent_as_a_file_is_detected_by_content(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     for number, kind in enumerate(("application/octet-stream", None)):
         upload = Upload(encode(draw(), "WEBP"), "photo.bin", kind)
         asked = await here.discord.says(channel, ann, f"file {number}", attachments=[upload], mention=True)
@@ -152,7 +163,7 @@ async def test_an_image_sent_as_a_file_is_detected_by_content(here: Scene) -> No
         (Upload(b"hello", "a.txt", "text/plain"), "not a picture"),
         (Upload(b"\0" * 64, "a.mp4", "video/mp4"), "moving"),
         (Upload(b"\x89PNG\r\n\x1a\n" + b"\0" * 200_000), "too large"),
-        (Upload(b"\x89PNG\r\n\x1a\n" + b"\0" * 200_000, size=1000), "too large"),  # the message lies
+        (Upload(b"\x89PNG\r\n\x1a\n" + b"\0" * 200_000, size=1000), "too large"),  # the declared size is wrong
         (Upload(b"x", status=404), "couldn't be downloaded"),
         (Upload(b"x", status=403), "couldn't be downloaded"),
         (Upload(b""), "not a picture"),
@@ -160,7 +171,8 @@ async def test_an_image_sent_as_a_file_is_detected_by_content(here: Scene) -> No
     ids=["words", "svg", "text", "video", "large", "lying", "gone", "expired", "empty"],
 )
 async def test_unusable_attachments_are_reported(here: Scene, upload: Upload, note: str) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     bad = await here.discord.says(channel, ann, "bad", attachments=[upload], mention=True)
     assert note in (await here.discord.answer_to(bad)).text
     question = f"one good, {note} {upload.name} {upload.size} {upload.status}"
@@ -171,7 +183,8 @@ async def test_unusable_attachments_are_reported(here: Scene, upload: Upload, no
 
 
 async def test_a_large_file_is_not_even_fetched(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     asked = await here.discord.says(channel, ann, attachments=[Upload(b"x" * 200_000, "huge.png")], mention=True)
     await here.discord.answer_to(asked)
     asked = await here.discord.says(channel, ann, attachments=[Upload(b"x" * 200, "small.png")], mention=True)
@@ -181,22 +194,25 @@ async def test_a_large_file_is_not_even_fetched(here: Scene) -> None:
 
 
 async def test_too_many_images_are_reported(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
-    colours = ("red", "blue", "green", "black", "yellow", "orange")
-    many = await here.discord.says(channel, ann, "six", attachments=[picture(c) for c in colours], mention=True)
+    channel = await here.discord.channel()
+    ann = here.discord.user()
+    colors = ("red", "blue", "green", "black", "yellow", "orange")
+    many = await here.discord.says(channel, ann, "six", attachments=[picture(color) for color in colors], mention=True)
     assert "Only 4 of 6 pictures" in (await here.discord.answer_to(many)).text
     assert len(here.vision.about("six")[0].images) == 4
 
 
 async def test_a_mention_without_an_image_gets_a_hint(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     asked = await here.discord.says(channel, ann, "hello?", mention=True)
     assert "Send me a picture" in (await here.discord.answer_to(asked)).text
     assert here.vision.about("hello?") == []
 
 
 async def test_a_thread_has_its_own_conversation(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     thread = await here.discord.thread(channel)
     asked = await here.discord.says(thread, ann, "in a thread", attachments=[picture()], mention=True)
     assert "in a thread" in (await here.discord.answer_to(asked)).text
@@ -205,8 +221,10 @@ async def test_a_thread_has_its_own_conversation(here: Scene) -> None:
 
 
 async def test_a_forwarded_image_is_answered(here: Scene) -> None:
-    ann, ben = here.discord.user(), here.discord.user("ben")
-    somewhere, private = await here.discord.channel(), await here.discord.private_channel(ann)
+    ann = here.discord.user()
+    ben = here.discord.user("ben")
+    somewhere = await here.discord.channel()
+    private = await here.discord.private_channel(ann)
     blue = picture("blue")
     original = await here.discord.says(somewhere, ben, "my holiday", attachments=[blue])
     forwarded = await here.discord.says(private, ann, forwards=original)
@@ -215,7 +233,8 @@ async def test_a_forwarded_image_is_answered(here: Scene) -> None:
 
 
 async def test_a_linked_image_is_answered(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     blue = picture("blue")
     embed = here.discord.picture_embed(blue)
     at_once = await here.discord.says(channel, ann, "linked", embeds=[embed], mention=True)
@@ -224,8 +243,9 @@ async def test_a_linked_image_is_answered(here: Scene) -> None:
 
 
 async def test_a_link_embedded_a_moment_later_is_answered(here: Scene) -> None:
-    # A channel of its own: how often the bot types for a quick answer is up to the clock.
-    channel, ann = await here.discord.channel(), here.discord.user()
+    # In a channel of its own, as the number of typing events depends on timing.
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     late = await here.discord.says(channel, ann, "see https://example.org/picture.png", mention=True)
     await here.discord.until(lambda: channel.typing, what="typing while the link is looked at")
     await here.discord.shows_embed(late, here.discord.picture_embed(picture("blue")))
@@ -233,20 +253,23 @@ async def test_a_link_embedded_a_moment_later_is_answered(here: Scene) -> None:
 
 
 async def test_a_link_embedded_after_the_answer_is_answered(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     late = await here.discord.says(channel, ann, "see https://example.org/slow.png", mention=True)
     assert "Send me a picture" in (await here.discord.answer_to(late)).text
-    for _ in range(2):  # Discord may tell it more than once
+    for _ in range(2):  # Discord may send it more than once
         await here.discord.shows_embed(late, here.discord.picture_embed(picture("blue")))
     await here.discord.until(lambda: "I see 1 picture(s)" in here.discord.shown_for(late), what="an answer after all")
-    # One that is answered, after them: a second answer would have begun.
-    channel, ben = await here.discord.channel(), here.discord.user("ben")
+    # A later message is answered; a second answer would have begun by now.
+    channel = await here.discord.channel()
+    ben = here.discord.user("ben")
     await here.discord.answer_to(await here.discord.says(channel, ben, attachments=[picture()], mention=True))
     assert len(here.vision.about("see https://example.org/slow.png")) == 1
 
 
 async def test_embeds_are_never_fetched_from_their_own_url(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     visited: list[str] = []
     async with own_server(visited) as inside:
         embed = {"type": "image", "url": inside, "thumbnail": {"url": inside}}
@@ -256,7 +279,8 @@ async def test_embeds_are_never_fetched_from_their_own_url(here: Scene) -> None:
 
 
 async def test_embeds_are_fetched_from_discords_hosts(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     embed = here.discord.picture_embed(picture())
     embed["thumbnail"] = {"url": embed["thumbnail"]["proxy_url"]}
     asked = await here.discord.says(channel, ann, "no proxy", embeds=[embed], mention=True)
@@ -264,7 +288,9 @@ async def test_embeds_are_fetched_from_discords_hosts(here: Scene) -> None:
 
 
 async def test_a_reply_to_a_hidden_image_points_to_the_menu(here: Scene) -> None:
-    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+    channel = await here.discord.channel()
+    ann = here.discord.user()
+    ben = here.discord.user("ben")
     theirs = await here.discord.says(channel, ben, "look", attachments=[picture()])
     asked = await here.discord.says(channel, ann, "what is it?", reply_to=theirs, mention=True)
     assert "Ask about picture…" in (await here.discord.answer_to(asked)).text
@@ -273,8 +299,10 @@ async def test_a_reply_to_a_hidden_image_points_to_the_menu(here: Scene) -> None
     assert "can't use this bot" in (await here.discord.answer_to(asked)).text
 
 
-async def test_the_menu_describes_anybodys_image(here: Scene) -> None:
-    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+async def test_the_menu_describes_any_image(here: Scene) -> None:
+    channel = await here.discord.channel()
+    ann = here.discord.user()
+    ben = here.discord.user("ben")
     blue = picture("blue")
     theirs = await here.discord.says(channel, ben, "look", attachments=[blue])
     chosen = await here.discord.menu(theirs, ann, "Describe picture")
@@ -283,7 +311,9 @@ async def test_the_menu_describes_anybodys_image(here: Scene) -> None:
 
 
 async def test_the_menu_asks_and_a_reply_continues(here: Scene) -> None:
-    channel, ann, ben = await here.discord.channel(), here.discord.user(), here.discord.user("ben")
+    channel = await here.discord.channel()
+    ann = here.discord.user()
+    ben = here.discord.user("ben")
     blue = picture("blue")
     theirs = await here.discord.says(channel, ben, attachments=[blue])
     chosen = await here.discord.menu(theirs, ann, "Ask about picture…")
@@ -298,7 +328,8 @@ async def test_the_menu_asks_and_a_reply_continues(here: Scene) -> None:
 
 
 async def test_the_menu_on_a_message_without_image_gets_a_hint(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     words = await here.discord.says(channel, ann, "only words")
     for entry in ("Describe picture", "Ask about picture…"):
         chosen = await here.discord.menu(words, ann, entry)
@@ -308,8 +339,10 @@ async def test_the_menu_on_a_message_without_image_gets_a_hint(here: Scene) -> N
 
 
 async def test_the_ask_command_takes_several_images(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
-    red, blue = picture(), picture("blue")
+    channel = await here.discord.channel()
+    ann = here.discord.user()
+    red = picture()
+    blue = picture("blue")
     asked = await here.discord.command(channel, ann, "ask", question="which?", picture=red, picture_2=blue)
     answer = await here.discord.answer_to(asked)
     assert answer.text.startswith("I see 2 picture(s)")
@@ -321,7 +354,8 @@ async def test_the_ask_command_takes_several_images(here: Scene) -> None:
 
 
 async def test_an_empty_ask_command_gets_a_private_hint(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     answer = await here.discord.answer_to(await here.discord.command(channel, ann, "ask"))
     assert "Send me a picture" in answer.text
     assert answer.last.ephemeral
@@ -342,7 +376,8 @@ async def test_a_user_installed_app_answers_without_the_bot(here: Scene, group: 
 
 
 async def test_an_edited_question_is_answered_again_in_place(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     asked = await here.discord.says(channel, ann, "whta?", attachments=[picture()], mention=True)
     answer = await here.discord.answer_to(asked)
     await here.discord.edits(asked, f"{here.discord.bot.mention} what now?")
@@ -351,14 +386,16 @@ async def test_an_edited_question_is_answered_again_in_place(here: Scene) -> Non
 
 
 async def test_mentions_and_custom_emojis_are_sent_without_ids(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     text = f"is <@{ann.id}> <:smile:123456> in <#777>?"
     await here.discord.answer_to(await here.discord.says(channel, ann, text, attachments=[picture()], mention=True))
     assert here.vision.requests[-1].text == "is @someone :smile: in #channel?"
 
 
 async def test_the_same_message_twice_is_answered_once(here: Scene) -> None:
-    channel, ann = await here.discord.channel(), here.discord.user()
+    channel = await here.discord.channel()
+    ann = here.discord.user()
     asked = await here.discord.says(channel, ann, "only once", attachments=[picture()], mention=True)
     await here.discord._announce("MESSAGE_CREATE", asked)
     await here.discord.answer_to(asked)

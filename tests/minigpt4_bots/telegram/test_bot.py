@@ -1,4 +1,4 @@
-"""``minigpt4-telegram`` as a real process, against a strict fake of Telegram and a scripted vision server.
+"""``minigpt4-telegram`` as a process, with a strict fake of Telegram and a scripted vision server.
 
 One bot process serves all tests of this file, each in chats of its own, as in life.
 """
@@ -13,14 +13,14 @@ import pytest_asyncio
 from drawing import draw, encode
 from fakes.openai_replies import Cut, Feed, Gate, Reply, count_and_question, refusal
 from fakes.telegram import BOT, Refused, Sent
-from fakes.telegram_bot import BLUE, RED, Scene, mention, scene, somebody
+from fakes.telegram_bot import BLUE, RED, Scene, mention, new_user, scene
 from waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PER_DAY = 6
-# Questions of a day: seven in a minute are more than a slow machine asks one after the other. An album's pictures are
-# told together, and yet may be taken in seconds apart.
+# A limit per day, as a slow machine may not ask seven questions within a minute. The images of an album are sent
+# together, but may be handled seconds apart.
 SETTINGS = f"""
 access: {{deny: {{users: [666]}}}}
 limits: {{user_per_minute: null, user_per_day: {PER_DAY}, chat_per_minute: null}}
@@ -36,13 +36,13 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]
 
 @pytest.fixture
 def anna() -> int:
-    """A person nobody has met, and the private chat with them."""
-    return somebody()
+    """A new user and their private chat."""
+    return new_user()
 
 
 @pytest.fixture
 def group() -> int:
-    return -somebody()
+    return -new_user()
 
 
 async def test_a_photo_with_a_question_is_answered(here: Scene, anna: int) -> None:
@@ -53,10 +53,11 @@ async def test_a_photo_with_a_question_is_answered(here: Scene, anna: int) -> No
 
 
 async def test_the_placeholder_waits_for_nothing(here: Scene, anna: int) -> None:
-    photo, slow = here.telegram.photo(RED), asyncio.Event()
+    photo = here.telegram.photo(RED)
+    slow = asyncio.Event()
     here.telegram.slow_files[photo["photo"][-1]["file_id"]] = slow
     await here.telegram.say(anna, anna, "Slow file?", **photo)
-    await until(lambda: here.telegram.shown(anna))  # the picture hasn't come yet
+    await until(lambda: here.telegram.shown(anna))  # before the image arrives
     (first,) = here.telegram.shown(anna)
     assert "Looking" in first.text
     assert first.buttons == ["stop"]
@@ -116,12 +117,12 @@ async def test_stickers_are_images_unless_animated(here: Scene, anna: int, is_an
 
 
 async def test_an_album_is_one_question(here: Scene, anna: int) -> None:
-    colours = ("red", "blue", "green")
-    for index, colour in enumerate(colours):
-        photo = here.telegram.photo(encode(draw(colour)))
+    colors = ("red", "blue", "green")
+    for index, color in enumerate(colors):
+        photo = here.telegram.photo(encode(draw(color)))
         await here.telegram.say(anna, anna, "Album?" if index == 1 else "", media_group_id="g1", **photo)
     assert (await here.answer(anna)).text == "I see 3 picture(s). You asked: Album?"
-    assert here.vision.about("Album?")[-1].images == [encode(draw(colour)) for colour in colours]
+    assert here.vision.about("Album?")[-1].images == [encode(draw(color)) for color in colors]
 
 
 async def test_too_many_images_are_reported(here: Scene, anna: int) -> None:
@@ -147,8 +148,8 @@ async def test_follow_ups_continue_with_and_without_reply(here: Scene, anna: int
     assert asked.images == [RED]
 
 
-async def test_a_reply_to_anybodys_image_in_a_group_is_answered(here: Scene, anna: int, group: int) -> None:
-    ben = somebody()
+async def test_a_reply_to_any_image_in_a_group_is_answered(here: Scene, anna: int, group: int) -> None:
+    ben = new_user()
     picture = await here.telegram.say(group, ben, "my holiday", **here.telegram.photo(BLUE))
     question = await here.telegram.say(group, anna, mention("Where is it?"), reply_to_message=picture)
     answer = await here.answer(group)
@@ -160,7 +161,7 @@ async def test_a_reply_to_anybodys_image_in_a_group_is_answered(here: Scene, ann
 async def test_group_messages_without_a_mention_are_ignored(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, "look at this", **here.telegram.photo(RED))
     await here.telegram.say(group, anna, "/ask@other_bot what?")
-    for person in (anna, 666):  # not even who may not ask hears about that
+    for person in (anna, 666):  # also no denial
         await here.telegram.say(group, person, "/unknown")
     bot = {**here.telegram.message(group, 1, mention("hi")), "from": {**BOT, "id": 5, "username": "b"}}
     await here.telegram.update("message", bot)
@@ -170,7 +171,7 @@ async def test_group_messages_without_a_mention_are_ignored(here: Scene, anna: i
 
 
 async def test_people_in_a_group_are_kept_apart(here: Scene, anna: int, group: int) -> None:
-    ben = somebody()
+    ben = new_user()
     await here.telegram.say(group, anna, mention("Anna's question"), **here.telegram.photo(RED))
     await here.answer(group)
     await here.telegram.say(group, ben, mention("Ben's words"))
@@ -194,10 +195,10 @@ async def test_topics_are_kept_apart(here: Scene, anna: int, group: int) -> None
     assert "Send me a picture" in second.text
 
 
-async def test_a_reply_to_the_bot_continues_for_anybody(here: Scene, anna: int, group: int) -> None:
+async def test_a_reply_to_the_bot_continues_for_anyone(here: Scene, anna: int, group: int) -> None:
     await here.telegram.say(group, anna, mention("Of Anna"), **here.telegram.photo(RED))
     first = await here.answer(group)
-    ben = somebody()
+    ben = new_user()
     await here.telegram.say(group, ben, "Of Ben", reply_to_message=here.telegram.as_json(first))
     await here.answer(group, 2)
     asked = here.vision.about("Of Ben")[-1]
@@ -239,17 +240,18 @@ async def test_answers_in_groups_grow_by_edits(here: Scene, anna: int, group: in
 
 
 async def test_a_group_upgraded_before_the_answer_gets_it(here: Scene, anna: int, group: int) -> None:
-    supergroup = -somebody()
+    supergroup = -new_user()
     here.telegram.upgraded[group] = supergroup
     await here.telegram.say(group, anna, mention("Upgraded?"), **here.telegram.photo(RED))
     answer = await here.answer(supergroup)
-    # The message it would reply to isn't there under the new id.
+    # The question has another id in the supergroup.
     assert (answer.text, answer.reply_to) == ("I see 1 picture(s). You asked: Upgraded?", None)
     assert here.telegram.shown(group) == []
 
 
 async def test_a_group_upgraded_during_an_answer_gets_all_of_it(here: Scene, anna: int, group: int) -> None:
-    supergroup, hold = -somebody(), Gate()
+    supergroup = -new_user()
+    hold = Gate()
     here.vision.on("Growing group", Reply(["One", " two", hold, " three"]))
     await here.telegram.say(group, anna, mention("Growing group"), **here.telegram.photo(RED))
     await until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
@@ -304,7 +306,7 @@ async def test_the_stop_button_aborts_the_request(here: Scene, anna: int) -> Non
     await until(lambda: here.telegram.drafts[anna])
     (placeholder,) = here.telegram.shown(anna)
     assert placeholder.buttons == ["stop"]
-    await here.telegram.press(placeholder, somebody(), "stop")
+    await here.telegram.press(placeholder, new_user(), "stop")
     await until(lambda: "Only the person who asked can do this." in here.telegram.toasts)
     await here.telegram.press(placeholder, anna, "stop")
     await until(lambda: len(here.vision.aborted) == aborted + 1)
@@ -386,7 +388,7 @@ async def test_errors_are_one_sentence(here: Scene, anna: int, reply: Reply, say
         ("/help", "/forget – forget me"),
         ("/privacy", "in memory only, for 60 min"),
         ("/forget", "I have forgotten"),
-        ("/reset", "We start anew"),
+        ("/reset", "new conversation"),
         ("/ask", "Send me a picture"),
         ("/whatever", "Send me a picture"),
         ("hello", "Send me a picture"),
@@ -398,12 +400,12 @@ async def test_commands_are_answered(here: Scene, anna: int, command: str, says:
 
 
 async def test_a_flood_of_commands_is_answered_once(here: Scene, anna: int) -> None:
-    here.telegram.slow_chats[anna] = all_are_taken_in = asyncio.Event()
+    here.telegram.slow_chats[anna] = all_arrived = asyncio.Event()
     for _ in range(5):
         await here.telegram.say(anna, anna, "/help")
-    await here.telegram.say(ben := somebody(), ben, "/help")  # after them, and answered before them
+    await here.telegram.say(ben := new_user(), ben, "/help")  # sent last, answered first
     await here.answer(ben)
-    all_are_taken_in.set()
+    all_arrived.set()
     await here.answer(anna)
     await here.telegram.say(anna, anna, "/privacy")
     assert "in memory only" in (await here.answer(anna, 2)).text
@@ -442,7 +444,7 @@ async def test_denied_people_may_stop_and_be_forgotten(here: Scene) -> None:
         "/reset": "You can't use this bot here",
         "/start": "You can't use this bot here",
     }
-    group = -somebody()
+    group = -new_user()
     for number, (command, says) in enumerate(replies.items(), 1):
         await here.telegram.say(group, 666, command)
         assert says in (await here.answer(group, number)).text
@@ -454,7 +456,7 @@ async def test_limits_hold(here: Scene, anna: int) -> None:
         await here.telegram.say(anna, anna, f"Limit {number}", **here.telegram.photo(RED))
         await here.answer(anna, number + 1)
     assert here.vision.about(f"Limit {PER_DAY - 1}")
-    if time.time() // 86400 == today:  # at midnight they are counted anew, and rightly
+    if time.time() // 86400 == today:  # the count restarts at midnight
         assert "all your questions for today" in here.telegram.shown(anna)[-1].text
         assert not here.vision.about(f"Limit {PER_DAY}")
 
@@ -473,12 +475,13 @@ async def test_passing_errors_of_telegram_are_retried(here: Scene, anna: int) ->
     await until(lambda: any(one.text.endswith("Troubled") for one in here.telegram.shown(anna)))
 
 
-async def test_a_person_who_blocked_the_bot_gets_nothing(here: Scene, anna: int) -> None:
+async def test_a_chat_that_blocked_the_bot_gets_nothing(here: Scene, anna: int) -> None:
     assert here.bot is not None
-    left, before = "can't be written to any more", here.bot.printed.count("can't be written to any more")
+    abandoned = "can't write to the chat of user"
+    before = here.bot.printed.count(abandoned)
     here.telegram.gone.add(anna)
     await here.telegram.say(anna, anna, "Blocked", **here.telegram.photo(RED))
-    await here.bot.prints(left, times=before + 1)
+    await here.bot.prints(abandoned, times=before + 1)
     here.telegram.gone.discard(anna)
     await here.telegram.say(anna, anna, "Back", **here.telegram.photo(RED))
     await until(lambda: any(one.text.endswith("Back") for one in here.telegram.shown(anna)))
@@ -515,7 +518,7 @@ async def test_a_deleted_placeholder_is_replaced(here: Scene, anna: int, group: 
 
 
 async def test_a_guest_is_answered_once(here: Scene, anna: int, group: int) -> None:
-    picture = here.telegram.message(group, somebody(), **here.telegram.photo(RED))
+    picture = here.telegram.message(group, new_user(), **here.telegram.photo(RED))
     question = here.telegram.message(group, anna, mention("Guest?"), reply_to_message=picture)
     await here.telegram.update("guest_message", {**question, "guest_query_id": f"q{anna}"})
     await until(lambda: f"q{anna}" in here.telegram.guests)

@@ -1,11 +1,11 @@
-"""Two hundred people at once: nobody waits for another's edits, answers are whole, hardly a 429, flat memory."""
+"""Two hundred people at once: independent, complete answers, almost no 429, flat memory."""
 
 import asyncio
 from pathlib import Path
 
 import pytest
 from fakes.openai_replies import Gate, Reply
-from fakes.telegram_bot import RED, Scene, mention, scene, somebody
+from fakes.telegram_bot import RED, Scene, mention, new_user, scene
 from waiting import until
 
 PEOPLE = 200
@@ -14,8 +14,8 @@ WHOLE = "".join(WORDS).strip()
 
 
 async def one_question(here: Scene) -> None:
-    """Ask in a private chat; its whole answer arrives, and nothing else is left."""
-    anna = somebody()
+    """Ask in a private chat and check that the complete answer is all that remains."""
+    anna = new_user()
     await here.telegram.say(anna, anna, "slow", **here.telegram.photo(RED))
     await until(lambda: [one.text.strip() for one in here.telegram.shown(anna)] == [WHOLE], within_s=400)
 
@@ -35,7 +35,7 @@ async def test_two_hundred_people_are_served_concurrently(tmp_path: Path) -> Non
             memory.append(bot.memory_mb())
         print(f"memory {memory} MiB, {len(here.telegram.calls)} calls")
         assert here.vision.max_active == PEOPLE
-        # Writes that arrive up to five seconds late keep the limits; on a crowded machine some arrive later.
+        # Writes that take up to five seconds keep the limits; on a busy machine some take longer.
         assert here.telegram.floods < len(here.telegram.calls) / 100
         assert memory[1] - memory[0] < 12
         assert "Traceback" not in bot.printed
@@ -43,7 +43,8 @@ async def test_two_hundred_people_are_served_concurrently(tmp_path: Path) -> Non
 
 async def test_a_crowd_in_one_group_gets_all_answers(tmp_path: Path) -> None:
     async with scene(tmp_path) as here, here.running():
-        group, people = -somebody(), [somebody() for _ in range(6)]
+        group = -new_user()
+        people = [new_user() for _ in range(6)]
         for person in people:
             await here.telegram.say(group, person, mention(f"of {person}"), **here.telegram.photo(RED))
         whole = [f"I see 1 picture(s). You asked: of {person}" for person in people]

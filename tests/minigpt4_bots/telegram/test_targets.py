@@ -1,4 +1,4 @@
-"""What Telegram's refusals mean for an answer, without a Telegram."""
+"""The effects of Telegram's errors on an answer, without a server."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,14 +22,15 @@ from telegram.error import (
 
 
 class Group:
-    """A bot in a group that is upgraded: its old id is refused from then on.
+    """A bot in a group that became a supergroup, whose old id is refused.
 
     Attributes:
         sent: chat, topic and the message replied to, of each message.
     """
 
     def __init__(self, old: int, new: int) -> None:
-        self.old, self.new = old, new
+        self.old = old
+        self.new = new
         self.sent: list[tuple[int, int | None, int | None]] = []
 
     async def send_message(
@@ -45,7 +46,7 @@ class Group:
             raise ChatMigrated(self.new)
 
 
-async def test_a_group_that_was_upgraded_goes_on_under_its_new_id() -> None:
+async def test_an_upgraded_group_is_written_to_by_its_new_id() -> None:
     bot = Group(-5, -1005)
     target = ChatTarget(cast(Bot, bot), MessageLocation(-5, topic=7, reply_to=3), Texts(), previews=False, draft_id=1)
     with pytest.raises(TryLater) as later:
@@ -57,7 +58,7 @@ async def test_a_group_that_was_upgraded_goes_on_under_its_new_id() -> None:
     assert target.key_for(message) == MessageKey("-1005", message), "replies to it come from the new id"
 
 
-async def test_a_message_in_an_upgraded_group_is_sent_anew() -> None:
+async def test_a_message_in_an_upgraded_group_is_sent_again() -> None:
     target = ChatTarget(cast(Bot, Group(-5, -1005)), MessageLocation(-5), Texts(), previews=False, draft_id=1)
     with pytest.raises(MessageGone) as gone:
         await target.edit("1", Content("The answer"))
@@ -65,7 +66,7 @@ async def test_a_message_in_an_upgraded_group_is_sent_anew() -> None:
 
 
 class Refusing:
-    """A bot whose drafts meet one error."""
+    """A bot whose drafts fail with one error."""
 
     def __init__(self, error: TelegramError) -> None:
         self.error = error
