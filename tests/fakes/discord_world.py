@@ -312,7 +312,7 @@ def check_commands(commands: list[Json]) -> None:
     if len(set(names)) != len(names):
         raise invalid("name", "APPLICATION_COMMANDS_DUPLICATE_NAME", "Application command names must be unique")
     for kind, most in ((1, 100), (2, 5), (3, 5)):
-        if sum(name[0] == kind for name in names) > most:
+        if len([name for name in names if name[0] == kind]) > most:
             raise Refused(400, 30032, f"Maximum number of application commands reached ({most})")
     for command in commands:
         if command.get("type", 1) != 1:

@@ -24,8 +24,8 @@ _PATH = r"/[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~]|/"
 _LINK = re.compile(
     r"!?\[(?P<label>[^\[\]\n]*)\]\(\s*+<?(?P<target>[^\s()<>`]*+(?:\([^\s()<>`]*+\)[^\s()<>`]*+)*+)>?(?:\s++[^()\n]*+)?\)"
     r"|<?(?P<address>\b(?:[a-zA-Z][a-zA-Z0-9+.-]{0,30}+://|www\.)[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~])>?"
-    # Programs link bare domains in any script and case, and numbers. One try for each run of these characters, or long
-    # runs would take too long.
+    # Chat programs link bare domains in any script and case, and IP addresses. The lookbehind allows one attempt per
+    # run of these characters, so that long runs take linear time.
     r"|(?<![\w.-])(?P<before>[-_.]*)(?P<domain>"
     r"(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)|[^\W_](?:[\w-]*\.)+(?:xn--[a-zA-Z0-9-]+|[^\W\d_]{2,24})(?![-_]*[^\W_]))"
     rf"(?::\d{{1,5}}(?!\w))?(?P<path>{_PATH})?)"
@@ -173,7 +173,7 @@ def inert(
 
 def utf16_length(text: str) -> int:
     """UTF-16 code units, by which the platforms count length."""
-    return len(text) + sum(ord(character) > 0xFFFF for character in text)
+    return sum(2 if ord(character) > 0xFFFF else 1 for character in text)
 
 
 def _inert_words(text: str, show_address: Callable[[str], str], show_words: Callable[[str], str]) -> str:

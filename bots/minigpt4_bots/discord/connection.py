@@ -59,7 +59,7 @@ async def run(settings: BotSettings, file: Path | None, token: str) -> None:
     try:
         await serving
     except asyncio.CancelledError:
-        _log.info("Goodbye.")
+        _log.info("Stopped.")
     finally:
         housekeeping.cancel()
 

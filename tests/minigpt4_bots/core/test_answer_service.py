@@ -313,7 +313,7 @@ async def test_a_full_server_is_asked_again(scene: Scene) -> None:
         (Reply(["Half ", ErrorEvent("deadline_exceeded")]), "Half \n\n⚠️ The time for this answer"),
         (refusal(408), "⚠️ The time for this answer ran out."),
         (Reply([]), "The model gave no answer."),
-        (Reply(["Long"], finish_reason="length"), "Long\n\nThe answer reached its longest allowed length."),
+        (Reply(["Long"], finish_reason="length"), "Long\n\nThe answer reached its maximum length."),
         (Reply(["Ok"], finish_reason=None), "Ok"),
         (Reply(["Ok"], headers={"x-minigpt4-dropped-messages": "2"}), "Ok\n\nThe oldest messages"),
     ],
