@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,3 +133,9 @@ def test_the_example_files_are_valid(name: str) -> None:
     file = Path(__file__).parents[3] / "configs" / f"{name}.yaml"
     settings = read_bot_settings(file, {})
     assert settings.model_fields_set == set(yaml.safe_load(file.read_text())) != set()
+
+
+def test_command_lines_import_no_platform_and_no_cryptography() -> None:
+    code = "import sys, minigpt4_bots.discord.cli, minigpt4_bots.telegram.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not set(done.stdout.split()) & {"discord", "telegram", "aiohttp", "cryptography"}
