@@ -1,4 +1,4 @@
-"""The processes that this one has started, directly or not, and how to end them at once. Linux and macOS."""
+"""The descendants of this process, and how to kill them. Linux and macOS."""
 
 import os
 import signal
@@ -33,14 +33,14 @@ def kill_descendants(keep: Collection[int] = ()) -> None:
 
 
 def _parents() -> dict[int, int]:
-    """Process id → parent's, of every process of this machine that can be seen."""
+    """Process id → parent's process id, of every visible process of this machine."""
     if not (_PROC / "self" / "stat").is_file():  # macOS
-        # An absolute path: nobody's PATH decides what runs here.
+        # An absolute path: PATH must not decide what runs here.
         listing = subprocess.run(["/bin/ps", "-Ao", "pid=,ppid="], capture_output=True, text=True, check=False)
         return {int(pid): int(parent) for pid, parent in (line.split() for line in listing.stdout.splitlines())}
     found = {}
     for folder in _PROC.glob("[0-9]*"):
-        with suppress(OSError):  # it may be gone by now
-            # The name, in parentheses, may itself hold blanks and parentheses.
+        with suppress(OSError):  # it may have ended
+            # The name, in parentheses, may contain blanks and parentheses itself.
             found[int(folder.name)] = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     return found

@@ -26,11 +26,11 @@ def test_every_model_named_is_known() -> None:
 
 
 def test_the_memory_table_is_the_computed_one() -> None:
-    from minigpt4_serve.weights.memory import gib, table
+    from minigpt4_serve.weights.footprint import gib, published_footprints
 
     rows: dict[str, list[str]] = {}
     positions: dict[str, int] = {}
-    for name, kind, footprint in table():
+    for name, kind, footprint in published_footprints():
         rows.setdefault(name, []).append(gib(footprint.weights))
         if kind == "bfloat16":
             positions[name] = footprint.kv_per_token // 1024

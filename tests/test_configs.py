@@ -16,7 +16,7 @@ from ray.serve._private import constants
 from ray.serve.schema import ServeDeploySchema
 
 from minigpt4_serve.server import ray as ray_environment
-from minigpt4_serve.server.metrics import METRICS
+from minigpt4_serve.server.ray.metrics import METRICS
 from minigpt4_serve.settings import ServeSettings, read_serve_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"

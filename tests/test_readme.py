@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from code_blocks import code_blocks
 from langchain_core.messages import HumanMessage
-from scripted_model import ScriptedModel, looks, repeats
+from scripted_model import ScriptedModel, call_vision_tool, repeat_tool_answer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,7 +70,7 @@ def test_the_agent_shown_sees_with_the_real_server(server_url: str, monkeypatch:
     monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)
     question = "What is in this picture?"
     (code,) = code_blocks(README, "py")
-    scope: dict[str, Any] = {"model": ScriptedModel(script=[looks(question, "image_1"), repeats])}
+    scope: dict[str, Any] = {"model": ScriptedModel(script=[call_vision_tool(question, "image_1"), repeat_tool_answer])}
     exec(compile(code, "README.md", "exec"), scope)
     picture = base64.b64encode((ROOT / "minigpt4_serve/weights/tiny/example.png").read_bytes()).decode()
     image = {"type": "image", "base64": picture, "mime_type": "image/png"}

@@ -22,7 +22,7 @@ from PIL import Image
 from processes import Server
 from waiting import until
 
-from minigpt4_serve.server.metrics import METRICS
+from minigpt4_serve.server.ray.metrics import METRICS
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -323,7 +323,7 @@ async def _gauges(client: httpx.AsyncClient, text: str) -> dict[str, float]:
     """Sums over the engines that there are: Ray goes on to show what lost ones said last."""
     names = {engine["name"] for engine in await _engines(client)}
     sums: dict[str, float] = {}
-    for gauge in (*_IDLE, "kv_blocks_total"):
+    for gauge in (*_IDLE, "kv_blocks_capacity"):
         series = re.findall(rf"^ray_minigpt4_{gauge}\{{(.*)\}} (\S+)$", text, re.MULTILINE)
         sums[gauge] = sum(float(value) for labels, value in series if any(name in labels for name in names))
     return sums
@@ -346,7 +346,7 @@ async def test_every_metric_is_there_for_prometheus(cluster: Server, client: htt
             text = await _metrics(cluster, client)
             missing = expected - set(re.findall(r"^(ray_minigpt4_\w+)", text, re.MULTILINE))
             busy = await _gauges(client, text)
-            at_work = 0 < busy["running"] <= 3 and 0 < busy["kv_blocks"] < busy["kv_blocks_total"]
+            at_work = 0 < busy["running"] <= 3 and 0 < busy["kv_blocks"] < busy["kv_blocks_capacity"]
             if not missing and at_work and 'reason="invalid_request_error"' in text:
                 break
             assert time.monotonic() < deadline, (missing, busy)

@@ -15,7 +15,7 @@ from langchain_suites import ChatModelFlags, drawn_downloads
 from langchain_tests.integration_tests import ChatModelIntegrationTests, ToolsIntegrationTests
 from langgraph.checkpoint.memory import InMemorySaver
 from mcp import Client, StdioServerParameters
-from scripted_model import ScriptedModel, looks, no_picture_in, repeats, size_of
+from scripted_model import ScriptedModel, assert_no_image_sent, call_vision_tool, content_length, repeat_tool_answer
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -40,16 +40,16 @@ def _environment(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_agent_talks_about_three_pictures() -> None:
     all_three = AIMessage(
-        "", tool_calls=[looks(QUESTION, f"image_{n}", call_id=f"c{n}").tool_calls[0] for n in (1, 2, 3)]
+        "", tool_calls=[call_vision_tool(QUESTION, f"image_{n}", call_id=f"c{n}").tool_calls[0] for n in (1, 2, 3)]
     )
 
     def lists(messages: Sequence[BaseMessage]) -> AIMessage:
-        return AIMessage(" | ".join(str(repeats([message]).content) for message in messages[-3:]))
+        return AIMessage(" | ".join(str(repeat_tool_answer([message]).content) for message in messages[-3:]))
 
     script = [
         *(all_three, lists),
-        *(looks(QUESTION, "image_2"), repeats),
-        *(looks("How many objects are there?", "image_3"), repeats),
+        *(call_vision_tool(QUESTION, "image_2"), repeat_tool_answer),
+        *(call_vision_tool("How many objects are there?", "image_3"), repeat_tool_answer),
     ]
     model = ScriptedModel(script=script)
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=InMemorySaver())
@@ -64,9 +64,9 @@ def test_an_agent_talks_about_three_pictures() -> None:
     assert [color in answer for color, answer in zip(COLORS, answers, strict=True)] == [True] * 3, answers
     assert "green" in ask("What colour was the second?")
     assert "one" in ask("And how many things are in the third?")
-    no_picture_in(model.sent, [png(color) for color in COLORS])
+    assert_no_image_sent(model.sent, [png(color) for color in COLORS])
     first = model.sent[0][0]
-    assert (size_of([first]) - size_of([HumanMessage([text])])) / len(COLORS) <= 200
+    assert (content_length([first]) - content_length([HumanMessage([text])])) / len(COLORS) <= 200
 
 
 async def test_two_pictures_in_one_question() -> None:

@@ -1,4 +1,4 @@
-"""The token of a local Ray cluster: nobody else on the machine may read it."""
+"""The token of a local Ray cluster: no other user of the machine may read it."""
 
 import os
 import stat

@@ -13,7 +13,7 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from minigpt4_serve.protocol import Prompt, SamplingParams
-from minigpt4_serve.weights.memory import footprint, published_config
+from minigpt4_serve.weights.footprint import footprint, published_config
 
 __all__ = [
     "DECODED_TOKENS",

@@ -27,7 +27,7 @@ from sealed_notes import seal_as_0_1_0
 from waiting import until
 
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded
-from minigpt4_serve.server.http.auth import Admission
+from minigpt4_serve.server.http.auth import QuotaReservation
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import error_response
 from minigpt4_serve.server.keys.key_ring import ApiKey, KeyLimits
@@ -330,9 +330,9 @@ async def _quota_used_up(limits: KeyLimits) -> None:
     quotas = LocalQuotas(QuotaStore(lambda: 86400 * 20_000 + 13.5 * 3600))
     key = ApiKey(id="bot", name="bot", sha256="0" * 64, created=datetime.now(UTC), limits=limits)
     for _ in range(2):
-        admission = Admission(key, quotas)
-        await admission.begin()
-        await admission.charge(1)
+        reservation = QuotaReservation(key, quotas)
+        await reservation.reserve()
+        await reservation.consume(1)
 
 
 async def _queue_full() -> None:

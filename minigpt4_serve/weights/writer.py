@@ -1,4 +1,4 @@
-"""Writing a model folder: whole or not at all. Knows safetensors and file systems, not models."""
+"""Writes a model folder atomically."""
 
 import errno
 import glob
@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
-from minigpt4_serve.weights.files import Stored
-from minigpt4_serve.weights.memory import gib
+from minigpt4_serve.weights.footprint import gib
+from minigpt4_serve.weights.reader import LazyTensor
 
 if sys.platform != "win32":
     import fcntl
@@ -31,31 +31,31 @@ __all__ = ["atomic_folder", "check_target", "total_bytes", "write_json", "write_
 
 
 def check_target(out: Path) -> None:
-    """Refuse a place that is taken, before hours of work are spent.
+    """Check that ``out`` doesn't exist or is an empty folder.
 
     Raises:
-        InvalidRequest: the folder exists and isn't empty, or is a file.
+        InvalidRequest: it exists and isn't empty, or is a file.
     """
     try:
-        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        in_use = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
         raise InvalidRequest(f"{out} can't be read; choose another output folder.") from error
-    if taken:
+    if in_use:
         raise InvalidRequest(f"{out} exists already; choose a new folder or delete it first.")
 
 
 @contextmanager
 def atomic_folder(out: Path, *, needs: int) -> Iterator[Path]:
-    """A new folder beside ``out`` to fill; renamed to ``out`` at the end, removed on any error, Ctrl-C or SIGTERM.
+    """Yield a new folder beside ``out``, renamed to ``out`` at the end and removed on any error, Ctrl-C or SIGTERM.
 
-    Nothing can be removed when the process is killed outright; the next run for the same ``out`` does it then.
+    After SIGKILL the folder remains; the next run for the same ``out`` removes it.
 
     Args:
-        out: the folder that shall appear.
+        out: the final path.
         needs: bytes that will be written.
 
     Raises:
-        InvalidRequest: the place can't be written.
+        InvalidRequest: the path can't be written.
         WeightsError: the disk is too small, or became full.
     """
     try:
@@ -71,12 +71,12 @@ def atomic_folder(out: Path, *, needs: int) -> Iterator[Path]:
                 f"The model takes {gib(needs)}, but {out.parent} has only {gib(free)} free: make room or choose "
                 "another disk."
             )
-        with _terminated_like_interrupted(), _locked(partial):
+        with _sigterm_as_exit(), _locked(partial):
             yield partial
-            partial.chmod(0o755)  # mkdtemp's folders are private
+            partial.chmod(0o755)  # mkdtemp creates it with mode 700
             partial.rename(out)
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise _to_write_error(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -86,12 +86,12 @@ _PARTIAL = ".partial"
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock; the system drops it with the process, however that ends.
+    """Hold an exclusive lock on a folder; the operating system releases it when the process ends.
 
     Raises:
-        BlockingIOError: somebody else holds it.
+        BlockingIOError: another process holds it.
     """
-    if sys.platform == "win32":  # folders can't be locked there
+    if sys.platform == "win32":  # Windows can't lock folders
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -103,7 +103,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_orphans(out: Path) -> None:
-    """Remove what killed runs for the same folder have left: unfinished folders that no process holds."""
+    """Remove unfinished folders of killed runs for the same ``out``: those that no process has locked."""
     if sys.platform == "win32":
         return
     for folder in out.parent.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
@@ -111,23 +111,23 @@ def _remove_orphans(out: Path) -> None:
             with _locked(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:
-            continue  # another run is filling it, or it isn't ours
+            continue  # locked by another run, or owned by another user
 
 
-def _unwritable(out: Path, error: OSError) -> WeightsError | InvalidRequest:
+def _to_write_error(out: Path, error: OSError) -> WeightsError | InvalidRequest:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WeightsError(f"The disk of {out} became full. Nothing was kept; make room and run it again.")
     if error.errno == errno.EFBIG:
         return WeightsError(
-            f"{out} can't hold files as large as this model's: its file system or a limit of yours (ulimit -f) forbids "
-            "them. Nothing was kept; choose another place."
+            f"{out} can't hold files as large as this model's: its file system or your limit (ulimit -f) forbids them. "
+            "Nothing was kept; choose another folder."
         )
     return InvalidRequest(f"{out} can't be written ({error.strerror or 'unknown reason'}); choose another folder.")
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that half-written files go away. Only the main thread may set handlers."""
+def _sigterm_as_exit() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, so that cleanup runs. Has no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -135,80 +135,83 @@ def _terminated_like_interrupted() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def total_bytes(tensors: Mapping[str, Stored], dtype: torch.dtype) -> int:
-    """Size of all tensors in that dtype."""
+def total_bytes(tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> int:
+    """Size of all tensors in that dtype, in bytes."""
     return sum(prod(tensor.shape) for tensor in tensors.values()) * dtype.itemsize
 
 
 def write_shards(
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, LazyTensor],
     folder: Path,
     *,
     dtype: torch.dtype,
     max_bytes: int,
     on_bytes: Callable[[str, int, int], None],
 ) -> None:
-    """Write tensors as safetensors in transformers' naming; only one shard is in memory at a time.
+    """Write safetensors files with transformers' names; only one shard is in memory at a time.
 
     Args:
-        on_bytes: hears (tensor, bytes done, bytes in all) after every tensor.
+        max_bytes: largest size of a shard, unless a single tensor is larger.
+        on_bytes: called with (key, bytes written, bytes in total) after every tensor.
 
     Raises:
-        WeightsError: a tensor holds numbers that aren't finite, or don't fit the dtype.
-        OSError: the disk refuses.
+        WeightsError: a tensor has values that aren't finite in ``dtype``.
+        OSError: a file can't be written.
     """
     shards: list[list[str]] = [[]]
     size = 0
-    for name, tensor in tensors.items():
+    for key, tensor in tensors.items():
         length = prod(tensor.shape) * dtype.itemsize
         if shards[-1] and size + length > max_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(name)
+        shards[-1].append(key)
         size += length
-    done, total = 0, total_bytes(tensors, dtype)
-    where: dict[str, str] = {}
-    for number, members in enumerate(shards, start=1):
-        one = len(shards) == 1
-        file = "model.safetensors" if one else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        held: dict[str, torch.Tensor] = {}
-        for name in members:
-            # A copy even where nothing changes: what the source maps must not be shared between two names.
-            held[name] = tensors[name].read().to(dtype, copy=True).contiguous()
-            if not held[name].isfinite().all():
+    done = 0
+    total = total_bytes(tensors, dtype)
+    weight_map: dict[str, str] = {}
+    for number, keys in enumerate(shards, start=1):
+        suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        file = f"model{suffix}.safetensors"
+        shard: dict[str, torch.Tensor] = {}
+        for key in keys:
+            # Always a copy: safetensors rejects tensors that share memory, as mapped ones may.
+            shard[key] = tensors[key].read().to(dtype, copy=True).contiguous()
+            if not shard[key].isfinite().all():
                 raise WeightsError(
-                    f"{name} holds numbers that are infinite, not a number, or too large for {dtype}: the file is "
+                    f"{key} holds numbers that are infinite, not a number, or too large for {dtype}: the file is "
                     "damaged, or it needs --dtype bfloat16."
                 )
-            where[name] = file
-            done += held[name].nbytes
-            on_bytes(name, done, total)
-        _save(held, folder / file)
+            weight_map[key] = file
+            done += shard[key].nbytes
+            on_bytes(key, done, total)
+        _save(shard, folder / file)
     if len(shards) > 1:
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """One safetensors file.
+    """Write one safetensors file.
 
     Raises:
-        OSError: with the system's number, which the library hides in its message.
+        OSError: with the ``errno`` that the library has in its message only.
     """
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        told = re.search(r"os error (\d+)", str(error))
-        number = int(told[1]) if told else errno.EIO
+        match = re.search(r"os error (\d+)", str(error))
+        number = int(match[1]) if match else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Readable UTF-8 JSON."""
+    """Write indented JSON in UTF-8."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ IDLE = {"a": 0, "b": 0, "c": 0}
 KEYS = [f"picture-{i}" for i in range(600)]
 
 
-def test_a_picture_keeps_its_replica_while_that_has_a_free_slot() -> None:
+def test_an_image_keeps_its_replica_while_a_slot_is_free() -> None:
     for key in KEYS:
         owner = preferred_replica(key, IDLE, 4)
         assert preferred_replica(key, {**IDLE, owner: 3}, 4) == owner
@@ -18,12 +18,12 @@ def test_a_picture_keeps_its_replica_while_that_has_a_free_slot() -> None:
         assert preferred_replica(key, dict(reversed(IDLE.items())), 4) == owner
 
 
-def test_pictures_are_spread_evenly() -> None:
+def test_images_are_spread_evenly() -> None:
     counts = Counter(preferred_replica(key, IDLE, 4) for key in KEYS)
     assert min(counts.values()) > 150
 
 
-def test_a_full_owner_is_helped_out_by_whoever_has_least_to_do() -> None:
+def test_the_least_busy_replica_helps_a_full_owner() -> None:
     for key in KEYS:
         owner = preferred_replica(key, IDLE, 4)
         busy, free = sorted(set(IDLE) - {owner})
@@ -33,7 +33,7 @@ def test_a_full_owner_is_helped_out_by_whoever_has_least_to_do() -> None:
 
 
 @pytest.mark.parametrize("gone", sorted(IDLE))
-def test_a_replica_that_goes_moves_only_its_own_pictures(gone: str) -> None:
+def test_a_lost_replica_moves_only_its_own_images(gone: str) -> None:
     left = {name: 0 for name in IDLE if name != gone}
     for key in KEYS:
         before = preferred_replica(key, IDLE, 4)

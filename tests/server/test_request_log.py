@@ -1,4 +1,4 @@
-"""What operators see of a request: its line in the log, its counts, its headers. Never what it says."""
+"""A request's log line, counts and headers, without its content."""
 
 import json
 import logging
@@ -13,7 +13,8 @@ from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.protocol import Timings, Usage
 from minigpt4_serve.server.http.error_handlers import error_response
 from minigpt4_serve.server.http.request_context import note_answer
-from minigpt4_serve.server.http.request_log import JsonLines, RequestLogMiddleware
+from minigpt4_serve.server.http.request_log import RequestLogMiddleware
+from minigpt4_serve.server.logs import JsonFormatter
 
 USAGE = Usage(prompt_tokens=10, cached_tokens=4, completion_tokens=3)
 TIMINGS = Timings(images_s=0.01, queue_s=0.02, encode_s=0.03, prefill_s=0.04, decode_s=0.05, ttft_s=0.1, total_s=0.15)
@@ -36,7 +37,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] in ("/whole", "/stream", "/busy", "/breaks"):
         scope["route"] = SimpleNamespace(path=scope["path"])  # as the router notes what it found
     if scope["path"] == "/breaks":
-        raise RuntimeError("secret words of a driver")
+        raise RuntimeError("secret text of a driver")
     if scope["path"] == "/busy":
         await error_response(Overloaded("Busy.", retry_after=3))(scope, receive, send)
         return
@@ -56,7 +57,7 @@ async def _get(path: str, *, behind_proxy: bool = False, **headers: str) -> tupl
         return await client.get(path, headers=headers), counts
 
 
-async def test_a_whole_answer_says_where_its_time_went() -> None:
+async def test_a_whole_answer_has_its_timings_in_a_header() -> None:
     answer, counts = await _get("/whole")
     assert answer.headers["server-timing"].startswith("images;dur=10.0, queue;dur=20.0, encode;dur=30.0")
     assert answer.headers["x-request-id"].startswith("req-")
@@ -64,12 +65,12 @@ async def test_a_whole_answer_says_where_its_time_went() -> None:
     assert counts.requests == [("/whole", 200, None)]
 
 
-async def test_the_proxys_name_for_a_request_is_left_to_the_proxy() -> None:
+async def test_the_proxys_request_id_is_left_to_the_proxy() -> None:
     answer, _ = await _get("/whole", behind_proxy=True, **{"x-request-id": "abc-0"})
     assert "x-request-id" not in answer.headers
 
 
-async def test_a_stream_says_what_is_known_when_it_begins() -> None:
+async def test_a_streams_header_has_the_time_to_first_delta() -> None:
     answer, counts = await _get("/stream")
     assert answer.headers["server-timing"].startswith("first;dur=")
     assert counts.answers == [(USAGE, TIMINGS)]
@@ -96,7 +97,7 @@ async def test_the_line_of_a_request(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "minigpt4_serve.requests"):
         await _get("/whole", **{"x-request-id": "abc-2"})
     (record,) = [record for record in caplog.records if record.name == "minigpt4_serve.requests"]
-    line: dict[str, Any] = json.loads(JsonLines().format(record))
+    line: dict[str, Any] = json.loads(JsonFormatter().format(record))
     assert line["event"] == "request"
     assert line["request_id"] == "abc-2"
     assert (line["status"], line["completion_tokens"], line["timings"]["queue_s"]) == (200, 3, 0.02)

@@ -1,4 +1,4 @@
-"""The engine in another process, with a handle that does what the test says."""
+"""RayEngineClient with a fake handle."""
 
 import pickle
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ from minigpt4_serve.errors import (
 )
 from minigpt4_serve.images import EncodedImage
 from minigpt4_serve.protocol import Delta, Prompt, SamplingParams
-from minigpt4_serve.server.ray.remote_engine import RemoteEngine
+from minigpt4_serve.server.ray.engine_client import RayEngineClient
 from minigpt4_serve.settings import EngineSettings
 
 PROMPT = Prompt((1, 2, 3), (EncodedImage("digest-1", b"x"), EncodedImage("digest-2", b"y")))
@@ -31,7 +31,7 @@ LOST = ActorUnavailableError("gone", None)
 
 @dataclass
 class Stream:
-    """One try: its pieces, an exception among them is raised."""
+    """One attempt: its deltas; an exception among them is raised."""
 
     pieces: list[Any]
     cancelled: bool = False
@@ -66,17 +66,17 @@ class Handle:
         return self.last
 
 
-def _engine(*tries: list[Any]) -> tuple[RemoteEngine, Handle, list[Stream]]:
+def _engine(*tries: list[Any]) -> tuple[RayEngineClient, Handle, list[Stream]]:
     streams = [Stream(pieces) for pieces in tries]
     handle = Handle(list(streams))
-    return RemoteEngine(handle, EngineSettings(max_running=2, max_waiting=1), context_length=100), handle, streams  # type: ignore[arg-type]
+    return RayEngineClient(handle, EngineSettings(max_running=2, max_waiting=1), context_length=100), handle, streams  # type: ignore[arg-type]
 
 
-async def _texts(engine: RemoteEngine, prompt: Prompt = PROMPT) -> list[str]:
+async def _texts(engine: RayEngineClient, prompt: Prompt = PROMPT) -> list[str]:
     return [delta.text async for delta in engine.generate(prompt, SamplingParams(), request_id="r")]
 
 
-async def test_the_first_picture_decides_where_the_request_goes() -> None:
+async def test_the_first_image_decides_the_replica() -> None:
     engine, handle, _ = _engine([Delta(text="a")], [Delta(text="b")])
     assert await _texts(engine) == ["a"]
     assert await _texts(engine, Prompt((1,))) == ["b"]
@@ -91,26 +91,26 @@ async def test_the_first_picture_decides_where_the_request_goes() -> None:
         RuntimeError("Unexpected error (StatusCode.INTERNAL): stream closed."),  # Serve's, before it has metadata
     ],
 )
-async def test_however_ray_says_it_a_lost_replica_is_asked_elsewhere(lost: Exception) -> None:
+async def test_a_lost_replicas_request_goes_to_another_one(lost: Exception) -> None:
     engine, handle, _ = _engine([lost], [Delta(text="a")])
     assert await _texts(engine) == ["a"]
     assert handle.tries == []
 
 
-async def test_a_request_of_which_nothing_was_told_is_asked_again() -> None:
+async def test_a_request_without_deltas_is_sent_again() -> None:
     engine, handle, _ = _engine([LOST], [Delta(queue_position=3), LOST], [Delta(text="a"), Delta(text="b")])
     assert await _texts(engine) == ["", "a", "b"]
     assert handle.tries == []
 
 
-async def test_a_stream_that_had_begun_ends_in_an_error_of_ours() -> None:
+async def test_a_stream_that_has_begun_ends_in_engine_failed() -> None:
     engine, handle, _ = _engine([Delta(text="a"), LOST], [Delta(text="b")])
     with pytest.raises(EngineFailed, match="ask again"):
         await _texts(engine)
     assert len(handle.tries) == 1
 
 
-async def test_it_is_not_asked_again_for_ever() -> None:
+async def test_attempts_are_limited() -> None:
     engine, handle, _ = _engine(*[[LOST]] * 9)
     with pytest.raises(EngineFailed):
         await _texts(engine)
@@ -120,7 +120,7 @@ async def test_it_is_not_asked_again_for_ever() -> None:
 @pytest.mark.parametrize(
     "error", [Overloaded("busy", retry_after=2.5), InvalidImage("damaged", param="messages[0].content[0].image_url")]
 )
-async def test_a_refusal_keeps_what_it_says(error: MiniGPT4Error) -> None:
+async def test_a_refusal_keeps_its_attributes(error: MiniGPT4Error) -> None:
     engine, handle, _ = _engine([pickle.loads(pickle.dumps(error))], [Delta(text="never")])
     with pytest.raises(type(error)) as caught:
         await _texts(engine)
@@ -131,7 +131,7 @@ async def test_a_refusal_keeps_what_it_says(error: MiniGPT4Error) -> None:
 
 @dataclass
 class Router:
-    """What a process knows: of replicas that run, and of requests that it sent."""
+    """A router's replicas, and the requests that it sent."""
 
     stats: dict[str, dict[str, Any]] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
@@ -144,19 +144,19 @@ async def test_capacity_is_exhausted_by_this_processs_requests(monkeypatch: pyte
     asking = [engine.generate(PROMPT, SamplingParams(), request_id=str(i)) for i in range(6)]
     for deltas in asking:
         await anext(deltas)
-    engine.check_capacity()  # as long as no engine is known there is nothing to be full
+    await engine.check_capacity()  # as long as no engine is known there is nothing to be full
     router.stats = {"x": {}, "y": {"seconds_per_request": 4.0}}  # 2 answered, 1 waiting: three places each
     router.stats["x"] = {"seconds_per_request": 9.0}
     with pytest.raises(Overloaded) as refused:
-        engine.check_capacity()
+        await engine.check_capacity()
     assert refused.value.retry_after == 4.0
     router.sent = {"x": 2, "gone": 2, "y": 2}
-    engine.check_capacity(1)
+    await engine.check_capacity(1)
     with pytest.raises(Overloaded):
-        engine.check_capacity(2)
+        await engine.check_capacity(2)
     router.sent = {}
     await asking[0].aclose()  # type: ignore[attr-defined]
-    engine.check_capacity()
+    await engine.check_capacity()
 
 
 async def test_a_full_engine_is_retried_once_on_another(
@@ -198,7 +198,7 @@ async def _grpc_error(*, request: int, answer: int, limit: int = 1000) -> AioRpc
 @pytest.mark.parametrize(
     ("sizes", "words"), [((2000, 1), "The request is larger"), ((1, 2000), "The answer is larger")]
 )
-async def test_a_message_too_large_for_grpc_is_said_to_be(sizes: tuple[int, int], words: str, wrapped: bool) -> None:
+async def test_a_message_too_large_for_grpc_is_reported(sizes: tuple[int, int], words: str, wrapped: bool) -> None:
     error: Exception = await _grpc_error(request=sizes[0], answer=sizes[1])
     if wrapped:  # as Serve raises it when the call has ended before its metadata is read
         error = RuntimeError(f"Unexpected error ({error.code()}): {error.details()}.")  # type: ignore[attr-defined]
@@ -208,20 +208,20 @@ async def test_a_message_too_large_for_grpc_is_said_to_be(sizes: tuple[int, int]
     assert len(handle.tries) == 1, "the same message is too large for every engine"
 
 
-async def test_a_mistake_of_ours_is_not_a_lost_engine() -> None:
+async def test_a_bug_is_not_a_lost_replica() -> None:
     engine, handle, _ = _engine([RuntimeError("a mistake")], [Delta(text="never")])
     with pytest.raises(RuntimeError, match="a mistake"):
         await _texts(engine)
     assert len(handle.tries) == 1
 
 
-async def test_rays_own_limit_is_an_error_of_ours() -> None:
+async def test_rays_own_limit_is_engine_failed() -> None:
     engine, _, _ = _engine([BackPressureError(num_queued_requests=1, max_queued_requests=1)])
     with pytest.raises(EngineFailed):
         await _texts(engine)
 
 
-async def test_who_leaves_is_gone_at_the_replica_too() -> None:
+async def test_closing_the_stream_cancels_it_at_the_replica() -> None:
     engine, _, (stream,) = _engine([Delta(text="a"), Delta(text="b")])
     deltas = engine.generate(PROMPT, SamplingParams(), request_id="r")
     assert (await anext(deltas)).text == "a"
@@ -230,7 +230,7 @@ async def test_who_leaves_is_gone_at_the_replica_too() -> None:
     assert stream.cancelled
 
 
-def test_every_error_travels_between_processes() -> None:
+def test_errors_can_be_pickled() -> None:
     error = WeightsError("no", missing=["a"], unexpected=["b"])
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.missing) == (WeightsError, str(error), ["a"])
