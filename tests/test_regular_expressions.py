@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from minigpt4_bots.markup import safe_markdown
-from minigpt4_bots.telegram_markup import telegram_html
+from minigpt4_bots.core.markup import safe_markdown
+from minigpt4_bots.telegram.markup import telegram_html
 
 from minigpt4_serve.boxes import colour_phrases, parse_groundings, plain_text
 from minigpt4_serve.client.words import clean, delimited
-from minigpt4_serve.weights import names
+from minigpt4_serve.weights import key_maps
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("minigpt4_serve", "integrations/langchain_minigpt4", "integrations/mcp_minigpt4", "bots/minigpt4_bots")
@@ -55,10 +55,14 @@ BOUND_S = 0.05
 ANCHORED = {"match", "fullmatch"}
 """Methods that try one beginning; the others try all."""
 AT_RUN_TIME = {
-    ("privacy", r"""'|'.join([*words, '\\b\\d{6,12}:[\\w-]{30,}'])"""): (r"a\-secret|\b\d{6,12}:[\w-]{30,}",),
-    ("discord_reading", "f'<@!?{bot}>'"): ("<@!?1234>",),
-    ("telegram_messages", r"""f'@{re.escape(self._bot.username)}\\b[,:]?\\s*'"""): (r"@a_bot\b[,:]?\s*",),
-    ("names", "pattern"): tuple(row[0] for table in vars(names).values() if isinstance(table, tuple) for row in table),
+    ("logs", r"""'|'.join([*words, '\\b\\d{6,12}:[\\w-]{30,}'])"""): (r"a\-secret|\b\d{6,12}:[\w-]{30,}",),
+    ("messages", "f'<@!?{self.bot_id}>'"): ("<@!?1234>",),
+    ("messages", r"""f'@{re.escape(self._bot.username)}\\b[,:]?\\s*'"""): (r"@a_bot\b[,:]?\s*",),
+    ("key_maps", "pattern"): tuple(
+        pattern
+        for key_map in (key_maps.VISION, key_maps.QFORMER, key_maps.LLM, key_maps.CHECKPOINT)
+        for pattern, _ in key_map
+    ),
 }
 """What expressions look like that depend on more than constants, by the name of the module's file and their source."""
 
