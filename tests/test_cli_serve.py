@@ -83,6 +83,7 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(LocalServer, "_open_sockets", lambda _: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "start", lambda **_: None)
     monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))

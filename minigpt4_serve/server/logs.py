@@ -112,13 +112,13 @@ class LogReceiver:
     def _run(self) -> None:
         stopping = False
         with self._selector:
-            # Once it is to stop, whatever is ready is still read.
-            while (ready := self._selector.select(0 if stopping else None)) and not (
-                stopping and all(key.fileobj is self._stopped for key, _ in ready)
-            ):
+            # After the stop signal, what has been sent is still read.
+            while ready := self._selector.select(0 if stopping else None):
                 for key, _ in ready:
                     if key.fileobj is self._stopped:
                         stopping = True
+                        self._selector.unregister(self._stopped)
+                        self._stopped.close()
                     elif key.fileobj is self._listening:
                         self._accept()
                     else:
