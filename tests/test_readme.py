@@ -1,4 +1,4 @@
-"""The README's commands run, and give the answers that it shows."""
+"""The README and the other pages: files that they name exist, commands run, answers are those shown."""
 
 import base64
 import json
@@ -18,6 +18,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "minigpt4_serve/weights/tiny/README.md",
 ]
@@ -39,6 +41,16 @@ def test_python_blocks_are_those_that_tests_run() -> None:
         "docs/api.md": 1,
         "docs/checkpoints.md": 2,
     }
+
+
+def test_the_speed_shown_is_a_measured_row() -> None:
+    measured = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rate, ratio, plain = re.findall(r"([\d.]+) tokens/s|\*\*([\d.]+) times\*\*", README.split("**How fast**")[1])[:3]
+    assert f"| (a) one at a time | {plain[0]} | 7,789 | {ratio[1]}× |" in measured
+    assert f"| **(d) this engine** | **{rate[0]}** |" in measured
+    assert "| 5,980 ms | 116 ms |" in measured
+    assert "5,980 ms" in README
+    assert "--preset cpu" in README
 
 
 def test_make_has_the_two_commands() -> None:
