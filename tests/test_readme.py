@@ -32,6 +32,17 @@ def test_files_that_pages_link_to_exist(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_source_files_that_a_page_names_exist(page: Path) -> None:
+    sources = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("minigpt4_serve", "integrations", "bots", "tools", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    named = re.findall(r"(?<![\w./…])([\w/]+\.py)\b", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not any(f"/{source}".endswith(f"/{name}") for source in sources)] == []
+
+
 def test_python_blocks_are_those_that_tests_run() -> None:
     """A new block needs a test that runs it; then add its page or raise its number here."""
     blocks = {str(page.relative_to(ROOT)): len(re.findall(r"^```py", page.read_text(), re.MULTILINE)) for page in PAGES}
