@@ -14,16 +14,18 @@ CPU ?= $(wildcard .venv/.cpu)
 WORKERS ?= 3
 PYTEST := $(RUN) pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-nightly coverage lint check env env-dev clean help
+.PHONY: demo test test-slow test-nightly test-lowest coverage lint check dist env env-dev clean help
 
 help:
 	@echo "make demo          start the real server with the embedded model and ask it about a picture (KEEP=1 keeps it running)"
 	@echo "make test          run the tests that every commit must pass (ARGS=… for pytest, WORKERS=… test processes)"
 	@echo "make test-slow     run the tests that take minutes each: several clusters, long loads, training runs"
 	@echo "make test-nightly  run the tests that take longer still"
+	@echo "make test-lowest   test the lowest allowed versions of what installs without torch, in an environment of its own"
 	@echo "make coverage      make test with branch coverage: each package's share and its floor"
-	@echo "make lint          check formatting, style, types and import rules"
+	@echo "make lint          check formatting, style, types, import rules and circles"
 	@echo "make check         lint and test"
+	@echo "make dist          build the wheel and the source distribution of a release (REPOSITORY_URL=… if Git has no origin)"
 	@echo "make env           install what serving needs into .venv; CPU=1, with any target, omits CUDA's libraries"
 	@echo "make env-dev       install the development tools as well"
 	@echo "make clean         remove the environment"
@@ -40,6 +42,20 @@ test-slow: env-dev
 test-nightly: env-dev
 	@$(PYTEST) -m nightly $(ARGS)
 
+# Only extras without torch: an older torch with its CUDA libraries is a download of several gigabytes. Left out are the
+# modules that import the server or langchain-tests, which needs newer versions.
+LOWEST := .venv-lowest
+test-lowest: | $(UV)
+	@$(UV) venv --quiet --clear --python 3.11 $(LOWEST)
+	@$(UV) pip compile --quiet --resolution lowest-direct --python-version 3.11 pyproject.toml \
+		--extra langchain --extra mcp --extra discord --extra telegram --output-file $(LOWEST)/requirements.txt
+	@$(UV) pip install --quiet --python $(LOWEST) --requirement $(LOWEST)/requirements.txt --editable .
+	@$(UV) pip install --quiet --python $(LOWEST) --constraints $(LOWEST)/requirements.txt \
+		'pytest<9.2' pytest-asyncio pytest-timeout pytest-xdist hypothesis
+	@$(LOWEST)/bin/pytest -n $(WORKERS) -p no:cacheprovider tests/client tests/images tests/prompt tests/mcp_minigpt4 \
+		tests/langchain_minigpt4/test_agent.py tests/langchain_minigpt4/test_images.py tests/minigpt4_bots \
+		--ignore tests/minigpt4_bots/test_bot_answering.py tests/test_boxes.py tests/test_settings.py $(ARGS)
+
 coverage: PYTEST += --cov --cov-report=
 coverage: test
 	@$(RUN) python -m tools.coverage_floors
@@ -49,8 +65,15 @@ lint: env-dev
 	@$(RUN) ruff check .
 	@$(RUN) mypy
 	@$(RUN) lint-imports
+	@$(RUN) python -m tools.import_circles
 
 check: lint test
+
+# The README of a release links to files of the tagged version in this repository.
+REPOSITORY_URL ?= $(shell git remote get-url origin 2>/dev/null | sed 's/\.git$$//')
+dist: | $(UV)
+	@case "$(REPOSITORY_URL)" in https://*) ;; *) echo "Git has no https origin: make dist REPOSITORY_URL=https://…"; exit 1 ;; esac
+	@REPOSITORY_URL=$(REPOSITORY_URL) $(UV) build --out-dir dist
 
 # Both environments are the same folder: env-dev installs all that env does, and env removes nothing.
 # They are installed again only when uv.lock or pyproject.toml changes. Bytecode is compiled during the installation:
@@ -99,4 +122,4 @@ endif
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv uv
 
 clean:
-	rm -rf .venv .uv
+	rm -rf .venv .venv-lowest .uv

@@ -46,6 +46,26 @@ def test_deploying_loads_no_torch_in_the_driver() -> None:
 
 def test_public_names() -> None:
     assert set(minigpt4_serve.__all__) == {"MiniGPT4Error", "__version__"}
+    import minigpt4_serve.client as client
+
+    assert set(client.__all__) == {
+        "DEFAULT_BASE_URL",
+        "DEFAULT_QUESTION",
+        "MAX_IMAGES",
+        "FoundBox",
+        "PictureSources",
+        "Progress",
+        "TokenUsage",
+        "VisionAnswer",
+        "VisionClient",
+        "find_model",
+        "find_model_async",
+        "is_handle",
+        "read_each",
+        "server_address",
+        "server_key",
+        "wait_for",
+    }
     import minigpt4_serve.model as model
 
     assert set(model.__all__) == {

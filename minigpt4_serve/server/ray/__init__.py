@@ -9,7 +9,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # Replicas are the machine's main purpose: no lower priority.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Deltas travel between processes as messages of a gRPC stream, not each as an object of Ray's store, and within a
-# process not from thread to thread: either costs more than the delta itself. See docs/operations.md.
+# process not from thread to thread: either costs more than the delta itself. See docs/design-notes.md.
 os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
 os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
 os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
