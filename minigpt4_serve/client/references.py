@@ -134,7 +134,6 @@ async def read_each(
             pictures.append(await read(reference))
         except MiniGPT4Error as error:
             if len(references) > 1:
-                error.message = f"Picture {number} of {len(references)}: {error.message}"
-                error.args = (error.message,)
+                error.reword(f"Picture {number} of {len(references)}: {error.message}")
             raise
     return pictures

@@ -221,13 +221,14 @@ def test_what_goes_wrong_is_said_once_and_leaves_nothing(
 PAUSED = """
 import sys
 from minigpt4_serve import cli
+from minigpt4_serve.cli import convert
 
 def wait_in_the_middle(item, done, total):
     if item.startswith("writing") and 2 * done > total:
         print("in the middle", flush=True)
         sys.stdin.read()
 
-cli._show_bytes = wait_in_the_middle
+convert.show_bytes = wait_in_the_middle
 cli.main()
 """
 

@@ -11,7 +11,9 @@ import pytest
 import ray
 from ray import serve
 
-from minigpt4_serve import cli, process_tree
+from minigpt4_serve import process_tree
+from minigpt4_serve.cli import server_process
+from minigpt4_serve.cli.serve import _roll_over
 from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.server.ray import app
 from minigpt4_serve.settings import read_serve_settings
@@ -30,8 +32,8 @@ def handlers() -> Iterator[None]:
 
 def test_hang_ups_are_kept_until_waited_for() -> None:
     assert threading.current_thread() is threading.main_thread()
-    hang_ups = cli._HangUps()
-    cli._handle_stop_signals(cli._raise_stop_signal)
+    hang_ups = server_process.HangUps()
+    server_process.handle_stop_signals()
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGHUP)
     hang_ups.wait()
@@ -53,7 +55,7 @@ def test_second_stop_signal_kills_at_once(
     killed: list[object] = []
     monkeypatch.setattr(process_tree, "kill_descendants", lambda: killed.append("descendants"))
     monkeypatch.setattr(os, "_exit", killed.append)
-    cli._handle_stop_signals(cli._raise_stop_signal)
+    server_process.handle_stop_signals()
     with pytest.raises(SystemExit) as stopped:
         os.kill(os.getpid(), number)
     assert stopped.value.code == 128 + number
@@ -63,10 +65,10 @@ def test_second_stop_signal_kills_at_once(
 
 
 def test_stop_signal_ends_a_roll_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    cli._handle_stop_signals(cli._raise_stop_signal)
+    server_process.handle_stop_signals()
     monkeypatch.setattr(app, "deploy", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
-        cli._roll_over(read_serve_settings(None, {}), None, {})
+        _roll_over(read_serve_settings(None, {}), None, {})
 
 
 def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +84,7 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
     monkeypatch.setattr(app, "deploy", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(app, "stop", lambda: calls.append("stop"))
     with pytest.raises(SystemExit) as stopped:
-        cli._start_server(read_serve_settings(None, {}))
+        server_process.start_server(read_serve_settings(None, {}))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert calls == ["stop"]
 
@@ -90,9 +92,9 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("port: 9001", "A new 'port' needs a new start."),
-        ("host: localhost", "A new 'host' needs a new start."),
-        ("metrics_port: 9002", "A new 'metrics_port' needs a new start."),
+        ("port: 9001", "Changing 'port' requires a restart."),
+        ("host: localhost", "Changing 'host' requires a restart."),
+        ("metrics_port: 9002", "Changing 'metrics_port' requires a restart."),
         ("model: {path: none}", "is not a model folder"),
         ("keys_file: none.json", "none.json"),
         ("prot: 1", "there is no such setting"),
@@ -103,10 +105,10 @@ def test_settings_that_are_seen_to_be_wrong_replace_no_process(
 ) -> None:
     monkeypatch.setattr(app, "deploy", lambda settings: pytest.fail("a process was replaced"))
     (file := tmp_path / "serve.yaml").write_text(text)
-    cli._roll_over(read_serve_settings(None, {}), file, {})
+    _roll_over(read_serve_settings(None, {}), file, {})
     printed = capsys.readouterr().err
     assert message in printed
-    assert "The server goes on as it was." in printed
+    assert "Keeping the current settings." in printed
 
 
 def test_what_shows_only_while_loading_is_said_without_a_promise(
@@ -116,6 +118,6 @@ def test_what_shows_only_while_loading_is_said_without_a_promise(
         raise EngineFailed("The model does not fit.")
 
     monkeypatch.setattr(app, "deploy", fails)
-    cli._roll_over(read_serve_settings(None, {}), None, {})
+    _roll_over(read_serve_settings(None, {}), None, {})
     printed = capsys.readouterr().err
     assert "The model does not fit. Correct the settings and send SIGHUP again." in printed
