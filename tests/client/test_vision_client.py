@@ -69,6 +69,17 @@ async def test_every_image_format_is_sent_with_its_type(kind: str, server: OpenA
     assert answer.text == "Size? (64, 48)"
 
 
+async def test_a_multi_picture_photo_is_sent_as_jpeg(server: OpenAIServer) -> None:
+    file = io.BytesIO()
+    draw("red").convert("RGB").save(file, "MPO", save_all=True, append_images=[draw("blue").convert("RGB")])
+    data = file.getvalue()
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    photo = EncodedImage(hashlib.sha256(data).hexdigest(), data)
+    await VisionClient(server.url).ask("Q", [photo])
+    (part, _) = server.requests[0].body["messages"][0]["content"]
+    assert part["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
 async def test_only_given_settings_are_sent(server: OpenAIServer) -> None:
     await VisionClient(server.url, temperature=None, max_tokens=9).ask("Q", [picture()])
     await VisionClient(server.url, model=MODEL).ask("Q", [picture()])
