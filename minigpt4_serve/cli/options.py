@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 __all__ = [
+    "MODEL_VARIABLE",
     "KeyOption",
     "MaxTokensOption",
     "ModelOption",
@@ -14,6 +15,9 @@ __all__ = [
     "TemperatureOption",
     "request_options",
 ]
+
+MODEL_VARIABLE = "MINIGPT4_MODEL"
+"""Environment variable with the name of the model to ask, for servers that list several."""
 
 ServerOption = Annotated[
     str | None,

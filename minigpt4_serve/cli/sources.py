@@ -15,6 +15,7 @@ import openai
 from pydantic import SecretStr
 
 from minigpt4_serve.cli.console import Step
+from minigpt4_serve.cli.options import MODEL_VARIABLE
 from minigpt4_serve.client import Completed, Event, SyncChatClient, TextDelta
 from minigpt4_serve.client.failures import server_message
 from minigpt4_serve.client.sync import iterate
@@ -38,7 +39,6 @@ Message = dict[str, Any]
 
 _TIMEOUT_S = 600.0
 _PATIENCE_S = 60.0
-_MODEL_VARIABLE = "MINIGPT4_MODEL"
 
 
 class AnswerSource(Protocol):
@@ -47,7 +47,7 @@ class AnswerSource(Protocol):
     def answer(self, messages: Sequence[Message], **options: Any) -> Generator[Event]:
         """Events of one answer; ``options`` are fields of a chat completion request.
 
-        Leaving the iteration early, by Ctrl-C too, aborts the answer.
+        Closing the iterator, and Ctrl-C while it waits, abort the answer.
 
         Raises:
             MiniGPT4Error: in the first step or a later one.
@@ -65,7 +65,7 @@ def open_source(server: str | None, api_key: str | None, model: Path) -> AnswerS
         WeightsError: the folder isn't a model.
     """
     if server:
-        return RemoteModel(server, api_key=api_key, model=os.environ.get(_MODEL_VARIABLE))
+        return RemoteModel(server, api_key=api_key, model=os.environ.get(MODEL_VARIABLE))
     with Step("loading the model"):
         return LocalModel(ServeSettings(model=ModelSettings(path=model)))
 
@@ -181,5 +181,5 @@ def _describe(error: MiniGPT4Error, url: str) -> str:
     if isinstance(error.__cause__, openai.APIStatusError):
         return f"The server at {url} answered with an error."
     if isinstance(error, ModelNotFound):
-        return f"{url} offers several models: name the one to ask in {_MODEL_VARIABLE}."
+        return f"{url} offers several models: name the one to ask in {MODEL_VARIABLE}."
     return f"{url}: {error.message}"

@@ -1,5 +1,6 @@
 """``minigpt4 web``: the page, with a server of its own if none is given."""
 
+import os
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from minigpt4_serve.cli.console import Step
-from minigpt4_serve.cli.options import KeyOption, ModelOption, ServerOption
+from minigpt4_serve.cli.options import MODEL_VARIABLE, KeyOption, ModelOption, ServerOption
 from minigpt4_serve.cli.server_process import StopSignal, handle_stop_signals, server_url, start_server, stop_server
 from minigpt4_serve.settings import TINY_MODEL
 
@@ -39,6 +40,7 @@ def web(
     page = PageSettings(
         server_url=server or "",
         api_key=SecretStr(api_key) if api_key else None,
+        model=os.environ.get(MODEL_VARIABLE) if server else None,
         host=host,
         port=port,
         password=SecretStr(password) if password else None,

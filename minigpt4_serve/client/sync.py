@@ -36,7 +36,7 @@ class SyncChatClient:
         return self._loop.run_until_complete(self._client.card(fresh=fresh))
 
     def answer(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generator[Event]:
-        """As ``ChatClient.answer``. Leaving the iteration early, by Ctrl-C too, aborts the request."""
+        """As ``ChatClient.answer``. Closing the iterator, and Ctrl-C while it waits, abort the request."""
         return iterate(self._loop, self._client.answer(messages, **options))
 
     def close(self) -> None:

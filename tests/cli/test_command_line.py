@@ -11,7 +11,7 @@ from fakes.openai_replies import Reply
 from fakes.openai_server import OpenAIServer
 from processes import free_port, run
 
-from minigpt4_serve.cli import main
+from minigpt4_serve.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def picture(tmp_path: Path) -> Path:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("ask", "chat", "serve", "demo", "convert"):
+    for command in COMMANDS:
         assert f"  {command} " in done.stdout
 
 

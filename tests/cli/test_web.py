@@ -37,6 +37,14 @@ def test_web_with_a_server_installs_the_stop_handlers(number: signal.Signals, mo
     assert "Open http://page" in done.output
 
 
+def test_the_model_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(page, "serve_page", lambda settings, _, on_ready: asked.append(settings.model))
+    monkeypatch.setenv("MINIGPT4_MODEL", "theirs")
+    CliRunner().invoke(app, ["web", "--server", "http://127.0.0.1:1", "--port", "0"])
+    assert asked == ["theirs"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_page_process_in_order(number: signal.Signals) -> None:
     command = [MINIGPT4, "web", "--server", "http://127.0.0.1:1", "--port", "0"]

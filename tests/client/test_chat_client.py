@@ -101,6 +101,18 @@ async def test_known_fields_of_the_model_card_are_read(told: dict[str, Any], car
         assert await client(server.url).card() == card
 
 
+async def test_one_of_several_models_must_be_named(client: Client) -> None:
+    with OpenAIServer(models=["a", "b"]) as server:
+        with pytest.raises(ModelNotFound, match="several"):
+            await client(server.url).card()
+        with pytest.raises(ModelNotFound, match="several"):
+            await _events(client(server.url), "Hello")
+        named = client(server.url, model="b")
+        assert (await named.card()).name == "b"
+        await _events(named, "Hello")
+        assert [request.body["model"] for request in server.requests] == ["b"]
+
+
 async def test_an_answer_ends_with_usage_and_timings(client: Client) -> None:
     with OpenAIServer(fields=FIELDS | {"beams"}, answers=["a disc"]) as server:
         events = await _events(client(server.url), "Hello", temperature=0.5, beams=2)
