@@ -1,4 +1,4 @@
-"""What every console script does with failures: one line on standard error and one set of exit codes.
+"""Failures of console scripts: one line on standard error, and one set of exit codes.
 
 0      the command succeeded
 1      it failed: an error of ``errors.py``, a missing extra, or a closed output pipe

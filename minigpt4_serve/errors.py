@@ -1,4 +1,4 @@
-"""The one exception tree of minigpt4-serve. Imports nothing but the standard library.
+"""The one exception tree of minigpt4-serve.
 
     MiniGPT4Error                      500  internal_error
     ├─ InvalidRequest                  400  invalid_request_error
@@ -21,6 +21,8 @@ never becomes a message; it stays in ``__cause__`` for the operator's log.
 
 from collections.abc import Iterable
 from typing import Any
+
+from minigpt4_serve.durations import describe_wait
 
 __all__ = [
     "AuthenticationFailed",
@@ -145,7 +147,7 @@ class Overloaded(MiniGPT4Error):
     @classmethod
     def queue_full(cls, wait: float) -> "Overloaded":
         """The queue is full; a place is expected in ``wait`` seconds."""
-        return cls(f"The server is busy; try again in {max(1, round(wait))} s.", retry_after=wait)
+        return cls(f"The server is busy; try again in {describe_wait(wait)}.", retry_after=wait)
 
 
 class RateLimited(Overloaded):

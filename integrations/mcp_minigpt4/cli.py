@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 
 class Transport(StrEnum):
-    """How clients reach the server."""
+    """The transport between clients and this server."""
 
     STDIO = "stdio"
     HTTP = "http"

@@ -1,4 +1,4 @@
-"""What commands print: answers while they grow on standard output, progress on standard error."""
+"""Output of commands: growing answers on standard output, progress on standard error."""
 
 import sys
 import time
@@ -73,7 +73,7 @@ def print_answer(events: "Generator[Event]", answer: Answer) -> None:
 
 
 class Step:
-    """A long step: prints what is going on, and at its end the seconds it took."""
+    """Prints the name of a long step, and at its end the seconds it took."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -62,7 +62,7 @@ def _next_steps(picture: Path, url: str, keep: bool) -> str:
 
 
 def _command() -> str:
-    """How to run ``minigpt4`` from this folder, also if its environment isn't activated."""
+    """The command that runs ``minigpt4`` from this folder, also if its environment isn't activated."""
     script = Path(sys.executable).with_name("minigpt4")
     return _short(script) if script.is_relative_to(Path.cwd()) else "minigpt4"
 

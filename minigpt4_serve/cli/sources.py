@@ -1,4 +1,4 @@
-"""Where the command line's answers come from: a model in this process, or a server. Only the former loads torch.
+"""The sources of the command line's answers: a model in this process, or a server. Only the former loads torch.
 
 Both take messages in OpenAI's shape and give the client's events.
 """

@@ -28,7 +28,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _STANDARD = frozenset({"max_tokens", "seed", "stop", "stream_options", "temperature", "top_p"})
 """Options that the OpenAI client has parameters for; the others are minigpt4-serve's own."""
 _FAILED = (openai.OpenAIError, ValueError)
-"""What a request raises; ValueError: the response isn't JSON."""
+"""Exceptions of a request; ValueError: the response isn't JSON."""
 
 
 class ChatClient:

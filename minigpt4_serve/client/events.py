@@ -1,4 +1,4 @@
-"""What happens while a server answers a chat, as plain data."""
+"""The events of an answer, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

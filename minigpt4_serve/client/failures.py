@@ -11,6 +11,7 @@ from time import time
 
 import openai
 
+from minigpt4_serve.durations import describe_wait
 from minigpt4_serve.errors import (
     AuthenticationFailed,
     ContextLengthExceeded,
@@ -130,16 +131,6 @@ def server_message(error: BaseException | None) -> str | None:
     body = error.body if isinstance(error, openai.APIError) else None
     message = body.get("message") if isinstance(body, dict) else None
     return message if isinstance(message, str) else None
-
-
-def describe_wait(wait_s: float) -> str:
-    """A wait in words for people and agents, rounded up: ``33 seconds``, ``12 hours``."""
-    if wait_s <= 1:
-        return "1 second"
-    for limit, unit, name in ((90, 1, "seconds"), (90 * 60, 60, "minutes"), (48 * 3600, 3600, "hours")):
-        if wait_s < limit:
-            return f"{math.ceil(wait_s / unit)} {name}"
-    return f"{math.ceil(wait_s / 86400)} days"
 
 
 def retry_after(error: Exception) -> float | None:

@@ -24,7 +24,7 @@ _CLOSING: Any = {"headers": {"Connection": "close"}}
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the server reports about its model; None where it doesn't.
+    """The server's report about its model; None for what it leaves out.
 
     Attributes:
         max_images: images of one chat.

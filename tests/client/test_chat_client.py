@@ -68,7 +68,7 @@ def _text(events: list[object]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("told", "card"),
+    ("fields", "card"),
     [
         ({}, ModelCard(MODEL)),
         (
@@ -96,8 +96,8 @@ def _text(events: list[object]) -> str:
     ],
     ids=["any server", "ours", "odd"],
 )
-async def test_known_fields_of_the_model_card_are_read(told: dict[str, Any], card: ModelCard, client: Client) -> None:
-    with OpenAIServer(card=told) as server:
+async def test_known_fields_of_the_model_card_are_read(fields: dict[str, Any], card: ModelCard, client: Client) -> None:
+    with OpenAIServer(card=fields) as server:
         assert await client(server.url).card() == card
 
 

@@ -11,7 +11,7 @@ from fakes.openai_replies import Cut, Gate, Reply
 from fakes.openai_server import OpenAIServer
 
 from minigpt4_serve.client import TokenUsage, VisionAnswer, VisionClient
-from minigpt4_serve.client.failures import describe_wait
+from minigpt4_serve.durations import describe_wait
 from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.images import EncodedImage
 

@@ -139,7 +139,7 @@ async def test_waits_for_a_full_server_have_a_total(server: OpenAIServer) -> Non
 
 
 async def test_a_timeout_is_not_retried() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system connects whoever comes; nobody answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are established but never answered
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         with pytest.raises(ServerUnreachable, match="in time"):
             await VisionClient(url, model=MODEL, timeout_s=0.2).ask("Q", [picture()])
