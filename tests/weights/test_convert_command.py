@@ -169,7 +169,7 @@ WRONG: list[tuple[Callable[[Path], list[str]], str]] = [
     (renamed_key, "missing: vision_model.encoder.layers.0.self_attn.qkv.bias"),
     (wrong_size, "hidden size 5120 (13B), but --llm has 64"),
     (delta, "delta weights"),
-    (half_lora, "left over: language_model.model.layers.0.self_attn.q_proj.lora_B.weight"),
+    (half_lora, "unexpected: language_model.model.layers.0.self_attn.q_proj.lora_B.weight"),
     (web_page, "not a PyTorch checkpoint"),
     (other_archive, "weights.zip"),
     (quantized_llm, "quantized weights"),
@@ -210,7 +210,7 @@ def test_what_goes_wrong_is_said_once_and_leaves_nothing(
     assert printed.out == ""
     first, *names = [line for line in printed.err.splitlines() if not line.startswith("•")]
     assert first.startswith("minigpt4: ")
-    assert all(line.startswith(("  missing: ", "  left over: ")) for line in names)
+    assert all(line.startswith(("  missing: ", "  unexpected: ")) for line in names)
     assert message in printed.err
     assert sorted(files.glob("made/**/*")) in (before, [files / "made"])
     assert not (files / "owned").exists()
