@@ -100,7 +100,7 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
         ("prot: 1", "there is no such setting"),
     ],
 )
-def test_settings_that_are_seen_to_be_wrong_replace_no_process(
+def test_invalid_settings_replace_no_process(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(app, "deploy", lambda settings: pytest.fail("a process was replaced"))
@@ -111,7 +111,7 @@ def test_settings_that_are_seen_to_be_wrong_replace_no_process(
     assert "Keeping the current settings." in printed
 
 
-def test_what_shows_only_while_loading_is_said_without_a_promise(
+def test_errors_while_loading_ask_for_another_sighup(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(settings: Any) -> None:
