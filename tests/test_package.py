@@ -22,8 +22,8 @@ def _modules_after(statement: str) -> set[str]:
     "statement",
     [
         "import minigpt4_serve",
-        "import minigpt4_serve.cli",
-        "import minigpt4_serve.settings, minigpt4_serve.answering, minigpt4_serve.images",
+        "import minigpt4_serve.cli, minigpt4_serve.cli.status, minigpt4_serve.entry_point",
+        "import minigpt4_serve.settings, minigpt4_serve.cli.sources, minigpt4_serve.images",
         "import minigpt4_serve.images.fetch, minigpt4_serve.protocol, minigpt4_serve.prompt.encoder",
         "import langchain_minigpt4",
         "import mcp_minigpt4",

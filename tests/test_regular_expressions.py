@@ -21,7 +21,7 @@ from minigpt4_bots.core.markup import safe_markdown
 from minigpt4_bots.telegram.markup import telegram_html
 
 from minigpt4_serve.boxes import colour_phrases, parse_groundings, plain_text
-from minigpt4_serve.client.words import clean, delimited
+from minigpt4_serve.client.untrusted_text import delimit, sanitize
 from minigpt4_serve.weights import key_maps
 
 ROOT = Path(__file__).parents[1]
@@ -191,11 +191,11 @@ def test_an_expression_searches_in_linear_time(expression: Expression) -> None:
         parse_groundings,
         colour_phrases,
         lambda text: colour_phrases(text, finished=False),
-        lambda text: delimited(clean(text, 10_000)[0]),
+        lambda text: delimit(sanitize(text, 10_000)[0]),
         safe_markdown,
         telegram_html,
     ],
-    ids=["plain_text", "parse_groundings", "colour_phrases", "unfinished", "clean", "safe_markdown", "telegram_html"],
+    ids=["plain_text", "parse_groundings", "colour_phrases", "unfinished", "delimit", "safe_markdown", "telegram_html"],
 )
 def test_readers_of_answers_take_linear_time(read: Callable[[str], object]) -> None:
     texts = [(beginning + unit * 4000)[:4000] for beginning in ("", "[](", BOX, "<") for unit in REPEATED]

@@ -10,8 +10,8 @@ from fakes.openai_requests import FIELDS
 from fakes.openai_server import MODEL, OpenAIServer
 from waiting import until
 
-from minigpt4_serve.client import chat_client
-from minigpt4_serve.client.chat_client import ChatClient, Completed, ModelCard, Queued, Retrying, TextDelta
+from minigpt4_serve.client import ChatClient, Completed, ModelCard, Queued, Retrying, TextDelta
+from minigpt4_serve.client.stream import read_stream
 from minigpt4_serve.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -60,7 +60,7 @@ def _events_of(*lines: str) -> AsyncIterator[object]:
         for line in lines:
             yield line
 
-    return chat_client._events(read(), 0)
+    return read_stream(read())
 
 
 def _text(events: list[object]) -> str:
@@ -68,7 +68,7 @@ def _text(events: list[object]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("told", "card"),
+    ("fields", "card"),
     [
         ({}, ModelCard(MODEL)),
         (
@@ -96,9 +96,21 @@ def _text(events: list[object]) -> str:
     ],
     ids=["any server", "ours", "odd"],
 )
-async def test_known_fields_of_the_model_card_are_read(told: dict[str, Any], card: ModelCard, client: Client) -> None:
-    with OpenAIServer(card=told) as server:
+async def test_known_fields_of_the_model_card_are_read(fields: dict[str, Any], card: ModelCard, client: Client) -> None:
+    with OpenAIServer(card=fields) as server:
         assert await client(server.url).card() == card
+
+
+async def test_one_of_several_models_must_be_named(client: Client) -> None:
+    with OpenAIServer(models=["a", "b"]) as server:
+        with pytest.raises(ModelNotFound, match="several"):
+            await client(server.url).card()
+        with pytest.raises(ModelNotFound, match="several"):
+            await _events(client(server.url), "Hello")
+        named = client(server.url, model="b")
+        assert (await named.card()).name == "b"
+        await _events(named, "Hello")
+        assert [request.body["model"] for request in server.requests] == ["b"]
 
 
 async def test_an_answer_ends_with_usage_and_timings(client: Client) -> None:
@@ -179,11 +191,10 @@ async def test_done_ends_a_stream_without_finish_reason(mark: str) -> None:
     assert [event async for event in _events_of(_WORDS, mark)] == [TextDelta("a disc"), Completed("stop")]
 
 
-@pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), StreamInterrupted), ((), ServerUnreachable)])
-async def test_a_stream_without_any_end_is_cut_short(lines: tuple[str, ...], kind: type[Exception]) -> None:
-    with pytest.raises(ServerUnreachable) as cut:
+@pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), StreamInterrupted), ((), EngineFailed)])
+async def test_a_stream_without_end_is_an_error(lines: tuple[str, ...], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
         await _to_the_end(_events_of(*lines))
-    assert type(cut.value) is kind
 
 
 async def test_a_deadline_passed_in_the_stream_is_raised() -> None:

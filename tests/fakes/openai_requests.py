@@ -10,6 +10,15 @@ from PIL import Image
 
 FIELDS = frozenset({"model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens"})
 OPENAI_FIELDS = FIELDS | {"stop", "n", "seed", "max_completion_tokens", "logprobs", "top_logprobs"}
+_MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",  # several JPEGs in one file; servers accept it as the first of them
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+}
+"""Pillow's format → what servers accept. Independent of Pillow's own table, which says image/mpo."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +98,10 @@ def _mistake_in_image(part: dict[str, Any]) -> str | None:
         image.load()
     except (ValueError, OSError) as error:
         return f"not an image: {error}"
-    kind = Image.MIME[image.format or ""]
-    return None if header == f"data:{kind};base64" else f"{kind} is declared as {header}"
+    if image.format not in _MEDIA_TYPES:
+        return f"a format that servers don't accept: {image.format}"
+    expected = _MEDIA_TYPES[image.format]
+    return None if header == f"data:{expected};base64" else f"{expected} is declared as {header}"
 
 
 def _color(data: bytes) -> str:

@@ -123,7 +123,8 @@ def test_progress_reaches_the_stream(server: OpenAIServer) -> None:
     assert {event["tool_call_id"] for event in written} == {"c1"}
     assert written[0]["wait_s"] == pytest.approx(0.1)
     assert (written[1]["ahead"], written[1]["wait_s"]) == (2, 1.5)
-    assert [event["text"] for event in written[2:]] == ["a ", "red ", "disc"]
+    assert (written[2]["ahead"], written[2]["wait_s"]) == (2, None)
+    assert [event["text"] for event in written[3:]] == ["a ", "red ", "disc"]
 
 
 def test_files_of_allowed_folders_are_read(server: OpenAIServer, tmp_path: Path) -> None:

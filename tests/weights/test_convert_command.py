@@ -224,13 +224,14 @@ def test_errors_are_one_message_and_leave_nothing(
 PAUSED = """
 import sys
 from minigpt4_serve import cli
+from minigpt4_serve.cli import convert
 
 def wait_in_the_middle(item, done, total):
     if item.startswith("writing") and 2 * done > total:
         print("in the middle", flush=True)
         sys.stdin.read()
 
-cli._show_bytes = wait_in_the_middle
+convert.show_bytes = wait_in_the_middle
 cli.main()
 """
 

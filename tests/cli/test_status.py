@@ -9,8 +9,8 @@ from fakes.openai_replies import Reply
 from fakes.openai_server import OpenAIServer
 from rich.console import Console
 
+from minigpt4_serve.cli.status import fetch, follow, render
 from minigpt4_serve.errors import AuthenticationFailed, ServerUnreachable
-from minigpt4_serve.watching import draw, look, watch
 
 
 def _engine(name: str, **counts: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def _engine(name: str, **counts: int) -> dict[str, Any]:
 
 def _text(*args: Any) -> str:
     console = Console(width=120, file=io.StringIO())
-    console.print(draw(*args))
+    console.print(render(*args))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -59,12 +59,12 @@ def server() -> Iterator[str]:
 
 
 def test_the_table_is_printed_once_without_a_terminal(server: str, capsys: pytest.CaptureFixture[str]) -> None:
-    watch(server, "sesame")
+    follow(server, "sesame")
     assert " 7 " in capsys.readouterr().out
 
 
 def test_failures_are_clear_errors(server: str) -> None:
     with pytest.raises(AuthenticationFailed, match="MINIGPT4_API_KEY"):
-        look(server, "other")
+        fetch(server, "other")
     with pytest.raises(ServerUnreachable, match="minigpt4 serve"):
-        look("http://127.0.0.1:9", None)
+        fetch("http://127.0.0.1:9", None)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from drawing import draw
 
-from minigpt4_serve import doctor
-from minigpt4_serve.doctor import Finding, examine, memory_table
+from minigpt4_serve.cli import diagnosis
+from minigpt4_serve.cli.diagnosis import Finding, examine, memory_table
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.footprint import footprint, published_config
 from minigpt4_serve.weights.reader import sha256
@@ -33,7 +33,7 @@ def findings(folder: Path) -> dict[str, Finding]:
 
 def test_a_sound_folder(folder: Path) -> None:
     assert findings(folder)["self-test"].state == "problem"
-    answer = doctor._ask(ModelSettings(path=folder, device="cpu"), draw("red"), "What colour?")
+    answer = diagnosis._ask(ModelSettings(path=folder, device="cpu"), draw("red"), "What colour?")
     stored = json.loads((folder / "selftest.json").read_text())
     (folder / "selftest.json").write_text(json.dumps({**stored, "answer": answer}))
     digest = sha256(folder / "model.safetensors")
@@ -60,8 +60,8 @@ def test_what_is_wrong_is_told(folder: Path) -> None:
 def test_reported_memory_is_that_of_the_loaded_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "selftest.json").unlink()
     assert "as float32" in findings(folder)["memory"].text
-    monkeypatch.setattr(doctor, "resolve_device", lambda _: torch.device("cuda"))
-    assert "as bfloat16" in {f.topic: f for f in doctor.model(ModelSettings(path=folder))}["memory"].text
+    monkeypatch.setattr(diagnosis, "resolve_device", lambda _: torch.device("cuda"))
+    assert "as bfloat16" in {f.topic: f for f in diagnosis.model(ModelSettings(path=folder))}["memory"].text
 
 
 def test_memory_of_the_published_models() -> None:
@@ -82,7 +82,7 @@ def test_what_fits_is_said_for_every_model_and_format(monkeypatch: pytest.Monkey
     fits = {(model, kind): text for model, kind, _, _, text in rows}
     assert fits["vicuna-13b", "bfloat16"] == "does not fit"
     assert fits["vicuna-7b", "bfloat16"] == "8 full chats"
-    monkeypatch.setattr(doctor, "_free_memory", lambda: 2**20)
+    monkeypatch.setattr(diagnosis, "_free_memory", lambda: 2**20)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert {row[-1] for row in memory_table()[1:]} == {"does not fit"}
 
@@ -114,12 +114,12 @@ def test_memory_where_there_is_no_meminfo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(diagnosis, "_MEMINFO", tmp_path / "meminfo")
     if sysconf is None:
         monkeypatch.delattr(os, "sysconf")
     else:
         monkeypatch.setattr(os, "sysconf", sysconf)
-    found = next(finding for finding in doctor.devices() if finding.topic == "cpu")
+    found = next(finding for finding in diagnosis.devices() if finding.topic == "cpu")
     assert found.text.endswith(f"cores, {cpu}")
     head, *rows = memory_table()
     assert head[-1] == header

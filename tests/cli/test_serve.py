@@ -11,7 +11,9 @@ import pytest
 import ray
 from ray import serve
 
-from minigpt4_serve import cli, process_tree
+from minigpt4_serve import process_tree
+from minigpt4_serve.cli import serve as serve_command
+from minigpt4_serve.cli import server_process
 from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.server.ray.local_server import LocalServer
 from minigpt4_serve.settings import read_serve_settings
@@ -30,8 +32,8 @@ def handlers() -> Iterator[None]:
 
 def test_hang_ups_are_kept_until_waited_for() -> None:
     assert threading.current_thread() is threading.main_thread()
-    hang_ups = cli._HangUps()
-    cli._handle_stop_signals(cli._raise_stop_signal)
+    hang_ups = server_process.HangUps()
+    server_process.handle_stop_signals()
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGHUP)
     hang_ups.wait()
@@ -53,7 +55,7 @@ def test_second_stop_signal_kills_at_once(
     killed: list[object] = []
     monkeypatch.setattr(process_tree, "kill_descendants", lambda: killed.append("descendants"))
     monkeypatch.setattr(os, "_exit", killed.append)
-    cli._handle_stop_signals(cli._raise_stop_signal)
+    server_process.handle_stop_signals()
     with pytest.raises(SystemExit) as stopped:
         os.kill(os.getpid(), number)
     assert stopped.value.code == 128 + number
@@ -64,11 +66,11 @@ def test_second_stop_signal_kills_at_once(
 
 def _roll_over(file: Path | None = None) -> None:
     settings = read_serve_settings(None, {})
-    cli._roll_over(LocalServer(settings), settings, file, {})
+    serve_command._roll_over(LocalServer(settings), settings, file, {})
 
 
 def test_stop_signal_ends_a_roll_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    cli._handle_stop_signals(cli._raise_stop_signal)
+    server_process.handle_stop_signals()
     monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         _roll_over()
@@ -89,7 +91,7 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
     monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(LocalServer, "stop", lambda _: calls.append("stop"))
     with pytest.raises(SystemExit) as stopped:
-        cli._start_server(read_serve_settings(None, {}))
+        server_process.start_server(read_serve_settings(None, {}))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert calls == ["stop"]
 
@@ -97,15 +99,15 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("port: 9001", "A new 'port' needs a new start."),
-        ("host: localhost", "A new 'host' needs a new start."),
-        ("metrics_port: 9002", "A new 'metrics_port' needs a new start."),
+        ("port: 9001", "Changing 'port' requires a restart."),
+        ("host: localhost", "Changing 'host' requires a restart."),
+        ("metrics_port: 9002", "Changing 'metrics_port' requires a restart."),
         ("model: {path: none}", "is not a model folder"),
         ("keys_file: none.json", "none.json"),
         ("prot: 1", "there is no such setting"),
     ],
 )
-def test_settings_that_are_seen_to_be_wrong_replace_no_process(
+def test_invalid_settings_replace_no_process(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(LocalServer, "deploy", lambda *_: pytest.fail("a process was replaced"))
@@ -113,10 +115,10 @@ def test_settings_that_are_seen_to_be_wrong_replace_no_process(
     _roll_over(file)
     printed = capsys.readouterr().err
     assert message in printed
-    assert "The server goes on as it was." in printed
+    assert "Keeping the current settings." in printed
 
 
-def test_what_shows_only_while_loading_is_said_without_a_promise(
+def test_errors_while_loading_ask_for_another_sighup(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: Any) -> None:

@@ -1,6 +1,6 @@
-"""What ``minigpt4 doctor`` finds out: versions, devices, what fits, whether the model is whole and answers right.
+"""The checks of ``minigpt4 doctor``: versions, devices, what fits in memory, the model's files, and a self-test.
 
-Prints nothing: findings are given one by one, since some take minutes. Knows the model and its files, not the server.
+Findings are yielded one by one, because some take minutes.
 """
 
 import importlib.metadata
@@ -44,7 +44,7 @@ class Finding:
 
 
 def examine(settings: ModelSettings) -> Iterator[Finding]:
-    """Everything worth knowing before serving that model, cheapest first."""
+    """All findings about this machine and a model, cheapest first."""
     yield from versions()
     yield from devices()
     yield from model(settings)
@@ -62,7 +62,8 @@ def versions() -> Iterator[Finding]:
 
 def devices() -> Iterator[Finding]:
     """Processors, GPUs and their memory."""
-    free, total = _free_memory(), _total_memory()
+    free = _free_memory()
+    total = _total_memory()
     memory_text = f"{gib(free)} free" if free else f"{gib(total)} in all" if total else "memory unknown"
     yield Finding("cpu", f"{_cores()} cores, {memory_text}")
     if not torch.cuda.is_available():
@@ -94,12 +95,12 @@ def _fits(taken: Footprint, available: int | None) -> str:
         return "unknown"
     chats = taken.chats_in(available - _WORK_SPACE)
     if chats >= 1:
-        return f"{int(chats)} full chat{'s' * (chats >= 2)}"
+        return "1 full chat" if chats < 2 else f"{int(chats)} full chats"
     return "short chats only" if chats > 0.1 else "does not fit"
 
 
 def model(settings: ModelSettings) -> Iterator[Finding]:
-    """The model folder: whole, unchanged, answering as stored."""
+    """The model folder: complete, unchanged, and answering as stored."""
     folder = settings.path
     try:
         config = read_config(folder)
@@ -118,7 +119,7 @@ def model(settings: ModelSettings) -> Iterator[Finding]:
 
 
 def _digests(folder: Path) -> Iterator[Finding]:
-    """SHA-256 of every weight file, compared with what the conversion wrote down."""
+    """SHA-256 of every weight file, compared with the one that the conversion recorded."""
     try:
         recorded = json.loads((folder / "sources.json").read_text(encoding="utf-8"))["outputs"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -137,7 +138,7 @@ def _digests(folder: Path) -> Iterator[Finding]:
 
 
 def self_test(settings: ModelSettings) -> Finding:
-    """Ask the model folder's stored question; the answer must be the stored one, word for word."""
+    """Ask the model folder's stored question; the answer must equal the stored one."""
     path = settings.path / SELF_TEST
     if not path.is_file():
         return Finding("self-test", f"skipped: {settings.path} has no {SELF_TEST}", "note")
@@ -156,7 +157,7 @@ def self_test(settings: ModelSettings) -> Finding:
 
 
 def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:
-    """Greedy, through the plain path, which every faster path is compared with."""
+    """The greedy answer through ``generate``, the reference of all faster paths."""
     loaded, processor = load_model(settings)
     ids = torch.tensor([processor.encode_chat([Turn("user", question, images=1)]).token_ids])
     pixels = processor.image_processor.to_tensor(image)[None]
@@ -169,7 +170,7 @@ def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:
 
 
 def _cores() -> int:
-    """Cores that this process may use; all of them where the system doesn't tell."""
+    """Cores that this process may use; all of them on systems without CPU affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -177,7 +178,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def _free_memory() -> int | None:
-    """Bytes that could be used without swapping; None where the system doesn't tell: only Linux does."""
+    """Bytes that can be used without swapping; None if unknown: only Linux reports it."""
     try:
         lines = _MEMINFO.read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -186,9 +187,10 @@ def _free_memory() -> int | None:
 
 
 def _total_memory() -> int | None:
-    """Bytes in all, used or not; None where the system doesn't tell."""
+    """Bytes of memory in all; None if unknown."""
     try:
-        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, others don't know the names
+        pages = os.sysconf("SC_PHYS_PAGES")
+        size = os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems lack the names
         return None
     return pages * size if pages > 0 and size > 0 else None

@@ -11,7 +11,7 @@ from fakes.openai_replies import Reply
 from fakes.openai_server import OpenAIServer
 from processes import free_port, run
 
-from minigpt4_serve.cli import main
+from minigpt4_serve.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def picture(tmp_path: Path) -> Path:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("ask", "chat", "serve", "demo", "convert"):
+    for command in COMMANDS:
         assert f"  {command} " in done.stdout
 
 
@@ -61,7 +61,7 @@ def test_version() -> None:
         (["serve", "--host", "0.0.0.0"], "API key"),
     ],
 )
-def test_what_goes_wrong_is_one_line(
+def test_errors_are_one_line(
     words: list[str],
     message: str,
     picture: Path,
@@ -82,7 +82,7 @@ def test_what_goes_wrong_is_one_line(
 
 
 @pytest.mark.parametrize("words", [["ask", "{picture}", "Q"], ["serve"]])
-def test_heavy_imports_add_no_line_to_the_error(words: list[str], picture: Path) -> None:
+def test_heavy_imports_add_no_line_to_errors(words: list[str], picture: Path) -> None:
     done = run(*[word.format(picture=picture) for word in words], "--model", "nowhere", MINIGPT4_API_KEY="")
     _assert_one_line(done.returncode, done.stdout, done.stderr, "not a model folder")
 

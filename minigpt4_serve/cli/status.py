@@ -1,6 +1,6 @@
-"""A running server as a table that moves: engines, lines, rates. Asks over HTTP; loads neither torch nor Ray.
+"""``minigpt4 serve --status``: a running server's engines as a live table, over HTTP, without torch or Ray.
 
-The numbers are the engines' own counters; rates are differences between two looks.
+The numbers are the engines' own counters; rates are differences between two responses.
 """
 
 import json
@@ -16,37 +16,37 @@ from rich.table import Table
 
 from minigpt4_serve.errors import AuthenticationFailed, ServerUnreachable
 
-__all__ = ["draw", "look", "watch"]
+__all__ = ["fetch", "follow", "render"]
 
 _EVERY_S = 2.0
 
-Look = Mapping[str, Any]
-"""What ``GET /status`` says, and ``at``, the second when it was asked."""
+Status = Mapping[str, Any]
+"""The response of ``GET /status``, and ``at``, the monotonic second when it arrived."""
 
 
-def look(base_url: str, api_key: str | None) -> Look:
-    """Ask the server once.
+def fetch(base_url: str, api_key: str | None) -> Status:
+    """The current status.
 
     Raises:
-        AuthenticationFailed: it wants a key, or another one.
-        ServerUnreachable: nobody answers there, or not as this server does.
+        AuthenticationFailed: the server requires a key, or another one.
+        ServerUnreachable: there is no response, or not one of this server.
     """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    request = urllib.request.Request(f"{base_url}/status", headers=headers)  # noqa: S310  # http, by our own settings
+    request = urllib.request.Request(f"{base_url}/status", headers=headers)  # noqa: S310  # http, from the settings
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            return {**json.load(answer), "at": time.monotonic()}
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            return {**json.load(response), "at": time.monotonic()}
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 401:
-            raise AuthenticationFailed("The server wants its key: set MINIGPT4_API_KEY.") from error
-        raise ServerUnreachable(f"What runs at {base_url} is not this server, or it is not well.") from error
+            raise AuthenticationFailed("The server requires its key: set MINIGPT4_API_KEY.") from error
+        raise ServerUnreachable(f"What runs at {base_url} isn't this server, or it is failing.") from error
     except (OSError, ValueError) as error:
-        raise ServerUnreachable(f"Nobody answers at {base_url}. Start a server: minigpt4 serve") from error
+        raise ServerUnreachable(f"There is no response from {base_url}. Start a server: minigpt4 serve") from error
 
 
-def draw(now: Look, before: Look | None = None) -> Table:
-    """One row for each engine, and their sum; rates only if there was a look before."""
+def render(now: Status, before: Status | None = None) -> Table:
+    """One row for each engine, and their sum; with rates if there is an earlier status."""
     table = Table(title=f"{now['model']}: {len(now['engines'])} engines", title_justify="left", title_style="bold")
     for name in ("engine", "running", "waiting", "KV cache", "tokens/s", "answers/s", "cached", "pictures known"):
         table.add_column(name, justify="left" if name == "engine" else "right")
@@ -83,27 +83,27 @@ def _cells(engine: Mapping[str, Any], before: Mapping[str, Any] | None, seconds:
     ]
 
 
-def watch(base_url: str, api_key: str | None) -> None:
-    """Draw until Ctrl-C; once and done where the output is no terminal.
+def follow(base_url: str, api_key: str | None) -> None:
+    """Print the table and refresh it until Ctrl-C; print it once if the output isn't a terminal.
 
     Raises:
-        AuthenticationFailed, ServerUnreachable: as ``look``, the first time; later it waits for the server to return.
+        AuthenticationFailed, ServerUnreachable: as ``fetch``, the first time; later it waits for the server to return.
     """
     console = Console()
-    before = look(base_url, api_key)
+    before = fetch(base_url, api_key)
     if not console.is_terminal:
-        console.print(draw(before))
+        console.print(render(before))
         return
-    with Live(draw(before), console=console, auto_refresh=False) as live:
+    with Live(render(before), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(_EVERY_S)
                 try:
-                    now = look(base_url, api_key)
+                    now = fetch(base_url, api_key)
                 except ServerUnreachable as error:
                     live.update(error.message, refresh=True)
                     continue
-                live.update(draw(now, before), refresh=True)
+                live.update(render(now, before), refresh=True)
                 before = now
         except KeyboardInterrupt:
             return

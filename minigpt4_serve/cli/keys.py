@@ -1,4 +1,4 @@
-"""``minigpt4 keys``: make, show and revoke the API keys of a server. Prints; what a key is, ``serving.keys`` knows."""
+"""``minigpt4 keys``: make, show and revoke the API keys of a server."""
 
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +47,7 @@ def add(
 
 @keys.command("list")
 def show(keys_file: FileOption = Path("minigpt4-keys.json")) -> None:
-    """Show names and limits; the keys themselves are not known any more."""
+    """Show names and limits; the keys themselves are not stored."""
     from minigpt4_serve.server.keys.key_ring import read_keys
 
     rows: list[tuple[str, ...]] = [("NAME", "ID", "CREATED", "REQUESTS/MIN", "CONCURRENT", "IMAGES/DAY")]

@@ -1,19 +1,19 @@
-"""A vision model's words as data for another model: cleaned, cut and delimited. Knows text only.
+"""A vision model's answer as data for another model: sanitized, cut and delimited.
 
-Whoever made a picture can write instructions into it, and the vision model may read them out. The receiving model is
-told where those words begin and end, and nothing inside can forge that end or hide characters from people.
+An image can contain written instructions, and the vision model may read them out. Marks show the receiving model where
+the answer begins and ends; the text inside can neither forge the end nor hide characters from people.
 """
 
 import re
 import unicodedata
 
-__all__ = ["clean", "delimited"]
+__all__ = ["delimit", "sanitize"]
 
 _JOINERS = "\u200c\u200d"  # scripts of India and Iran, and emoji, can't be written without them
 _MARK = re.compile(r"<(\s*+(?:/\s*+)?picture_answer)", re.IGNORECASE)
 
 
-def clean(text: str, max_chars: int) -> tuple[str, bool]:
+def sanitize(text: str, max_chars: int) -> tuple[str, bool]:
     """The text without control and invisible characters, and whether it had to be cut to ``max_chars``."""
     visible = "".join(
         char
@@ -23,7 +23,7 @@ def clean(text: str, max_chars: int) -> tuple[str, bool]:
     return (visible, False) if len(visible) <= max_chars else (visible[:max_chars].rstrip(), True)
 
 
-def delimited(text: str, *, truncated: bool = False) -> str:
+def delimit(text: str, *, truncated: bool = False) -> str:
     """The answer between marks that say what it is."""
     inside = _MARK.sub(r"‹\1", text)
     cut = "\n(The answer was longer; this is its beginning.)" if truncated else ""
