@@ -80,11 +80,13 @@ class Step:
 
     def __enter__(self) -> None:
         self._started = time.perf_counter()
-        # Where stderr isn't a terminal it is a log: a log line may follow while the step takes.
-        typer.echo(f"• {self._what} …", err=True, nl=not sys.stderr.isatty())
+        # Where stderr isn't a terminal, log lines may come between: the result gets a line of its own.
+        self._one_line = sys.stderr.isatty()
+        typer.echo(f"• {self._what} …", err=True, nl=not self._one_line)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        typer.echo(" failed" if kind else f" {time.perf_counter() - self._started:.1f} s", err=True)
+        result = "failed" if kind else f"{time.perf_counter() - self._started:.1f} s"
+        typer.echo(f" {result}" if self._one_line else f"• {self._what}: {result}", err=True)
 
 
 def show_bytes(item: str, done: int, total: int) -> None:
