@@ -101,7 +101,7 @@ class LocalModel:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        from minigpt4_serve.server.ray.replica import load_engine, loading
+        from minigpt4_serve.server.local_engine import load_engine, loading
 
         with loading():
             self._engine, self._service = load_engine(settings)

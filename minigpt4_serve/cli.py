@@ -19,6 +19,7 @@ from minigpt4_serve.settings import TINY_MODEL
 
 if TYPE_CHECKING:
     from minigpt4_serve.answering import Answer, AnswerSource
+    from minigpt4_serve.server.ray.local_server import LocalServer
     from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["app", "main"]
@@ -149,6 +150,9 @@ def serve(
         Path | None,
         typer.Option("--keys-file", metavar="FILE", help="Who may ask; see 'minigpt4 keys'.", show_default=False),
     ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.", show_default="info")
+    ] = None,
     status: Annotated[bool, typer.Option("--status", help="Watch the server that runs there; start none.")] = False,
 ) -> None:
     """Serve the model over an OpenAI-compatible HTTP API, on Ray Serve.
@@ -163,6 +167,7 @@ def serve(
         "port": port,
         "model_name": model_name,
         "keys_file": keys_file,
+        "log_level": log_level,
     }
     words = {name: value for name, value in given.items() if value is not None}
     settings = read_serve_settings(config, words)
@@ -172,17 +177,17 @@ def serve(
         key = settings.api_key.get_secret_value() if settings.api_key else None
         watch(_base_url(settings), key)
         return
-    _start_server(settings)
+    server = _start_server(settings)
     try:
         hang_ups = _HangUps()
         typer.echo(f"Ready: {_base_url(settings)}   (Ctrl-C stops)")
         while True:
             hang_ups.wait()
-            _roll_over(settings, config, words)
+            _roll_over(server, settings, config, words)
     except _StopSignal:
         pass
     finally:
-        _stop_server()
+        _stop_server(server)
 
 
 @app.command()
@@ -242,9 +247,10 @@ def _start_own_server(model: Path, api_key: str | None, ending: ExitStack) -> st
         free = probe.getsockname()[1]
     name = "minigpt4-tiny" if model == TINY_MODEL else None
     key = SecretStr(api_key) if api_key else None
-    settings = ServeSettings(model=ModelSettings(path=model), port=free, model_name=name, api_key=key)
-    _start_server(settings)
-    ending.callback(_stop_server)
+    settings = ServeSettings(
+        model=ModelSettings(path=model), port=free, model_name=name, api_key=key, log_level="warning"
+    )
+    ending.callback(_stop_server, _start_server(settings))
     typer.echo(f"The server: {_base_url(settings)}/v1")
     return _base_url(settings)
 
@@ -281,7 +287,7 @@ def convert(
     Example: minigpt4 convert models/minigpt4-7b --from-hub vicuna-7b
     """
     from minigpt4_serve.weights.convert import convert as convert_files
-    from minigpt4_serve.weights.geometry import Untold
+    from minigpt4_serve.weights.infer_config import Hyperparameters
 
     given = {"llm": llm, "vit": vit, "checkpoint": checkpoint, "qformer": qformer}
     paths = {role: path for role, path in given.items() if path is not None}
@@ -300,7 +306,7 @@ def convert(
         out=out,
         dtype=dtype,
         keep_lora=keep_lora,
-        untold=Untold(
+        hyperparameters=Hyperparameters(
             vit_heads=vit_heads,
             vit_depth=vit_depth,
             image_size=image_size,
@@ -365,8 +371,8 @@ def demo(
     from minigpt4_serve.settings import ServeSettings
 
     picture = TINY_MODEL / "example.png"
-    settings = ServeSettings(port=port, model_name="minigpt4-tiny")
-    _start_server(settings)
+    settings = ServeSettings(port=port, model_name="minigpt4-tiny", log_level="warning")
+    server = _start_server(settings)
     source = RemoteModel(_base_url(settings))
     try:
         typer.echo(f"\nThe picture: {picture}\n")
@@ -384,7 +390,7 @@ def demo(
                 _HangUps().wait()
     finally:
         source.close()
-        _stop_server()
+        _stop_server(server)
 
 
 def _what_next(picture: Path, url: str, keep: bool) -> str:
@@ -472,7 +478,7 @@ def _read_question() -> str:
         return ""
 
 
-def _start_server(settings: "ServeSettings") -> None:
+def _start_server(settings: "ServeSettings") -> "LocalServer":
     """Return when the server answers. From here on SIGTERM and Ctrl-C raise ``_StopSignal``."""
     _handle_stop_signals(_raise_stop_signal)
     with ExitStack() as step:
@@ -482,18 +488,18 @@ def _start_server(settings: "ServeSettings") -> None:
             step.enter_context(_Step(what))
 
         begin("importing Ray")
-        from minigpt4_serve.server.ray.app import start
+        from minigpt4_serve.server.ray.local_server import LocalServer
 
-        start(settings, on_progress=begin)
+        server = LocalServer(settings)
+        server.start(on_progress=begin)
+    return server
 
 
-def _stop_server() -> None:
+def _stop_server(server: "LocalServer") -> None:
     """Finish the answers in progress, then stop; a second signal ends all processes at once."""
-    from minigpt4_serve.server.ray.app import stop
-
     _handle_stop_signals(_kill_all)
     typer.echo("Stopping …")
-    stop()
+    server.stop()
 
 
 class _StopSignal(SystemExit):
@@ -526,7 +532,8 @@ class _Step:
 
     def __enter__(self) -> None:
         self._started = time.perf_counter()
-        typer.echo(f"• {self._what} …", err=True, nl=False)
+        # Where stderr isn't a terminal it is a log: a log line may follow while the step takes.
+        typer.echo(f"• {self._what} …", err=True, nl=not sys.stderr.isatty())
 
     def __exit__(self, kind: object, *_: object) -> None:
         typer.echo(" failed" if kind else f" {time.perf_counter() - self._started:.1f} s", err=True)
@@ -554,9 +561,9 @@ class _HangUps:
         self._received -= 1
 
 
-def _roll_over(running: "ServeSettings", config: Path | None, words: dict[str, Any]) -> None:
+def _roll_over(server: "LocalServer", running: "ServeSettings", config: Path | None, words: dict[str, Any]) -> None:
     """New settings for a running server; what can be seen to be wrong before a process is replaced changes nothing."""
-    from minigpt4_serve.server.ray.app import check, deploy
+    from minigpt4_serve.server.ray.local_server import check_settings
     from minigpt4_serve.settings import read_serve_settings
 
     try:
@@ -564,13 +571,13 @@ def _roll_over(running: "ServeSettings", config: Path | None, words: dict[str, A
         for name in ("host", "port", "metrics_port"):
             if getattr(settings, name) != getattr(running, name):
                 raise InvalidRequest(f"A new '{name}' needs a new start.", param=name)
-        check(settings)
+        check_settings(settings)
     except MiniGPT4Error as error:
         typer.echo(f"minigpt4: {error.message} The server goes on as it was.", err=True)
         return
     try:
         with _Step("replacing the processes, one by one"):
-            deploy(settings)
+            server.deploy(settings)
     except MiniGPT4Error as error:
         typer.echo(f"minigpt4: {error.message} Correct the settings and send SIGHUP again.", err=True)
     else:

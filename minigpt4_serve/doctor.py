@@ -20,17 +20,10 @@ from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights import memory
-from minigpt4_serve.weights.files import sha256
-from minigpt4_serve.weights.load import (
-    check_tensors,
-    load_model,
-    model_files,
-    read_config,
-    resolve_device,
-    resolve_dtype,
-)
-from minigpt4_serve.weights.memory import gib
+from minigpt4_serve.weights.footprint import Footprint, footprint, gib, published_footprints
+from minigpt4_serve.weights.load import load_model, read_config, resolve_device, resolve_dtype
+from minigpt4_serve.weights.reader import model_files, sha256
+from minigpt4_serve.weights.shapes import check_tensors
 
 __all__ = ["SELF_TEST", "Finding", "examine", "memory_table"]
 
@@ -91,12 +84,12 @@ def memory_table(available: int | None = None) -> list[list[str]]:
         on_gpu = torch.cuda.is_available()
         available = torch.cuda.mem_get_info(0)[0] if on_gpu else _free_memory() or _total_memory()
     rows = [["model", "format", "weights", "with one full chat", f"in {gib(available)}" if available else "here"]]
-    for name, kind, taken in memory.table():
+    for name, kind, taken in published_footprints():
         rows.append([name, kind, gib(taken.weights), gib(taken.one_chat), _fits(taken, available)])
     return rows
 
 
-def _fits(taken: memory.Footprint, available: int | None) -> str:
+def _fits(taken: Footprint, available: int | None) -> str:
     if not available:
         return "unknown"
     chats = taken.chats_in(available - _WORK_SPACE)
@@ -116,7 +109,7 @@ def model(settings: ModelSettings) -> Iterator[Finding]:
         yield Finding("model", str(error), "problem")
         return
     kind = settings.quantization or str(dtype).removeprefix("torch.")
-    taken = memory.footprint(config, kind)
+    taken = footprint(config, kind)
     about = f"{folder}: {config.conversation_format}, {config.num_image_tokens} image tokens, context {taken.context}"
     yield Finding("model", about)
     yield Finding("memory", f"{gib(taken.weights)} of weights as {kind}, {taken.kv_per_token / 2**10:.0f} KiB a token")

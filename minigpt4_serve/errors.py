@@ -187,5 +187,5 @@ class WeightsError(MiniGPT4Error):
     def __str__(self) -> str:
         lines = [self.message]
         lines += [f"  missing: {name}" for name in self.missing]
-        lines += [f"  left over: {name}" for name in self.unexpected]
+        lines += [f"  unexpected: {name}" for name in self.unexpected]
         return "\n".join(lines)

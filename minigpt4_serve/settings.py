@@ -19,6 +19,8 @@ __all__ = [
     "KEYS_FILE_VARIABLE",
     "TINY_MODEL",
     "EngineSettings",
+    "LogFormat",
+    "LogLevel",
     "ModelSettings",
     "ScaleSettings",
     "ServeSettings",
@@ -28,6 +30,10 @@ __all__ = [
 
 TINY_MODEL = Path(__file__).parent / "weights" / "tiny"
 """The embedded default model: trained by this project, a few megabytes, runs on any CPU."""
+
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["json", "text"]
 
 
 class _Settings(BaseModel):
@@ -100,7 +106,8 @@ class ScaleSettings(_Settings):
     http: int = Field(default=1, ge=1)
     """Processes that speak HTTP, check pictures and make tokens: one feeds several engines."""
     drain_s: float = Field(default=60, ge=0)
-    """How long a process that is replaced may finish its answers."""
+    """Seconds in which a process that is replaced or stopped may finish its answers. ``minigpt4 serve`` stops at most
+    five seconds later; a second SIGINT or SIGTERM ends it at once."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScaleSettings":
@@ -119,6 +126,10 @@ class ServeSettings(_Settings):
     port: int = Field(default=8000, ge=1, le=65535)
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Where Ray shows metrics to Prometheus, on every node of a cluster that we start; any free port if not given."""
+    log_level: LogLevel = "info"
+    """Least severe messages that are logged, by all processes, to the stderr of ``minigpt4 serve``."""
+    log_format: LogFormat = "json"
+    """A log line as a JSON object, or as text for people."""
     model_name: str | None = None
     """The name clients use; the model folder's name if not given."""
     max_images_per_request: int = Field(default=8, ge=1)

@@ -3,8 +3,8 @@
 import itertools
 
 from hypothesis import strategies as st
-from minigpt4_bots.markup import safe_markdown, utf16_length
-from minigpt4_bots.pages import Pages
+from minigpt4_bots.core.markup import safe_markdown, utf16_length
+from minigpt4_bots.core.pages import Pages
 
 WORDS = st.sampled_from(
     ["cat", "a red circle.", "\n\n", "\n", "```\n", "\n```\n", "code()", "||", "**bold**", "`x`", "😀", "图片。",

@@ -185,7 +185,7 @@ PICTURES = [
     ),
     Bad("a long WEBP", asks(url_of(animation("WEBP", 30))), 400, "invalid_image", "20 frames"),
     Bad("a long PNG", asks(url_of(animation("PNG", 30))), 400, "invalid_image", "20 frames"),
-    Bad("a JPEG of a thousand passes", asks(url_of(scans(1000))), 400, "invalid_image", "50 passes"),
+    Bad("a JPEG of a thousand scans", asks(url_of(scans(1000))), 400, "invalid_image", "50 scans"),
     Bad("nine pictures", asks(*[url_of(_WHOLE)] * 9), 400, says="8"),
     Bad("a picture of the system's", asks().replace(b'"user"', b'"system"'), 400, says="question"),
     # What is odd but right is answered.

@@ -13,7 +13,7 @@ from ray import serve
 
 from minigpt4_serve import cli, process_tree
 from minigpt4_serve.errors import EngineFailed
-from minigpt4_serve.server.ray import app
+from minigpt4_serve.server.ray.local_server import LocalServer
 from minigpt4_serve.settings import read_serve_settings
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
@@ -62,11 +62,16 @@ def test_second_stop_signal_kills_at_once(
     assert killed == ["descendants", 128 + second]
 
 
+def _roll_over(file: Path | None = None) -> None:
+    settings = read_serve_settings(None, {})
+    cli._roll_over(LocalServer(settings), settings, file, {})
+
+
 def test_stop_signal_ends_a_roll_over(monkeypatch: pytest.MonkeyPatch) -> None:
     cli._handle_stop_signals(cli._raise_stop_signal)
-    monkeypatch.setattr(app, "deploy", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
-        cli._roll_over(read_serve_settings(None, {}), None, {})
+        _roll_over()
 
 
 def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,11 +81,13 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
     def init(*_: object, **__: object) -> None:
         signal.signal(signal.SIGTERM, lambda *_: calls.append("Ray's handler"))
 
-    monkeypatch.setattr(app, "_take_port", lambda host, port: None)
+    monkeypatch.setattr(LocalServer, "_open_sockets", lambda _: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "start", lambda **_: None)
-    monkeypatch.setattr(app, "deploy", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr(app, "stop", lambda: calls.append("stop"))
+    monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(LocalServer, "stop", lambda _: calls.append("stop"))
     with pytest.raises(SystemExit) as stopped:
         cli._start_server(read_serve_settings(None, {}))
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -101,9 +108,9 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
 def test_settings_that_are_seen_to_be_wrong_replace_no_process(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app, "deploy", lambda settings: pytest.fail("a process was replaced"))
+    monkeypatch.setattr(LocalServer, "deploy", lambda *_: pytest.fail("a process was replaced"))
     (file := tmp_path / "serve.yaml").write_text(text)
-    cli._roll_over(read_serve_settings(None, {}), file, {})
+    _roll_over(file)
     printed = capsys.readouterr().err
     assert message in printed
     assert "The server goes on as it was." in printed
@@ -112,10 +119,10 @@ def test_settings_that_are_seen_to_be_wrong_replace_no_process(
 def test_what_shows_only_while_loading_is_said_without_a_promise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(settings: Any) -> None:
+    def fails(*_: Any) -> None:
         raise EngineFailed("The model does not fit.")
 
-    monkeypatch.setattr(app, "deploy", fails)
-    cli._roll_over(read_serve_settings(None, {}), None, {})
+    monkeypatch.setattr(LocalServer, "deploy", fails)
+    _roll_over()
     printed = capsys.readouterr().err
     assert "The model does not fit. Correct the settings and send SIGHUP again." in printed

@@ -10,8 +10,8 @@ from drawing import draw
 from minigpt4_serve import doctor
 from minigpt4_serve.doctor import Finding, examine, memory_table
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights.files import sha256
-from minigpt4_serve.weights.memory import footprint, published_config
+from minigpt4_serve.weights.footprint import footprint, published_config
+from minigpt4_serve.weights.reader import sha256
 
 GIB = 2**30
 

@@ -11,7 +11,7 @@ from minigpt4_serve.engine.scheduler import ScheduledChunk
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration
 from minigpt4_serve.settings import EngineSettings
-from minigpt4_serve.weights.memory import gib
+from minigpt4_serve.weights.footprint import gib
 
 __all__ = ["ModelRunner"]
 

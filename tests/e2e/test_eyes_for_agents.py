@@ -1,4 +1,4 @@
-"""Agents, the chat model and MCP clients with the real server and the embedded model: right answers about drawings."""
+"""Agents, the chat model and MCP clients get correct answers about drawings from a server with the embedded model."""
 
 import base64
 import sys
@@ -33,12 +33,12 @@ def image(color: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _environment(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything finds the server as people set it up: by the environment."""
+    """The server is configured by environment variables."""
     monkeypatch.setenv("MINIGPT4_BASE_URL", server_url)
     monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)
 
 
-def test_an_agent_talks_about_three_pictures() -> None:
+def test_an_agent_answers_about_three_images() -> None:
     all_three = AIMessage(
         "", tool_calls=[call_vision_tool(QUESTION, f"image_{n}", call_id=f"c{n}").tool_calls[0] for n in (1, 2, 3)]
     )
@@ -69,7 +69,7 @@ def test_an_agent_talks_about_three_pictures() -> None:
     assert (content_length([first]) - content_length([HumanMessage([text])])) / len(COLORS) <= 200
 
 
-async def test_two_pictures_in_one_question() -> None:
+async def test_two_images_in_one_question() -> None:
     tool = MiniGPT4VisionTool()
     urls = [f"data:image/png;base64,{base64.b64encode(png(color)).decode()}" for color in ("red", "blue")]
     call = {"type": "tool_call", "id": "1", "name": tool.name, "args": {"question": QUESTION, "images": urls}}
@@ -81,13 +81,13 @@ async def test_two_pictures_in_one_question() -> None:
     assert message.artifact["usage"]["prompt_tokens"] > 0
 
 
-def test_the_chat_model_sees_and_follows_up() -> None:
+def test_the_chat_model_answers_follow_ups() -> None:
     model = ChatMiniGPT4()
     messages: list[BaseMessage] = [HumanMessage([image("green"), {"type": "text", "text": QUESTION}])]
     first = model.invoke(messages)
     assert "green" in first.text.lower()
     streamed = list(model.stream([*messages, first, HumanMessage("How many objects are there?")]))
-    assert "one" in "".join(piece.text for piece in streamed).lower()
+    assert "one" in "".join(chunk.text for chunk in streamed).lower()
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])

@@ -16,7 +16,7 @@ def built(**scale: Any) -> tuple[Deployment, Deployment]:
     engine = EngineSettings(max_running=SLOTS, max_waiting=QUEUE)
     # Without gpus_per_engine the cluster would be asked whether it has any.
     http = build(ServeSettings(engine=engine, scale=ScaleSettings(gpus_per_engine=0, **scale)))._bound_deployment
-    _, engines, _ = http.init_args
+    engines = http.init_args[1]
     return http, engines._bound_deployment
 
 

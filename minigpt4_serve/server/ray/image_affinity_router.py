@@ -1,7 +1,7 @@
-"""Which replica answers a request: the one that holds its picture, unless that one is busy. Knows Ray's routers only.
+"""Which replica answers a request: the one that has its image cached, unless that one is busy.
 
-The caller names a picture (or a chat's beginning) as the handle's ``session_id``; replicas are ranked by rendezvous
-hashing, so that all callers agree without talking, and a replica that comes or goes moves only its own pictures.
+The caller passes an image's digest as the handle's ``session_id``. Replicas are ranked by rendezvous hashing: all
+callers agree without communicating, and a replica that comes or goes moves only its own images.
 """
 
 import hashlib
@@ -10,24 +10,24 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from minigpt4_serve.server.ray.replica_stats import announce
+from minigpt4_serve.server.ray.replica_stats import register_router
 
 __all__ = ["ImageAffinityRouter", "preferred_replica"]
 
 
 class ImageAffinityRouter(RequestRouter):
-    """The picture's own replica while it has a free slot; then whoever has least to do."""
+    """Prefers the image's own replica while it has a free running slot, then the least busy one."""
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Ray hands on ``request_router_kwargs``: ``slots``, how many answers a replica computes at the same time."""
+        """Ray passes ``request_router_kwargs``: ``slots``, how many requests a replica runs at the same time."""
         self._slots = int(kwargs["slots"])
         self.sent: Counter[str] = Counter()  # requests of this process at each replica
-        announce(self)
+        register_router(self)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Best first; Ray takes the next if one is gone or doesn't answer."""
+        """Groups of replicas, best first; Ray takes the next one if a replica is gone or doesn't answer."""
         if not candidate_replicas:
             return []
         if pending_request is None:
@@ -40,16 +40,16 @@ class ImageAffinityRouter(RequestRouter):
         return [[by_name[first]], others] if others else [[by_name[first]]]
 
     def _load(self, replica_id: ReplicaID) -> int:
-        """Requests at a replica: what it last told Ray, and at least those that this process has there."""
+        """Requests at a replica: what it last reported to Ray, and at least those of this process."""
         return max(self.replica_queue_len_cache.get(replica_id) or 0, self.sent[str(replica_id.unique_id)])
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
-        """Ray says so when a request leaves for a replica."""
+        """Ray calls this when a request is sent to a replica."""
         super().on_send_request(replica_id)
         self.sent[str(replica_id.unique_id)] += 1
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """And when it is over there, however it ended."""
+        """Ray calls this when a request has ended there, in whatever way."""
         super().on_request_completed(replica_id, internal_request_id)
         name = str(replica_id.unique_id)
         self.sent[name] -= 1
@@ -58,7 +58,7 @@ class ImageAffinityRouter(RequestRouter):
 
     @property
     def stats(self) -> dict[str, dict[str, Any]]:
-        """(replica → what it last said of itself), of those that run."""
+        """Replica → its last ``record_routing_stats``, of the replicas that run."""
         return {str(name.unique_id): dict(replica.routing_stats) for name, replica in self.curr_replicas.items()}
 
 
