@@ -15,6 +15,7 @@ import pytest
 from drawing import draw, encode
 from serving_app import few_steps, local_engine, serving, settled, wait_until_abort_is_sent
 
+from minigpt4_serve.engine.admission import Admission
 from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.images import EncodedImage
 from minigpt4_serve.server.http.chat_service import ChatService
@@ -267,7 +268,7 @@ async def test_requests_being_prepared_count_as_capacity(
     served: tuple[httpx.Client, ChatService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, service = served
-    monkeypatch.setattr(local_engine(service), "_settings", EngineSettings(max_running=1, max_waiting=1))
+    monkeypatch.setattr(local_engine(service), "_admission", Admission(max_running=1, max_waiting=1))
     reading: asyncio.Future[list[EncodedImage]] = asyncio.get_running_loop().create_future()
 
     async def read(_: Any) -> list[EncodedImage]:
