@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.process_tree import descendants
 
@@ -102,7 +102,7 @@ class Server:
             replicas = self.replicas(deployment)
             return bool(replicas) and not set(old) & set(replicas)
 
-        await until(replaced, within_s, every_s=0.2)
+        await wait_until(replaced, within_s, every_s=0.2)
 
     def workers(self, title: str) -> list[int]:
         """Process ids of Ray's workers whose title begins with ``title``, such as an actor's class."""

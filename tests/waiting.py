@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], within_s: float = 120, *, every_s: float = 0.005) -> None:
+async def wait_until(condition: Callable[[], object], within_s: float = 120, *, every_s: float = 0.005) -> None:
     """Check ``condition`` every ``every_s`` seconds until it holds.
 
     Raises:

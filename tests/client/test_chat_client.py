@@ -8,7 +8,7 @@ import pytest
 from fakes.openai_replies import ENDLESS, TIMINGS, USAGE, ErrorEvent, Gate, Reply, refusal
 from fakes.openai_requests import FIELDS
 from fakes.openai_server import MODEL, OpenAIServer
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.client import ChatClient, Completed, ModelCard, Queued, Retrying, TextDelta
 from minigpt4_serve.client.stream import read_stream
@@ -139,7 +139,7 @@ async def test_closing_the_stream_aborts_the_request(client: Client) -> None:
         async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
             assert isinstance(await anext(events), TextDelta)
             assert server.aborted == []
-        await until(lambda: server.aborted)
+        await wait_until(lambda: server.aborted)
 
 
 async def test_a_full_server_is_retried_within_the_budget(client: Client) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from fakes.openai_replies import ENDLESS
 from fakes.openai_server import MODEL, OpenAIServer
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.client import Completed, Event, SyncChatClient, TextDelta
 from minigpt4_serve.client.sync import iterate
@@ -50,14 +50,14 @@ def test_closing_the_iteration_aborts_the_request(server: OpenAIServer, client: 
     events = client.answer(QUESTION)
     assert isinstance(next(events), TextDelta)
     events.close()
-    asyncio.run(until(lambda: server.aborted))
+    asyncio.run(wait_until(lambda: server.aborted))
 
 
 def test_ctrl_c_aborts_the_request_and_the_client_stays_usable(server: OpenAIServer, client: SyncChatClient) -> None:
     list(client.answer(QUESTION))
     with pytest.raises(KeyboardInterrupt):
         interrupt(client.answer(QUESTION))
-    asyncio.run(until(lambda: server.aborted))
+    asyncio.run(wait_until(lambda: server.aborted))
     server.answers = ["again"]
     assert TextDelta("again") in list(client.answer(QUESTION))
 

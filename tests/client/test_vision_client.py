@@ -16,7 +16,7 @@ from drawing import draw, encode
 from fakes.openai_replies import ENDLESS, KEY, ErrorEvent, Reply, refusal
 from fakes.openai_server import MODEL, OpenAIServer, vision_server
 from PIL import Image
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.client import Progress, VisionClient, chat_client, wait_for
 from minigpt4_serve.client.failures import retry_after
@@ -156,17 +156,17 @@ async def test_closing_the_stream_aborts_the_request(server: OpenAIServer) -> No
     assert await anext(stream) == Progress(text="more ")
     assert server.aborted == []
     await stream.aclose()
-    await until(lambda: server.aborted)
+    await wait_until(lambda: server.aborted)
 
 
 async def test_canceling_the_task_aborts_the_request(server: OpenAIServer) -> None:
     server.answers = [ENDLESS]
     asking = asyncio.create_task(VisionClient(server.url, max_chars=10**6).ask("Q", [picture()]))
-    await until(lambda: server.requests)
+    await wait_until(lambda: server.requests)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    await until(lambda: server.aborted)
+    await wait_until(lambda: server.aborted)
 
 
 async def test_an_endless_answer_is_cut_and_aborted(server: OpenAIServer) -> None:
@@ -174,7 +174,7 @@ async def test_an_endless_answer_is_cut_and_aborted(server: OpenAIServer) -> Non
     answer = await VisionClient(server.url, max_chars=100).ask("Q", [picture()])
     assert answer.truncated
     assert len(answer.text) <= 100
-    await until(lambda: server.aborted)
+    await wait_until(lambda: server.aborted)
 
 
 @pytest.mark.parametrize(

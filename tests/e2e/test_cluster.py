@@ -20,7 +20,7 @@ import pytest
 from drawing import encode
 from PIL import Image
 from processes import Server
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.server.ray.metrics import METRICS
 
@@ -267,9 +267,9 @@ async def test_a_killed_engine_loses_only_started_answers(cluster: Server, clien
             asyncio.create_task(_ask(client, _body(3500 + number) | ENDLESS, outcome))
             for number, outcome in enumerate(endless)
         ]
-        await until(lambda: sum(outcome.started for outcome in endless) > 16, within_s=240)
+        await wait_until(lambda: sum(outcome.started for outcome in endless) > 16, within_s=240)
         os.kill(killed, signal.SIGKILL)
-        await until(
+        await wait_until(
             lambda: any(stream.done() and outcome.error for stream, outcome in zip(streams, endless, strict=True)),
             within_s=240,
         )
@@ -278,7 +278,7 @@ async def test_a_killed_engine_loses_only_started_answers(cluster: Server, clien
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
         answered = len(load.outcomes)
-        await until(lambda: len(load.outcomes) > answered + 6, within_s=240)
+        await wait_until(lambda: len(load.outcomes) > answered + 6, within_s=240)
     cut = [outcome for outcome in ended if not outcome.whole]
     cut += [outcome for outcome in load.outcomes if not outcome.whole]
     assert cut, "no answer was in progress on the killed engine"
@@ -300,7 +300,7 @@ async def test_a_rolling_update_loses_no_request(cluster: Server, client: httpx.
     before = {engine["name"] for engine in await _all_idle(client)}
     http_before = cluster.replicas("http")
     async with _asking(client, workers=3, first=10000) as load:
-        await until(lambda: len(load.outcomes) > 2, within_s=240)
+        await wait_until(lambda: len(load.outcomes) > 2, within_s=240)
         cluster.process.send_signal(signal.SIGHUP)
         # Five processes load the model one after the other, on two cores that are busy answering.
         await asyncio.to_thread(cluster.wait_for, "Ready again", 600)

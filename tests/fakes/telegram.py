@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 from fakes.standstill import Standstill
-from waiting import until
+from waiting import wait_until
 
 TOKEN = "123456789:AAFakeToken-only-for-loopback-0123456789"
 BOT = {"id": 123456789, "is_bot": True, "first_name": "Eyes", "username": "eyes_bot", "can_join_groups": True}
@@ -385,7 +385,9 @@ class FakeTelegram:
 
     async def answer(self, chat: int, count: int = 1) -> Sent:
         """The last of the bot's ``count`` messages, once its answer is complete."""
-        await until(lambda: len(self.shown(chat)) >= count and all(one.buttons != ["stop"] for one in self.shown(chat)))
+        await wait_until(
+            lambda: len(self.shown(chat)) >= count and all(one.buttons != ["stop"] for one in self.shown(chat))
+        )
         return self.shown(chat)[count - 1]
 
     def as_json(self, sent: Sent) -> Json:

@@ -19,7 +19,7 @@ from langchain_core.tools import tool
 from langchain_minigpt4 import ImageHandles, MiniGPT4VisionTool
 from langgraph.checkpoint.memory import InMemorySaver
 from scripted_model import ScriptedModel, assert_no_image_sent, call_vision_tool, content_length, repeat_tool_answer
-from waiting import until
+from waiting import wait_until
 
 
 def png(color: str) -> bytes:
@@ -195,12 +195,12 @@ async def test_canceling_the_agent_aborts_the_request(server: OpenAIServer) -> N
         middleware=[ImageHandles()],
     )
     running = asyncio.create_task(agent.ainvoke({"messages": [HumanMessage([v1("red")])]}))
-    await until(lambda: server.requests or running.done())
+    await wait_until(lambda: server.requests or running.done())
     assert not running.done()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await until(lambda: server.aborted)
+    await wait_until(lambda: server.aborted)
 
 
 async def test_images_are_not_processed_in_the_event_loop(

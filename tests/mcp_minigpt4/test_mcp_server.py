@@ -18,7 +18,7 @@ from mcp_minigpt4 import create_server
 from mcp_minigpt4.server import _folders
 from mcp_types import CallToolResult, ListRootsResult, Root, TextContent
 from processes import free_port
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.client import PictureSources, VisionAnswer, VisionClient
 
@@ -138,12 +138,12 @@ async def test_canceling_a_call_aborts_the_request(eyes: OpenAIServer, folder: P
         async with Client(server) as client:
             before = len(eyes.requests)
             calling = asyncio.create_task(client.call_tool(TOOL, {"images": ["red.png"]}))
-            await until(lambda before=before, calling=calling: len(eyes.requests) > before or calling.done())
+            await wait_until(lambda before=before, calling=calling: len(eyes.requests) > before or calling.done())
             assert not calling.done()
             calling.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await calling
-            await until(lambda: eyes.aborted)  # long before the answer would be cut
+            await wait_until(lambda: eyes.aborted)  # long before the answer would be cut
             # The server goes on.
             assert "red" in words(await client.call_tool(TOOL, {"images": ["red.png"]}))
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from minigpt4_serve.server.ray.shared_socket import SharedSocket, receive_socket
 from starlette.types import Receive, Scope, Send
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.server.http import server as server_module
 from minigpt4_serve.server.http.server import HttpServer
@@ -129,7 +129,7 @@ async def test_answers_in_progress_survive_the_stop(shared: SharedSocket, port: 
         assert b" 200 " in await client.head()
         assert await client.body(3) == b"fir"
         stopping = asyncio.create_task(asyncio.to_thread(shared.drain, LONG_S))
-        await until(lambda: _is_refused(port))
+        await wait_until(lambda: _is_refused(port))
         assert not stopping.done()
         application.gate.set()
         assert await client.rest() == b"st."
@@ -190,11 +190,11 @@ async def test_no_request_is_lost_while_servers_retire(shared: SharedSocket, por
         asking = [asyncio.create_task(keep_asking(client)) for _ in range(8)]
         for number in (b"1", b"2", b"3"):
             answered = len(bodies)
-            await until(lambda answered=answered: len(bodies) > answered + 20)  # type: ignore[misc]
+            await wait_until(lambda answered=answered: len(bodies) > answered + 20)  # type: ignore[misc]
             successor = _started(GatedApp(number), shared)
             await server.retire()
             server = successor
-        await until(lambda: bodies[-1] == b"3")
+        await wait_until(lambda: bodies[-1] == b"3")
         over.set()
         await asyncio.gather(*asking)
     assert set(bodies) == {b"0", b"1", b"2", b"3"}

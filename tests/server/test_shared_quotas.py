@@ -9,7 +9,7 @@ import httpx
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from serving_app import local_engine, serving
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.server.http.routes import create_app
@@ -124,13 +124,13 @@ async def test_a_holder_is_renewed_only_while_requests_run(
     quotas = SharedQuotas()
     await quotas.reserve(key, "a")
     actor.trouble = ActorDiedError()  # it is restarted: the holder renews again
-    await until(lambda: actor.asked.count("renew") >= 3)
+    await wait_until(lambda: actor.asked.count("renew") >= 3)
     actor.trouble = None
     quotas.release(key, "a", refund=False)
     assert quotas._renewing is not None
     await quotas._renewing  # it ends with the last request
     renewed = actor.asked.count("renew")
     await quotas.reserve(key, "b")
-    await until(lambda: actor.asked.count("renew") > renewed)
+    await wait_until(lambda: actor.asked.count("renew") > renewed)
     quotas.release(key, "b", refund=False)
     await quotas._renewing

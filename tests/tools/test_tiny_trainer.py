@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 from training_runs import Regression, render, start_worker, train_in_process
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.process_tree import descendants
@@ -177,7 +177,7 @@ async def test_render_workers_end_when_their_parent_is_killed(tmp_path: Path) ->
     parent = multiprocessing.get_context("spawn").Process(target=render, args=(tmp_path, sender))
     parent.start()
     sender.close()
-    await until(lambda: any(tmp_path.glob("*.npy")))
+    await wait_until(lambda: any(tmp_path.glob("*.npy")))
     workers = descendants(parent.pid)
     assert len(workers) >= 2
     _assert_ends_with(parent, workers, receiver)

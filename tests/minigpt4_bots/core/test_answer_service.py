@@ -24,7 +24,7 @@ from minigpt4_bots.core.send_queue import Priority, Rate
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.core.streaming import Buttons
 from sealed_notes import seal_as_0_1_0
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded
 from minigpt4_serve.server.http.auth import QuotaReservation
@@ -282,7 +282,7 @@ async def test_the_queue_position_is_shown(scene: Scene) -> None:
     hold = Gate()
     scene.vision.on("Busy", Reply([hold, "Done"], headers=headers, comments=("waiting, 2 ahead",)))
     asking = asyncio.create_task(scene.ask("Busy", make_attachment(RED)))
-    await until(lambda: "2 ahead" in "".join(scene.chat.texts))
+    await wait_until(lambda: "2 ahead" in "".join(scene.chat.texts))
     hold.open()
     await asking
     assert scene.last == "Done"
@@ -412,13 +412,13 @@ async def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
 async def test_stop_aborts_the_request(scene: Scene) -> None:
     scene.vision.on("Slow", Reply(["Part", Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", make_attachment(RED)))
-    await until(lambda: scene.chat.texts == ["Part"])
+    await wait_until(lambda: scene.chat.texts == ["Part"])
     assert await scene.bot.stop_message(BEN, MessageKey("chat", "b1")) is StopOutcome.NOT_OWNER
     assert scene.bot.stop(BEN) is StopOutcome.NOTHING_RUNNING
     assert await scene.bot.stop_message(ANNA, MessageKey("chat", "b1")) is StopOutcome.STOPPED
     await asking
     assert scene.chat.texts == ["Part\n\n⏹ Stopped."]
-    await until(lambda: len(scene.vision.aborted) == 1)
+    await wait_until(lambda: len(scene.vision.aborted) == 1)
     assert scene.vision.active == 0
 
 
@@ -426,7 +426,7 @@ async def test_buttons_work_before_their_message_id_is_known(scene: Scene) -> No
     scene.vision.on("Slow", Reply(["Part", Gate()]))
     scene.chat.ids_arrive = asyncio.Event()
     asking = asyncio.create_task(scene.ask("Slow", make_attachment(RED)))
-    await until(lambda: scene.chat.shown)
+    await wait_until(lambda: scene.chat.shown)
     presses = [asyncio.create_task(scene.bot.stop_message(who, MessageKey("chat", "b1"))) for who in (BEN, ANNA)]
     await asyncio.sleep(0)
     scene.chat.ids_arrive.set()
@@ -439,7 +439,7 @@ async def test_buttons_of_unknown_messages_do_nothing(scene: Scene, monkeypatch:
     monkeypatch.setattr("minigpt4_bots.core.answer_service._MESSAGE_ID_WITHIN_S", 0.01)
     scene.chat.ids_arrive = asyncio.Event()
     asking = asyncio.create_task(scene.ask("Slow", make_attachment(RED)))
-    await until(lambda: scene.chat.shown)
+    await wait_until(lambda: scene.chat.shown)
     assert await scene.bot.stop_message(ANNA, MessageKey("chat", "x9")) is StopOutcome.NOTHING_RUNNING
     scene.chat.ids_arrive.set()
     await asking
@@ -449,7 +449,7 @@ async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
     hold = Gate()
     scene.vision.on("Slow", Reply([hold, count_and_question]))
     asking = asyncio.create_task(scene.ask("Slow", make_attachment(RED)))
-    await until(lambda: scene.vision.active)
+    await wait_until(lambda: scene.vision.active)
     await scene.ask("Second", make_attachment(RED))
     assert "I'm still answering" in scene.last
     await scene.ask("Ben's", make_attachment(RED), requester=BEN)
@@ -510,7 +510,7 @@ async def test_editing_a_question_restarts_its_answer(scene: Scene) -> None:
     scene.vision.on("First", Reply([Gate()]))
     question = scene.question("First", make_attachment(RED))
     first = asyncio.create_task(scene.bot.ask(question, scene.chat))
-    await until(lambda: scene.vision.active)
+    await wait_until(lambda: scene.vision.active)
     await scene.bot.ask(replace(question, text="Second"), scene.chat)
     await first
     assert scene.chat.texts == ["I see 1 picture(s). You asked: Second"]
@@ -558,7 +558,7 @@ async def test_a_deleted_chat_ends_the_answer(scene: Scene) -> None:
 async def test_an_answer_cut_off_by_a_crash_is_explained(scene: Scene) -> None:
     scene.vision.on("Slow", Reply([Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", make_attachment(RED), requester=replace(ANNA, language="zh")))
-    await until(lambda: scene.vision.active and scene.chat.shown)
+    await wait_until(lambda: scene.vision.active and scene.chat.shown)
     explained: list[tuple[str, str | None, str]] = []
 
     async def explain(place: str, message: str | None, text: str) -> None:
@@ -576,7 +576,7 @@ async def test_an_answer_cut_off_by_a_crash_is_explained(scene: Scene) -> None:
 async def test_unexplained_answers_are_left_for_the_next_start(scene: Scene) -> None:
     scene.vision.on("Slow", Reply([Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", make_attachment(RED)))
-    await until(lambda: scene.vision.active)
+    await wait_until(lambda: scene.vision.active)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -587,7 +587,7 @@ async def test_close_explains_interrupted_answers(scene: Scene, monkeypatch: pyt
     monkeypatch.setattr("minigpt4_bots.core.answer_service._CLOSE_WITHIN_S", 60.0)
     scene.vision.on("Slow", Reply(["Part", Gate()]))
     asking = asyncio.create_task(scene.ask("Slow", make_attachment(RED)))
-    await until(lambda: scene.chat.texts == ["Part"])
+    await wait_until(lambda: scene.chat.texts == ["Part"])
     await scene.bot.close()
     await asking
     assert "I was restarted" in scene.last

@@ -16,7 +16,7 @@ from minigpt4_bots.core.question import Attachment, Question
 from minigpt4_bots.core.send_queue import Rate
 from minigpt4_bots.core.settings import read_bot_settings
 from minigpt4_bots.core.texts import Texts, languages
-from waiting import until
+from waiting import wait_until
 
 ANNA = Requester("test", "1", "chat")
 
@@ -58,7 +58,7 @@ async def test_people_without_access_stop_their_own_answer(tmp_path: Path) -> No
         target = MemoryTarget()
         question = Question(ANNA, MessageKey("chat", "q1"), "Slow", (Attachment(load),))
         asking = asyncio.create_task(service.ask(question, target))
-        await until(lambda: target.texts == ["Part"])
+        await wait_until(lambda: target.texts == ["Part"])
         (tmp_path / "settings.yaml").write_text("access: {deny: {users: [1]}}\n")
         assert not service.is_allowed(ANNA)
         assert run(service, "stop") == Texts()("stopped.done")

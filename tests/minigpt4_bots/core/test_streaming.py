@@ -12,7 +12,7 @@ from minigpt4_bots.core.conversation import MessageKey
 from minigpt4_bots.core.markup import safe_markdown, utf16_length
 from minigpt4_bots.core.send_queue import Rate, SendQueue
 from minigpt4_bots.core.streaming import Buttons, ChatGone, Content, MessageGone, StreamingMessage, TryLater, deliver
-from waiting import until
+from waiting import wait_until
 
 
 @dataclass
@@ -102,9 +102,11 @@ async def test_progress_shows_a_stop_button_and_the_end_another() -> None:
     target = FakeTarget()
     message = message_for(target)
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
-    await until(lambda: [(one.text, one.buttons) for one in target.shown.values()] == [("Looking …", Buttons.STOP)])
+    await wait_until(
+        lambda: [(one.text, one.buttons) for one in target.shown.values()] == [("Looking …", Buttons.STOP)]
+    )
     message.feed("Half")
-    await until(lambda: [(one.text, one.buttons) for one in target.shown.values()] == [("Half", Buttons.STOP)])
+    await wait_until(lambda: [(one.text, one.buttons) for one in target.shown.values()] == [("Half", Buttons.STOP)])
     message.finish()
     await writing
     assert [(one.text, one.buttons) for one in target.shown.values()] == [("Half", Buttons.REGENERATE)]
@@ -114,12 +116,12 @@ async def test_previews_grow_and_one_message_stays() -> None:
     target = FakeTarget(previews=True)
     message = message_for(target)
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
-    await until(lambda: target.shown)
+    await wait_until(lambda: target.shown)
     shown = ""
     for delta in ("One", " two", " three"):
         message.feed(delta)
         shown += delta
-        await until(lambda shown=shown: target.drafts[-1:] == [shown])
+        await wait_until(lambda shown=shown: target.drafts[-1:] == [shown])
     message.finish()
     messages = await writing
     assert target.history == ["Looking …", "One two three"]
@@ -134,9 +136,9 @@ async def test_a_stage_that_can_not_preview_after_all_is_edited() -> None:
     target = Old(previews=True)
     message = message_for(target)
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
-    await until(lambda: target.shown)
+    await wait_until(lambda: target.shown)
     message.feed("Words")
-    await until(lambda: not target.previews)
+    await wait_until(lambda: not target.previews)
     message.finish()
     await writing
     assert (target.history, [one.text for one in target.shown.values()]) == (["Looking …"], ["Words"])
@@ -146,7 +148,7 @@ async def test_a_deleted_message_is_sent_again() -> None:
     target = FakeTarget()
     message = message_for(target)
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
-    await until(lambda: target.shown)
+    await wait_until(lambda: target.shown)
     target.shown.clear()
     message.feed("Answer")
     message.finish()
@@ -157,7 +159,7 @@ async def test_progress_deleted_repeatedly_returns_when_complete() -> None:
     target = FakeTarget()
     message = message_for(target)
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
-    await until(lambda: target.shown)
+    await wait_until(lambda: target.shown)
     for delta in ("One", " two", " three"):
         target.shown.clear()
         message.feed(delta)
@@ -175,7 +177,7 @@ async def test_a_message_that_cannot_be_edited_is_replaced() -> None:
     target = Locked()
     message = message_for(target)
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
-    await until(lambda: target.shown)
+    await wait_until(lambda: target.shown)
     message.feed("Answer")
     message.finish()
     messages = await writing
@@ -188,7 +190,7 @@ async def test_even_the_quickest_preview_comes_below_a_stop_button() -> None:
     message = message_for(target)
     message.feed("Quick")
     writing = asyncio.create_task(deliver(message, target, fast_send_queue()))
-    await until(lambda: target.drafts)
+    await wait_until(lambda: target.drafts)
     assert [one.buttons for one in target.shown.values()] == [Buttons.STOP]
     message.finish()
     await writing

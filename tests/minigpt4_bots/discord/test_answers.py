@@ -10,7 +10,7 @@ from fakes.discord import Interaction, Upload
 from fakes.discord_bot import GENEROUS, PATIENCE_S, Scene, picture, scene
 from fakes.discord_world import Channel, Message, User, would_ping
 from fakes.openai_replies import Cut, ErrorEvent, Feed, Gate, Reply, count_and_question, refusal
-from waiting import until
+from waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -150,7 +150,7 @@ async def test_stop_ends_the_answer_and_aborts_the_request(here: Scene) -> None:
     assert "Stopped." in answer.text
     assert "on and on" in answer.text
     assert click.acknowledged == 6
-    await until(lambda: len(here.vision.aborted) > aborted)
+    await wait_until(lambda: len(here.vision.aborted) > aborted)
     # The next question isn't blocked.
     again = await here.discord.says(asked.channel, ann, "next", attachments=[picture()], mention=True)
     assert "next" in (await here.discord.answer_to(again)).text

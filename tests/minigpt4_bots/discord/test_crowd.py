@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fakes.discord_bot import Scene, picture, scene
 from fakes.openai_replies import Gate, Reply
-from waiting import until
+from waiting import wait_until
 
 PEOPLE = 200
 WORDS = [f"word{number} " for number in range(20)]
@@ -31,7 +31,7 @@ async def test_two_hundred_people_are_served_concurrently(tmp_path: Path) -> Non
             async with asyncio.TaskGroup() as crowd:
                 for number in range(people):
                     crowd.create_task(one_question(here, number))
-                await until(lambda people=people: here.vision.active == people, within_s=400)
+                await wait_until(lambda people=people: here.vision.active == people, within_s=400)
                 all_are_here.open()
             memory.append(bot.memory_mb())
         print(f"memory {memory} MiB, {len(here.discord.calls)} calls")

@@ -12,7 +12,7 @@ from fakes.discord_bot import GENEROUS, Scene, environment, picture, scene
 from fakes.discord_gateway import MESSAGE_CONTENT
 from fakes.discord_world import Message
 from fakes.openai_replies import Gate, Reply
-from waiting import until
+from waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)  # each starts several processes
 
@@ -82,7 +82,7 @@ async def test_lost_connections_resume_without_losing_questions(stage: Scene) ->
         assert gateway.identified == 1
         gateway.forget_sessions()
         await gateway.drop()
-        await until(lambda: gateway.identified == 2)
+        await wait_until(lambda: gateway.identified == 2)
         await works(stage, "with a new session")
         # An answer continues while the connection is lost.
         hold = Gate()

@@ -14,7 +14,7 @@ from drawing import draw, encode
 from fakes.openai_replies import Cut, Feed, Gate, Reply, count_and_question, refusal
 from fakes.telegram import BOT, Refused, Sent
 from fakes.telegram_bot import BLUE, RED, Scene, mention, new_user, scene
-from waiting import until
+from waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -57,7 +57,7 @@ async def test_the_placeholder_waits_for_nothing(here: Scene, anna: int) -> None
     slow = asyncio.Event()
     here.telegram.slow_files[photo["photo"][-1]["file_id"]] = slow
     await here.telegram.say(anna, anna, "Slow file?", **photo)
-    await until(lambda: here.telegram.shown(anna))  # before the image arrives
+    await wait_until(lambda: here.telegram.shown(anna))  # before the image arrives
     (first,) = here.telegram.shown(anna)
     assert "Looking" in first.text
     assert first.buttons == ["stop"]
@@ -220,10 +220,10 @@ async def test_private_answers_grow_as_drafts(here: Scene, anna: int) -> None:
     for word in ("One", " two", " three"):
         words.add(word)
         shown += word
-        await until(lambda shown=shown: [text for _, text in here.telegram.drafts[anna]][-1:] == [shown])
+        await wait_until(lambda shown=shown: [text for _, text in here.telegram.drafts[anna]][-1:] == [shown])
     words.add(" four")
     words.end()
-    await until(lambda: [one.text for one in here.telegram.shown(anna)] == ["One two three four"])
+    await wait_until(lambda: [one.text for one in here.telegram.shown(anna)] == ["One two three four"])
     assert len({number for number, _ in here.telegram.drafts[anna]}) == 1
     assert here.telegram.shown(anna)[0].buttons == ["again"]
 
@@ -232,7 +232,7 @@ async def test_answers_in_groups_grow_by_edits(here: Scene, anna: int, group: in
     hold = Gate()
     here.vision.on("Grow", Reply(["One", " two", hold, " three"]))
     await here.telegram.say(group, anna, mention("Grow"), **here.telegram.photo(RED))
-    await until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
+    await wait_until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
     assert here.telegram.shown(group)[0].buttons == ["stop"]
     hold.open()
     await here.answer(group)
@@ -254,7 +254,7 @@ async def test_a_group_upgraded_during_an_answer_gets_all_of_it(here: Scene, ann
     hold = Gate()
     here.vision.on("Growing group", Reply(["One", " two", hold, " three"]))
     await here.telegram.say(group, anna, mention("Growing group"), **here.telegram.photo(RED))
-    await until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
+    await wait_until(lambda: any(one.text == "One two" for one in here.telegram.shown(group)))
     here.telegram.upgraded[group] = supergroup
     hold.open()
     answer = await here.answer(supergroup)
@@ -266,7 +266,7 @@ async def test_long_answers_are_split_and_complete(here: Scene, anna: int) -> No
     sentences = [f"Sentence <{number}> & more & more & more. " for number in range(300)]
     here.vision.on("Long", Reply(sentences))
     await here.telegram.say(anna, anna, "Long", **here.telegram.photo(RED))
-    await until(lambda: here.telegram.shown(anna) and here.telegram.shown(anna)[-1].buttons == ["again"])
+    await wait_until(lambda: here.telegram.shown(anna) and here.telegram.shown(anna)[-1].buttons == ["again"])
     pages = [one.text for one in here.telegram.shown(anna)]
     assert len(pages) >= 3
     assert " ".join(page.strip() for page in pages) == "".join(sentences).strip()
@@ -303,14 +303,14 @@ async def test_the_stop_button_aborts_the_request(here: Scene, anna: int) -> Non
     here.vision.on("Stop me", Reply(["Part", Gate()]))
     aborted = len(here.vision.aborted)
     await here.telegram.say(anna, anna, "Stop me", **here.telegram.photo(RED))
-    await until(lambda: here.telegram.drafts[anna])
+    await wait_until(lambda: here.telegram.drafts[anna])
     (placeholder,) = here.telegram.shown(anna)
     assert placeholder.buttons == ["stop"]
     await here.telegram.press(placeholder, new_user(), "stop")
-    await until(lambda: "Only the person who asked can do this." in here.telegram.toasts)
+    await wait_until(lambda: "Only the person who asked can do this." in here.telegram.toasts)
     await here.telegram.press(placeholder, anna, "stop")
-    await until(lambda: len(here.vision.aborted) == aborted + 1)
-    await until(lambda: [one.text for one in here.telegram.shown(anna)] == ["Part\n\n⏹ Stopped."])
+    await wait_until(lambda: len(here.vision.aborted) == aborted + 1)
+    await wait_until(lambda: [one.text for one in here.telegram.shown(anna)] == ["Part\n\n⏹ Stopped."])
 
 
 async def test_the_stop_command_aborts_the_request(here: Scene, anna: int) -> None:
@@ -319,9 +319,9 @@ async def test_the_stop_command_aborts_the_request(here: Scene, anna: int) -> No
     assert "not answering" in (await here.answer(anna)).text
     aborted = len(here.vision.aborted)
     await here.telegram.say(anna, anna, "Stop too", **here.telegram.photo(RED))
-    await until(lambda: here.vision.about("Stop too"))
+    await wait_until(lambda: here.vision.about("Stop too"))
     await here.telegram.say(anna, anna, "/stop")
-    await until(lambda: len(here.vision.aborted) == aborted + 1)
+    await wait_until(lambda: len(here.vision.aborted) == aborted + 1)
 
 
 async def test_regenerate_answers_again_in_place(here: Scene, anna: int, group: int) -> None:
@@ -329,29 +329,29 @@ async def test_regenerate_answers_again_in_place(here: Scene, anna: int, group: 
     answer = await here.answer(group)
     here.vision.on("Again", Reply(["A second answer"]))
     await here.telegram.press(answer, anna, "again")
-    await until(lambda: [one.text for one in here.telegram.shown(group)] == ["A second answer"])
+    await wait_until(lambda: [one.text for one in here.telegram.shown(group)] == ["A second answer"])
     assert here.vision.about("Again")[-1].body["temperature"] == 1.0
     unknown = Sent(group, 7, "x", [], ["again"], None, None, 0.0)
     await here.telegram.press(unknown, anna, "again")
-    await until(lambda: any("no longer have this question" in toast for toast in here.telegram.toasts))
+    await wait_until(lambda: any("no longer have this question" in toast for toast in here.telegram.toasts))
 
 
 async def test_an_edited_question_is_answered_again(here: Scene, anna: int) -> None:
     question = await here.telegram.say(anna, anna, "First wording", **here.telegram.photo(RED))
     await here.answer(anna)
     await here.telegram.update("edited_message", {**question, "caption": "Second wording", "edit_date": 1})
-    await until(lambda: [one.text.endswith("Second wording") for one in here.telegram.shown(anna)] == [True])
+    await wait_until(lambda: [one.text.endswith("Second wording") for one in here.telegram.shown(anna)] == [True])
 
 
 async def test_one_answer_at_a_time(here: Scene, anna: int) -> None:
     hold = Gate()
     here.vision.on("Slow one", Reply([hold, count_and_question]))
     await here.telegram.say(anna, anna, "Slow one", **here.telegram.photo(RED))
-    await until(lambda: here.vision.about("Slow one"))
+    await wait_until(lambda: here.vision.about("Slow one"))
     await here.telegram.say(anna, anna, "Impatient", **here.telegram.photo(RED))
-    await until(lambda: any("still answering" in one.text for one in here.telegram.shown(anna)))
+    await wait_until(lambda: any("still answering" in one.text for one in here.telegram.shown(anna)))
     hold.open()
-    await until(lambda: any(one.text.endswith("Slow one") for one in here.telegram.shown(anna)))
+    await wait_until(lambda: any(one.text.endswith("Slow one") for one in here.telegram.shown(anna)))
     assert here.vision.about("Impatient") == []
 
 
@@ -360,7 +360,7 @@ async def test_the_queue_position_is_shown(here: Scene, anna: int) -> None:
     headers = {"x-minigpt4-queue-position": "4", "x-minigpt4-expected-wait": "20"}
     here.vision.on("Line", Reply([hold, "Done"], headers=headers))
     await here.telegram.say(anna, anna, "Line", **here.telegram.photo(RED))
-    await until(lambda: any("4 ahead of you, about 20 s" in one.text for one in here.telegram.shown(anna)))
+    await wait_until(lambda: any("4 ahead of you, about 20 s" in one.text for one in here.telegram.shown(anna)))
     hold.open()
     assert (await here.answer(anna)).text == "Done"
 
@@ -378,7 +378,7 @@ async def test_the_queue_position_is_shown(here: Scene, anna: int) -> None:
 async def test_errors_are_one_sentence(here: Scene, anna: int, reply: Reply, says: str) -> None:
     here.vision.on(f"Error for {anna}", reply)
     await here.telegram.say(anna, anna, f"Error for {anna}", **here.telegram.photo(RED))
-    await until(lambda: any(one.text.startswith(says) for one in here.telegram.shown(anna)))
+    await wait_until(lambda: any(one.text.startswith(says) for one in here.telegram.shown(anna)))
 
 
 @pytest.mark.parametrize(
@@ -465,14 +465,14 @@ async def test_flood_control_is_respected_and_the_text_arrives(here: Scene, anna
     here.telegram.refuse_next[anna].append(Refused(429, "Too Many Requests: retry after 2", retry_after=2))
     begun = time.monotonic()
     await here.telegram.say(anna, anna, "Flooded", **here.telegram.photo(RED))
-    await until(lambda: any(one.text.endswith("Flooded") for one in here.telegram.shown(anna)))
+    await wait_until(lambda: any(one.text.endswith("Flooded") for one in here.telegram.shown(anna)))
     assert time.monotonic() - begun >= 2
 
 
 async def test_passing_errors_of_telegram_are_retried(here: Scene, anna: int) -> None:
     here.telegram.refuse_next[anna].append(Refused(502, "Bad Gateway"))
     await here.telegram.say(anna, anna, "Troubled", **here.telegram.photo(RED))
-    await until(lambda: any(one.text.endswith("Troubled") for one in here.telegram.shown(anna)))
+    await wait_until(lambda: any(one.text.endswith("Troubled") for one in here.telegram.shown(anna)))
 
 
 async def test_a_chat_that_blocked_the_bot_gets_nothing(here: Scene, anna: int) -> None:
@@ -484,17 +484,17 @@ async def test_a_chat_that_blocked_the_bot_gets_nothing(here: Scene, anna: int) 
     await here.bot.prints(abandoned, times=before + 1)
     here.telegram.gone.discard(anna)
     await here.telegram.say(anna, anna, "Back", **here.telegram.photo(RED))
-    await until(lambda: any(one.text.endswith("Back") for one in here.telegram.shown(anna)))
+    await wait_until(lambda: any(one.text.endswith("Back") for one in here.telegram.shown(anna)))
 
 
 async def test_an_answer_whose_edits_are_refused_is_sent_again(here: Scene, anna: int, group: int) -> None:
     hold = Gate()
     here.vision.on("Locked", Reply([hold, "Still here"]))
     await here.telegram.say(group, anna, mention("Locked"), **here.telegram.photo(RED))
-    await until(lambda: here.telegram.shown(group))
+    await wait_until(lambda: here.telegram.shown(group))
     here.telegram.uneditable.add(group)
     hold.open()
-    await until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
+    await wait_until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
 
 
 async def test_optional_fields_of_telegram_may_be_missing(here: Scene, anna: int) -> None:
@@ -511,23 +511,23 @@ async def test_a_deleted_placeholder_is_replaced(here: Scene, anna: int, group: 
     hold = Gate()
     here.vision.on("Deleted", Reply([hold, "Still here"]))
     await here.telegram.say(group, anna, mention("Deleted"), **here.telegram.photo(RED))
-    await until(lambda: here.telegram.shown(group))
+    await wait_until(lambda: here.telegram.shown(group))
     here.telegram.shown(group)[0].deleted = True
     hold.open()
-    await until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
+    await wait_until(lambda: [one.text for one in here.telegram.shown(group)] == ["Still here"])
 
 
 async def test_a_guest_is_answered_once(here: Scene, anna: int, group: int) -> None:
     picture = here.telegram.message(group, new_user(), **here.telegram.photo(RED))
     question = here.telegram.message(group, anna, mention("Guest?"), reply_to_message=picture)
     await here.telegram.update("guest_message", {**question, "guest_query_id": f"q{anna}"})
-    await until(lambda: f"q{anna}" in here.telegram.guests)
+    await wait_until(lambda: f"q{anna}" in here.telegram.guests)
     assert here.telegram.guests[f"q{anna}"] == "I see 1 picture(s). You asked: Guest?"
     assert here.telegram.shown(group) == []
 
 
 async def test_the_commands_are_published(here: Scene) -> None:
-    await until(lambda: set(here.telegram.commands) == {"", "zh"})
+    await wait_until(lambda: set(here.telegram.commands) == {"", "zh"})
     assert [one["command"] for one in here.telegram.commands[""]][:2] == ["ask", "reset"]
 
 
@@ -535,7 +535,7 @@ async def test_another_receiver_is_named_once(here: Scene, anna: int) -> None:
     assert here.bot is not None
     here.telegram.second_receiver = True
     here.telegram._arrived.set()
-    await until(lambda: here.telegram.conflicts >= 3)
+    await wait_until(lambda: here.telegram.conflicts >= 3)
     await here.bot.prints("409 Conflict")
     here.telegram.second_receiver = False
     await here.telegram.say(anna, anna, "/help")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fakes.openai_replies import Gate, Reply
 from fakes.telegram_bot import RED, Scene, mention, new_user, scene
-from waiting import until
+from waiting import wait_until
 
 PEOPLE = 200
 WORDS = [f"word{number} " for number in range(20)]
@@ -17,7 +17,7 @@ async def one_question(here: Scene) -> None:
     """Ask in a private chat and check that the complete answer is all that remains."""
     anna = new_user()
     await here.telegram.say(anna, anna, "slow", **here.telegram.photo(RED))
-    await until(lambda: [one.text.strip() for one in here.telegram.shown(anna)] == [WHOLE], within_s=400)
+    await wait_until(lambda: [one.text.strip() for one in here.telegram.shown(anna)] == [WHOLE], within_s=400)
 
 
 @pytest.mark.timeout(1000)
@@ -30,7 +30,7 @@ async def test_two_hundred_people_are_served_concurrently(tmp_path: Path) -> Non
             async with asyncio.TaskGroup() as crowd:
                 for _ in range(people):
                     crowd.create_task(one_question(here))
-                await until(lambda people=people: here.vision.active == people, within_s=400)
+                await wait_until(lambda people=people: here.vision.active == people, within_s=400)
                 all_are_here.open()
             memory.append(bot.memory_mb())
         print(f"memory {memory} MiB, {len(here.telegram.calls)} calls")
@@ -48,5 +48,5 @@ async def test_a_crowd_in_one_group_gets_all_answers(tmp_path: Path) -> None:
         for person in people:
             await here.telegram.say(group, person, mention(f"of {person}"), **here.telegram.photo(RED))
         whole = [f"I see 1 picture(s). You asked: of {person}" for person in people]
-        await until(lambda: sorted(one.text for one in here.telegram.shown(group)) == whole, within_s=240)
+        await wait_until(lambda: sorted(one.text for one in here.telegram.shown(group)) == whole, within_s=240)
         assert here.telegram.floods == 0

@@ -11,7 +11,7 @@ from fakes.openai_replies import Gate, Reply
 from fakes.telegram import Refused
 from fakes.telegram_bot import GENEROUS, RED, Scene, environment, mention, new_user, scene
 from processes import free_port
-from waiting import until
+from waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)  # each starts several processes
 
@@ -46,7 +46,7 @@ async def test_outages_and_a_flooded_chat_are_survived(stage: Scene) -> None:
     stage.telegram.down = True
     variables = environment(stage.telegram, stage.vision.url)
     async with running_bot("minigpt4-telegram", ready=None, folder=stage.folder, settings=GENEROUS, **variables) as bot:
-        await until(lambda: stage.telegram.refused_while_down >= 2)
+        await wait_until(lambda: stage.telegram.refused_while_down >= 2)
         stage.telegram.down = False
         await bot.prints("Running.")
         await stage.works()
@@ -60,7 +60,7 @@ async def test_outages_and_a_flooded_chat_are_survived(stage: Scene) -> None:
         flooded = new_user()
         stage.telegram.refuse_next[flooded] = [Refused(429, "Too Many Requests: retry after 300", retry_after=300)]
         await stage.telegram.say(flooded, flooded, "Flooded", **stage.telegram.photo(RED))
-        await until(lambda: not stage.telegram.refuse_next[flooded])
+        await wait_until(lambda: not stage.telegram.refuse_next[flooded])
         await asyncio.gather(*(stage.works(f"Number {number}") for number in range(5)))
         assert stage.telegram.shown(flooded) == []
         assert "Traceback" not in bot.printed
@@ -72,7 +72,7 @@ async def test_updates_by_webhook_need_the_secret(stage: Scene) -> None:
     stage.telegram.webhook_proxy = f"http://127.0.0.1:{port}"
     settings = f"{GENEROUS}telegram: {{webhook: {{url: 'https://bot.example/hook/x', port: {port}}}}}\n"
     async with stage.running(settings, TELEGRAM_WEBHOOK_SECRET="a-secret_1") as bot:
-        await until(lambda: stage.telegram.has_webhook)
+        await wait_until(lambda: stage.telegram.has_webhook)
         assert stage.telegram.secret == "a-secret_1"
         await stage.works()
         question = stage.telegram.message(anna, anna, "Forged?", **stage.telegram.photo(RED))
@@ -84,7 +84,7 @@ async def test_updates_by_webhook_need_the_secret(stage: Scene) -> None:
         assert await bot.terminate() == 0
     # Polling removes the webhook.
     async with stage.telegram.files_elsewhere() as elsewhere, stage.running(TELEGRAM_BASE_FILE_URL=elsewhere):
-        await until(lambda: not stage.telegram.has_webhook)
+        await wait_until(lambda: not stage.telegram.has_webhook)
         await stage.works("By polling, with files on another server?")
     assert stage.telegram.has_webhook == ""
 
@@ -100,10 +100,10 @@ async def test_a_local_bot_api_server_works_without_drafts(stage: Scene, tmp_pat
     stage.vision.on("No drafts", Reply(["One", hold, " two"]))
     variables = {"TELEGRAM_WEBHOOK_URL": "https://bot.example/hook", "TELEGRAM_WEBHOOK_PORT": str(port)}
     async with stage.running(**variables) as bot:
-        await until(lambda: stage.telegram.has_webhook)
+        await wait_until(lambda: stage.telegram.has_webhook)
         assert len(stage.telegram.secret) >= 32  # generated
         await stage.telegram.say(anna, anna, "No drafts", **stage.telegram.photo(RED))
-        await until(lambda: [one.text for one in stage.telegram.shown(anna)] == ["One"])
+        await wait_until(lambda: [one.text for one in stage.telegram.shown(anna)] == ["One"])
         hold.open()
         assert (await stage.answer(anna)).text == "One two"
         await bot.prints("has no drafts")
@@ -130,9 +130,9 @@ async def test_a_kill_leaves_no_unexplained_answer_and_keeps_quotas(stage: Scene
         await stage.telegram.say(group, ben, mention("Endless"), **photo)
         await stage.telegram.say(topics, cid, mention("Silent"), **photo, **topic)
         question = await stage.telegram.say(unlucky, dan, mention("Unlucky"), **photo)
-        await until(lambda: stage.telegram.drafts[anna])
-        await until(lambda: any("and on" in one.text for one in stage.telegram.shown(group)))
-        await until(lambda: stage.telegram.shown(topics) and stage.telegram.shown(unlucky))
+        await wait_until(lambda: stage.telegram.drafts[anna])
+        await wait_until(lambda: any("and on" in one.text for one in stage.telegram.shown(group)))
+        await wait_until(lambda: stage.telegram.shown(topics) and stage.telegram.shown(unlucky))
         await bot.kill()
     assert stage.telegram.shown(topics)[0].buttons == ["stop"]
     stage.telegram.lost_replies.clear()
@@ -142,7 +142,7 @@ async def test_a_kill_leaves_no_unexplained_answer_and_keeps_quotas(stage: Scene
             assert "I was restarted" in shown.text
             assert len(stage.telegram.shown(chat)) == 1
         # Bots can't fetch their own messages, so a new one explains the interruption.
-        await until(lambda: len(stage.telegram.shown(unlucky)) == 2)
+        await wait_until(lambda: len(stage.telegram.shown(unlucky)) == 2)
         explained = stage.telegram.shown(unlucky)[1]
         assert "I was restarted" in explained.text
         assert explained.reply_to == question["message_id"]
@@ -166,7 +166,7 @@ async def test_sigterm_explains_answers_and_a_restart_goes_on(stage: Scene) -> N
         question = await stage.telegram.say(anna, anna, "What?", **stage.telegram.photo(RED))
         answer = await stage.answer(anna)
         await stage.telegram.say(group, ben, mention("Endless"), **stage.telegram.photo(RED))
-        await until(lambda: any("and on" in one.text for one in stage.telegram.shown(group)))
+        await wait_until(lambda: any("and on" in one.text for one in stage.telegram.shown(group)))
         assert await bot.terminate() == 0
         assert "Traceback" not in bot.printed
     (left,) = stage.telegram.shown(group)
@@ -180,4 +180,4 @@ async def test_sigterm_explains_answers_and_a_restart_goes_on(stage: Scene) -> N
         await stage.telegram.say(anna, anna, "And now?", reply_to_message=question)
         assert "I see 1 picture(s)" in (await stage.answer(anna, 3)).text
         await stage.telegram.press(answer, anna, "again")
-        await until(lambda: any("no longer have this question" in toast for toast in stage.telegram.toasts))
+        await wait_until(lambda: any("no longer have this question" in toast for toast in stage.telegram.toasts))
