@@ -14,7 +14,7 @@ TEXTS = st.lists(WORDS, max_size=80).map("".join)
 TICKS = st.lists(WORDS | st.sampled_from(["`", "``", "\\", "`@here`"]), max_size=40).map("".join)
 
 
-def pages_of(text: str, limit: int, cuts: list[int] | None = None) -> list[str]:
+def split_pages(text: str, limit: int, cuts: list[int] | None = None) -> list[str]:
     pages = Pages(limit, lambda page: utf16_length(safe_markdown(page)))
     for begin, end in itertools.pairwise([0, *(cuts or []), len(text)]):
         pages.feed(text[begin:end])

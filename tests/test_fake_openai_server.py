@@ -121,7 +121,8 @@ def test_replies_go_by_text_then_word_then_queue() -> None:
 
 @pytest.mark.parametrize(("end", "code"), [(Cut(), None), (ErrorEvent("late"), "late")])
 def test_streams_break_where_the_script_says(end: Cut | ErrorEvent, code: str | None) -> None:
-    received, cut = "", False
+    received = ""
+    cut = False
     with OpenAIServer(answers=[Reply(["half ", end, "rest"])]) as server, httpx.Client(verify=False) as client:
         try:
             with client.stream("POST", f"{server.url}/chat/completions", json=question()) as response:
@@ -136,7 +137,8 @@ def test_streams_break_where_the_script_says(end: Cut | ErrorEvent, code: str | 
 
 
 async def test_gates_and_feeds_are_opened_from_other_threads() -> None:
-    gate, feed = Gate(), Feed()
+    gate = Gate()
+    feed = Feed()
     with bots_server() as server:
         server.on("gate", Reply(["before ", gate, "after"]))
         server.on("feed", Reply(feed))

@@ -56,7 +56,8 @@ class Decoder:
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Normalized hidden states of rows ``x``, both ``[T, hidden size]``, at ``positions`` ``[T]``."""
-        cos, sin = self._cos[positions], self._sin[positions]  # [T, 1, head_dim]
+        cos = self._cos[positions]  # [T, 1, head_dim]
+        sin = self._sin[positions]  # [T, 1, head_dim]
         for i, layer in enumerate(self._layers):
             query, key, value = layer.qkv(x, cos, sin)
             x = x + layer.out(attend(i, query, key, value).flatten(1))

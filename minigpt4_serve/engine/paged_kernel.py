@@ -81,7 +81,8 @@ def paged_decode(
         ``[B, heads, head_dim]``
     """
     batch, heads, head_dim = query.shape
-    block_size, kv_heads = keys.shape[1], keys.shape[2]
+    block_size = keys.shape[1]
+    kv_heads = keys.shape[2]
     group = heads // kv_heads
     query = query.contiguous()
     out = torch.empty_like(query)

@@ -124,7 +124,7 @@ class LogReceiver:
                     else:
                         self._read(key)
             for key in list(self._selector.get_map().values()):
-                _socket_of(key).close()
+                _open_socket(key).close()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -134,7 +134,7 @@ class LogReceiver:
 
     def _read(self, key: selectors.SelectorKey) -> None:
         """Write the complete lines; one that its sender didn't finish is dropped."""
-        sender = _socket_of(key)
+        sender = _open_socket(key)
         unfinished: bytearray = key.data
         try:
             received = sender.recv(_READ_BYTES)
@@ -155,7 +155,7 @@ class LogReceiver:
                 sys.stderr.flush()
 
 
-def _socket_of(key: selectors.SelectorKey) -> socket.socket:
+def _open_socket(key: selectors.SelectorKey) -> socket.socket:
     assert isinstance(key.fileobj, socket.socket)
     return key.fileobj
 

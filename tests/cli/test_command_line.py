@@ -69,7 +69,8 @@ def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    text, half = tmp_path / "text.png", tmp_path / "half.png"
+    text = tmp_path / "text.png"
+    half = tmp_path / "half.png"
     text.write_text("this is no picture")
     half.write_bytes(picture.read_bytes()[:60])
     places = {"picture": picture, "text": text, "half": half, "port": free_port()}

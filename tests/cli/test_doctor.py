@@ -45,7 +45,7 @@ def test_a_sound_folder(folder: Path) -> None:
     assert found["self-test"].text.endswith(f"→ {answer}")
 
 
-def test_what_is_wrong_is_told(folder: Path) -> None:
+def test_problems_are_reported(folder: Path) -> None:
     (folder / "sources.json").write_text(json.dumps({"outputs": {"model.safetensors": "0" * 64}}))
     (folder / "example.png").unlink()
     found = findings(folder)
@@ -65,7 +65,8 @@ def test_reported_memory_is_that_of_the_loaded_dtype(folder: Path, monkeypatch: 
 
 
 def test_memory_of_the_published_models() -> None:
-    seven, thirteen = published_config("vicuna-7b"), published_config("vicuna-13b")
+    seven = published_config("vicuna-7b")
+    thirteen = published_config("vicuna-13b")
     assert footprint(seven, "bfloat16").weights / GIB == pytest.approx(14.6, abs=0.1)
     assert footprint(seven, "float32").weights == 2 * footprint(seven, "float16").weights
     assert footprint(seven, "int8").weights / GIB == pytest.approx(8.55, abs=0.1)

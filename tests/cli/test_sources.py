@@ -32,7 +32,7 @@ def answering(models: Reply, chat: Reply, path: str = "/v1") -> OpenAIServer:
     return OpenAIServer(models_reply=models, default=chat, path=path, chats=False)
 
 
-def models_of(server: OpenAIServer) -> list[str]:
+def reply_with_models(server: OpenAIServer) -> list[str]:
     return [request.body["model"] for request in server.requests]
 
 
@@ -65,16 +65,16 @@ def ask(url: str, model: str | None = None, content: Any = "Q") -> Answered:
 def test_the_only_listed_model_is_asked(models: Reply, model: str) -> None:
     with answering(models, FINE) as server:
         assert ask(server.origin).text == "a disc"
-        assert models_of(server) == [model]
+        assert reply_with_models(server) == [model]
 
 
 def test_one_of_several_models_must_be_named() -> None:
     with answering(Reply(body={"data": [{"id": "a"}, {"id": "b"}]}), FINE) as server:
         with pytest.raises(ModelNotFound, match="name the one to ask in MINIGPT4_MODEL"):
             ask(server.origin)
-        assert models_of(server) == []
+        assert reply_with_models(server) == []
         assert ask(server.origin, model="b").text == "a disc"
-        assert models_of(server) == ["b"]
+        assert reply_with_models(server) == ["b"]
 
 
 @pytest.mark.parametrize(

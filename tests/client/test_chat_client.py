@@ -55,7 +55,7 @@ async def _to_the_end(events: AsyncIterator[object]) -> None:
 _WORDS = 'data: {"choices": [{"index": 0, "delta": {"content": "a disc"}}]}'
 
 
-def _events_of(*lines: str) -> AsyncIterator[object]:
+def _read_events(*lines: str) -> AsyncIterator[object]:
     async def read() -> AsyncIterator[str]:
         for line in lines:
             yield line
@@ -188,16 +188,16 @@ async def test_a_server_stopped_in_an_answer_interrupts_it(client: Client) -> No
 
 @pytest.mark.parametrize("mark", ["data: [DONE]", "data:[DONE]"])
 async def test_done_ends_a_stream_without_finish_reason(mark: str) -> None:
-    assert [event async for event in _events_of(_WORDS, mark)] == [TextDelta("a disc"), Completed("stop")]
+    assert [event async for event in _read_events(_WORDS, mark)] == [TextDelta("a disc"), Completed("stop")]
 
 
 @pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), StreamInterrupted), ((), EngineFailed)])
 async def test_a_stream_without_end_is_an_error(lines: tuple[str, ...], kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        await _to_the_end(_events_of(*lines))
+        await _to_the_end(_read_events(*lines))
 
 
 async def test_a_deadline_passed_in_the_stream_is_raised() -> None:
     late = 'data: {"error": {"message": "secret", "code": "deadline_exceeded"}}'
     with pytest.raises(DeadlineExceeded, match="time for this request ran out"):
-        await _to_the_end(_events_of(_WORDS, late))
+        await _to_the_end(_read_events(_WORDS, late))

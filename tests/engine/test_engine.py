@@ -273,7 +273,9 @@ async def test_abort_frees_resources_and_ends_the_stream(small_model: Any) -> No
 async def test_an_abort_during_image_decoding_takes_effect(small_model: Any, monkeypatch: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True)
     with running_engine(small_model) as engine:
-        started, proceed, resolve = asyncio.Event(), asyncio.Event(), engine._images.resolve
+        started = asyncio.Event()
+        proceed = asyncio.Event()
+        resolve = engine._images.resolve
 
         async def slow_resolve(images: Any) -> Any:
             started.set()

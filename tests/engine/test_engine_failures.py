@@ -60,7 +60,8 @@ async def test_shutdown_ends_running_and_waiting_requests(small_model: Any) -> N
 
 
 async def test_a_step_that_hangs_fails_the_health_check(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    started, proceed = threading.Event(), threading.Event()
+    started = threading.Event()
+    proceed = threading.Event()
     asked = make_prompt(small_model, [Turn("user", "What?")])
     with running_engine(small_model) as engine:
         step = engine._runner.step

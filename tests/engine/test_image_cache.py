@@ -127,7 +127,8 @@ async def test_a_canceled_caller_does_not_cancel_anothers_decode() -> None:
 
 
 async def test_images_of_canceled_requests_are_not_decoded() -> None:
-    gate, decoded = threading.Event(), []
+    gate = threading.Event()
+    decoded = []
 
     def slow(image: Any) -> torch.Tensor:
         assert gate.wait(120)

@@ -17,7 +17,8 @@ RULES = SamplingParams(max_tokens=30, ignore_eos=True)
 async def test_a_flush_calls_each_event_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     calls = Mock(side_effect=loop.call_soon_threadsafe)
-    first, second = OutputStream(), OutputStream()
+    first = OutputStream()
+    second = OutputStream()
     dispatcher = OutputDispatcher(max_deltas_per_s=500)
     deltas = [Delta(text=str(i)) for i in range(4)]
     for i, delta in enumerate(deltas):

@@ -69,7 +69,8 @@ def test_content_ids_depend_on_image_and_index() -> None:
         token_ids = (1, *(IMAGE_TOKEN,) * 2, 7, *(IMAGE_TOKEN,) * 2)
         return make_content_ids(token_ids, images, image_token_id=IMAGE_TOKEN, num_image_tokens=2)
 
-    red_blue, blue_red = content_ids("red", "blue"), content_ids("blue", "red")
+    red_blue = content_ids("red", "blue")
+    blue_red = content_ids("blue", "red")
     assert (red_blue[0], red_blue[3]) == (1, 7), "text ids stay as they are"
     assert red_blue[1:3] == blue_red[4:6], "an image has the same ids wherever it is"
     assert len({*red_blue, *blue_red}) == 6

@@ -174,7 +174,8 @@ def test_a_full_cache_preempts_the_youngest() -> None:
 def test_long_prompts_do_not_delay_running_answers() -> None:
     simulation = Simulation(num_blocks=100, block_size=4, max_running=3, max_prefill=8)
     rules = SamplingParams()
-    decoding, prefilling = Sequence("t", 0, [1], [1], rules, 0), Sequence("r", 1, [2] * 80, [2] * 80, rules, 0)
+    decoding = Sequence("t", 0, [1], [1], rules, 0)
+    prefilling = Sequence("r", 1, [2] * 80, [2] * 80, rules, 0)
     simulation.scheduler.add(decoding)
     simulation.step()
     simulation.scheduler.add(prefilling)

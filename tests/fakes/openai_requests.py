@@ -31,12 +31,12 @@ class ChatRequest:
     @property
     def text(self) -> str:
         """Text of the last message."""
-        return text_of(self.body["messages"][-1])
+        return read_text(self.body["messages"][-1])
 
     @property
     def transcript(self) -> list[tuple[str, str]]:
         """Role and text of every message."""
-        return [(message["role"], text_of(message)) for message in self.body["messages"]]
+        return [(message["role"], read_text(message)) for message in self.body["messages"]]
 
     @property
     def questions(self) -> list[str]:
@@ -53,7 +53,7 @@ class ChatRequest:
         return [_color(data) for data in self.images]
 
 
-def text_of(message: dict[str, Any]) -> str:
+def read_text(message: dict[str, Any]) -> str:
     content = message["content"]
     return content if isinstance(content, str) else " ".join(p["text"] for p in content if p["type"] == "text")
 

@@ -20,12 +20,12 @@ from processes import free_port
 SECRET = "sk-the-real-key-77"
 
 
-def base64_of(color: str, **options: Any) -> str:
+def encode_base64(color: str, **options: Any) -> str:
     return base64.b64encode(encode(draw(color), **options)).decode()
 
 
 def human(*colors: str, text: str = "Look!") -> HumanMessage:
-    images = [{"type": "image", "base64": base64_of(color), "mime_type": "image/png"} for color in colors]
+    images = [{"type": "image", "base64": encode_base64(color), "mime_type": "image/png"} for color in colors]
     return HumanMessage([*images, {"type": "text", "text": text}])
 
 
@@ -336,4 +336,4 @@ class TestToolIntegration(ToolsIntegrationTests):
 
     @property
     def tool_invoke_params_example(self) -> dict[str, Any]:
-        return {"question": "What is it?", "images": [f"data:image/png;base64,{base64_of('red')}"]}
+        return {"question": "What is it?", "images": [f"data:image/png;base64,{encode_base64('red')}"]}

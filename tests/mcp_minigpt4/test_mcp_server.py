@@ -71,10 +71,10 @@ async def use(client: Client, first: str, second: str) -> None:
     assert {"text", "digests", "usage", "boxes"} <= set(tool.output_schema["properties"])
     assert tool.annotations is not None
     assert tool.annotations.read_only_hint is True
-    heard: list[str] = []
+    messages: list[str] = []
 
     async def progress(_: float, __: float | None, message: str | None) -> None:
-        heard.append(message or "")
+        messages.append(message or "")
 
     result = await client.call_tool(TOOL, {"images": [first], "question": "Colour?"}, progress_callback=progress)
     assert not result.is_error
@@ -83,8 +83,8 @@ async def use(client: Client, first: str, second: str) -> None:
     assert answer.text == "red"
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == USAGE["prompt_tokens"]
-    assert heard[0] == "waiting, 2 ahead"
-    assert heard[1].startswith("answering")
+    assert messages[0] == "waiting, 2 ahead"
+    assert messages[1].startswith("answering")
     both = await client.call_tool(TOOL, {"images": [first, second]})
     assert "red and blue" in words(both)
 

@@ -8,7 +8,8 @@ from ray.serve.deployment import Deployment
 from minigpt4_serve.server.ray.app import build
 from minigpt4_serve.settings import EngineSettings, ScaleSettings, ServeSettings
 
-SLOTS, QUEUE = 64, 128
+SLOTS = 64
+QUEUE = 128
 
 
 def built(**scale: Any) -> tuple[Deployment, Deployment]:

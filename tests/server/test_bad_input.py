@@ -108,7 +108,8 @@ def test_the_table_has_enough_cases_and_no_duplicates() -> None:
 def test_each_gets_its_status_shape_and_reason(served: Served, bad: Bad) -> None:
     client, _ = served
     # Seconds of computing, in all threads: a machine that is busy with other things takes no longer by this clock.
-    computed, waited = time.process_time(), time.monotonic()
+    computed = time.process_time()
+    waited = time.monotonic()
     answer = _send(client, bad)
     computed, waited = time.process_time() - computed, time.monotonic() - waited
     assert answer.status_code == bad.status, answer.text
@@ -141,7 +142,8 @@ def test_afterwards_nothing_is_left_and_the_server_still_answers(served: Served)
     for bad in TABLE:  # once before counting: what is made when first needed is made now
         _send(client, bad)
     settled(service)
-    files, memory = _files(), _resident()
+    files = _files()
+    memory = _resident()
     peak = _Peak()
     with peak:
         for bad in TABLE:

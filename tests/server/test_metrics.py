@@ -35,7 +35,8 @@ class Recorder:
             def __init__(self, name: str, text: str, *, tag_keys: tuple[str, ...] = (), **_: Any) -> None:
                 assert text
                 recorder.kinds[name] = kind
-                self.name, self.tag_keys = name, tag_keys
+                self.name = name
+                self.tag_keys = tag_keys
 
             def _key(self, tags: dict[str, str] | None) -> tuple[str, str]:
                 assert tuple(tags or ()) == self.tag_keys

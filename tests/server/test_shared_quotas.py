@@ -41,7 +41,8 @@ class Actor:
 
 class _Method:
     def __init__(self, actor: Actor, name: str) -> None:
-        self._actor, self._name = actor, name
+        self._actor = actor
+        self._name = name
 
     def remote(self, *arguments: Any) -> Awaitable[Any]:
         self._actor.asked.append(self._name)

@@ -56,7 +56,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_another_set_converts_and_equals_the_original(
     other: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    files, sizes = other / "models", MEMBERS[name]
+    files = other / "models"
+    sizes = MEMBERS[name]
     words = ["convert", "--variant", sizes.variant, "--llm", str(files / f"llm of {name}"), "--dtype", "float32"]
     words += ["--vit", str(files / "a tower.pth"), "--checkpoint", str(files / f"{name}.pth"), str(scratch / name)]
     words += ["--qformer", str(files / "queries.pth")] if sizes.qformer else []

@@ -290,7 +290,7 @@ def test_a_limit_on_the_size_of_files(files: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user id")
 def test_a_folder_without_write_permission() -> None:
-    """Runs as the user ``nobody``, since root can write everywhere."""
+    """Runs as an unprivileged user, since root can write everywhere."""
     code = (
         "import tempfile, pathlib, sys; from minigpt4_serve.weights.writer import atomic_folder\n"
         "import os; place = pathlib.Path(tempfile.mkdtemp()); place.chmod(0o755); os.setuid(65534)\n"

@@ -129,7 +129,7 @@ def test_lists_are_reloaded_when_the_file_changes(tmp_path: Path, caplog: pytest
     assert access.is_allowed(ANNA)
     file.write_text("access: {deny: {users: [1]}}")
     assert not access.is_allowed(ANNA)
-    file.write_text("access: {deny: {usrs: []}} # misspelt")
+    file.write_text("access: {deny: {usrs: []}} # misspelled")
     assert not access.is_allowed(ANNA)
     assert "access.deny.usrs" in caplog.text
     file.write_text("access: {deny: {users: []}}")

@@ -405,7 +405,7 @@ async def test_failures_use_no_quota_and_can_be_retried(vision: OpenAIServer, tm
 
 async def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
     async with scene_with(OpenAIServer(port=9), tmp_path) as scene:
-        await scene.ask("Anybody?", make_attachment(RED))
+        await scene.ask("Hello?", make_attachment(RED))
         assert scene.last.startswith("⚠️ The picture server can't be reached")
 
 

@@ -4,7 +4,7 @@ import random
 import re
 
 import pytest
-from answer_texts import TEXTS, pages_of
+from answer_texts import TEXTS, split_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minigpt4_bots.core.markup import fence_at, safe_markdown, spoiler_is_open, utf16_length
@@ -20,7 +20,7 @@ def essence(text: str) -> str:
 @settings(max_examples=150, deadline=None)
 def test_pages_keep_all_text_within_the_limit(text: str, limit: int, chance: random.Random) -> None:
     cuts = sorted(chance.randint(0, len(text)) for _ in range(10))
-    pages = pages_of(text, limit, cuts)
+    pages = split_pages(text, limit, cuts)
     assert all(utf16_length(safe_markdown(page)) <= limit for page in pages)
     assert "".join(map(essence, pages)) == essence(text)
 
@@ -28,7 +28,7 @@ def test_pages_keep_all_text_within_the_limit(text: str, limit: int, chance: ran
 @given(TEXTS, st.integers(64, 400))
 @settings(max_examples=100, deadline=None)
 def test_settled_pages_close_their_code_and_spoilers(text: str, limit: int) -> None:
-    for page in pages_of(text, limit)[:-1]:
+    for page in split_pages(text, limit)[:-1]:
         assert fence_at(page) is None
         assert not spoiler_is_open(page)
 
@@ -55,20 +55,20 @@ def test_a_settled_page_never_changes() -> None:
     ],
 )
 def test_pages_end_where_a_reader_would_end_them(text: str, first_ends: str) -> None:
-    first = pages_of(text, 150)[0]
+    first = split_pages(text, 150)[0]
     assert first.endswith(first_ends)
     assert 50 <= len(first) <= 150
 
 
 def test_code_is_closed_and_opened_again_with_its_language() -> None:
-    pages = pages_of("```python\n" + "print('hello')\n" * 40 + "```\nThat's all.", 200)
+    pages = split_pages("```python\n" + "print('hello')\n" * 40 + "```\nThat's all.", 200)
     assert len(pages) > 2
     assert all(page.startswith("```python\n") and page.endswith("\n```") for page in pages[:-1])
     assert pages[-1].endswith("That's all.")
 
 
 def test_a_spoiler_goes_on_over_pages() -> None:
-    pages = pages_of("||" + "The butler did it. " * 20 + "|| The end.", 150)
+    pages = split_pages("||" + "The butler did it. " * 20 + "|| The end.", 150)
     assert len(pages) > 2
     assert all(page.startswith("||") and page.endswith("||") for page in pages[:-1])
 
@@ -76,7 +76,7 @@ def test_a_spoiler_goes_on_over_pages() -> None:
 @pytest.mark.parametrize("limit", range(90, 112))
 def test_what_is_seen_as_one_character_is_not_cut(limit: int) -> None:
     family = "👨‍👩‍👧‍👦"
-    pages = pages_of(family * 30, limit)
+    pages = split_pages(family * 30, limit)
     assert len(pages) > 2
     for page in pages:
         assert page.startswith("👨")

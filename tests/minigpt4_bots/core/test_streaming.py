@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from answer_texts import TEXTS, pages_of
+from answer_texts import TEXTS, split_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minigpt4_bots.core.conversation import MessageKey
@@ -91,7 +91,7 @@ def test_the_complete_final_text_always_arrives(text: str, previews: bool, refus
 
     target, messages = asyncio.run(scene())
     assert list(target.shown) == messages
-    pages = pages_of(text, target.limit)
+    pages = split_pages(text, target.limit)
     assert [target.shown[message].text for message in messages] == [page for page in pages if page.strip()]
     assert [target.shown[message].buttons for message in messages] == [Buttons.NONE] * (len(messages) - 1) + [
         Buttons.REGENERATE

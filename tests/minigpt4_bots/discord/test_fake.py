@@ -180,7 +180,7 @@ async def test_commands_are_checked(world: FakeDiscord, library: Library) -> Non
     ("allowed", "pinged"),
     [(None, 3), ({"parse": []}, 0), ({"parse": ["everyone"]}, 1), ({"parse": [], "users": ["5"]}, 1)],
 )
-async def test_pings_are_told(world: FakeDiscord, allowed: dict[str, object] | None, pinged: int) -> None:
+async def test_pings_are_reported(world: FakeDiscord, allowed: dict[str, object] | None, pinged: int) -> None:
     channel = await world.channel()
     message = await world.says(channel, world.bot, "<@5> @everyone <@&7> `<@8>`")
     message.allowed_mentions = allowed
