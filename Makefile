@@ -54,7 +54,7 @@ test-lowest: | $(UV)
 		'pytest<9.2' pytest-asyncio pytest-timeout pytest-xdist hypothesis
 	@$(LOWEST)/bin/pytest -n $(WORKERS) -p no:cacheprovider tests/client tests/images tests/prompt tests/mcp_minigpt4 \
 		tests/langchain_minigpt4/test_agent.py tests/langchain_minigpt4/test_images.py tests/minigpt4_bots \
-		--ignore tests/minigpt4_bots/test_bot_answering.py tests/test_boxes.py tests/test_settings.py $(ARGS)
+		--ignore tests/minigpt4_bots/core/test_answer_service.py tests/test_boxes.py tests/test_settings.py $(ARGS)
 
 coverage: PYTEST += --cov --cov-report=
 coverage: test
