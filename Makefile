@@ -23,7 +23,7 @@ help:
 	@echo "make test-nightly  run the tests that take longer still"
 	@echo "make test-lowest   test the lowest allowed versions of what installs without torch, in an environment of its own"
 	@echo "make coverage      make test with branch coverage: each package's share and its floor"
-	@echo "make lint          check formatting, style, types, import rules and circles"
+	@echo "make lint          check formatting, style, types, import rules, circles and words"
 	@echo "make check         lint and test"
 	@echo "make dist          build the wheel and the source distribution of a release (REPOSITORY_URL=… if Git has no origin)"
 	@echo "make env           install what serving needs into .venv; CPU=1, with any target, omits CUDA's libraries"
@@ -66,6 +66,7 @@ lint: env-dev
 	@$(RUN) mypy
 	@$(RUN) lint-imports
 	@$(RUN) python -m tools.import_circles
+	@$(RUN) python -m tools.lint_words
 
 check: lint test
 
