@@ -23,7 +23,7 @@ help:
 	@echo "make test-nightly  run the tests that take longer still"
 	@echo "make test-lowest   test the lowest allowed versions of what installs without torch, in an environment of its own"
 	@echo "make coverage      make test with branch coverage: each package's share and its floor"
-	@echo "make lint          check formatting, style, types, import rules and circles"
+	@echo "make lint          check formatting, style, types, import rules, circles and words"
 	@echo "make check         lint and test"
 	@echo "make dist          build the wheel and the source distribution of a release (REPOSITORY_URL=… if Git has no origin)"
 	@echo "make env           install what serving needs into .venv; CPU=1, with any target, omits CUDA's libraries"
@@ -54,7 +54,7 @@ test-lowest: | $(UV)
 		'pytest<9.2' pytest-asyncio pytest-timeout pytest-xdist hypothesis
 	@$(LOWEST)/bin/pytest -n $(WORKERS) -p no:cacheprovider tests/client tests/images tests/prompt tests/mcp_minigpt4 \
 		tests/langchain_minigpt4/test_agent.py tests/langchain_minigpt4/test_images.py tests/minigpt4_bots \
-		--ignore tests/minigpt4_bots/test_bot_answering.py tests/test_boxes.py tests/test_settings.py $(ARGS)
+		--ignore tests/minigpt4_bots/core/test_answer_service.py tests/test_boxes.py tests/test_settings.py $(ARGS)
 
 coverage: PYTEST += --cov --cov-report=
 coverage: test
@@ -66,6 +66,7 @@ lint: env-dev
 	@$(RUN) mypy
 	@$(RUN) lint-imports
 	@$(RUN) python -m tools.import_circles
+	@$(RUN) python -m tools.lint_words
 
 check: lint test
 

@@ -92,8 +92,8 @@ def _run(programs: Path, *command: str) -> None:
         ("", "minigpt4_serve.client", "minigpt4"),
         ("[langchain]", "langchain_minigpt4", "minigpt4"),
         ("[mcp]", "mcp_minigpt4.server", "minigpt4-mcp"),
-        ("[discord]", "minigpt4_bots.discord_bot", "minigpt4-discord"),
-        ("[telegram]", "minigpt4_bots.telegram_bot", "minigpt4-telegram"),
+        ("[discord]", "minigpt4_bots.discord.bot", "minigpt4-discord"),
+        ("[telegram]", "minigpt4_bots.telegram.bot", "minigpt4-telegram"),
     ],
 )
 def test_clients_work_without_torch_and_ray(install: Install, extra: str, module: str, script: str) -> None:

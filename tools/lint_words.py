@@ -88,7 +88,6 @@ NAMES = {
     "_take_in": "_drain_inbox",
     "_hear": "_next_output",
     "_tell": "_flush_outputs",
-    "_forget": "_complete_request",
     "_spoken": "response formatter",
     "as_ours": "to_minigpt4_error",
     "in_words": "describe_error",
@@ -112,6 +111,9 @@ NAMES = {
     "Urgency": "Priority",
 }
 """Names of an earlier dialect → today's."""
+
+PUBLIC_NAMES = ("colour_phrases",)
+"""Documented names that users import."""
 
 
 @dataclass(frozen=True, order=True)
@@ -181,6 +183,8 @@ def _in_tokens(text: str, docstrings: dict[int, str]) -> Iterator[tuple[int, str
         if kind == "NAME":
             if token.string in NAMES:
                 yield first, f"the name {token.string!r}: it is {NAMES[token.string]!r}"
+            if token.string in PUBLIC_NAMES:
+                continue
             words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_+", " ", token.string)
             for _, message in _prose(words, is_data="cancelled" in words.lower()):
                 yield first, f"the name {token.string!r}: {message}"
