@@ -1,4 +1,4 @@
-"""``minigpt4 chat``: a conversation about images on a terminal."""
+"""``minigpt4 chat``: a conversation about pictures in a terminal."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,17 +30,17 @@ def chat(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
 ) -> None:
-    """Talk about a picture. Ctrl-C stops an answer; an empty line or Ctrl-D ends the chat."""
+    """Talk about one or more pictures. Ctrl-C stops an answer; an empty line or Ctrl-D ends the chat."""
     from minigpt4_serve.cli.sources import open_source, user_message
 
-    opening = user_message("", picture)
+    image_parts = user_message("", picture)["content"][:-1]  # without the empty text, the last part
     source = open_source(server, api_key, model)
     options = request_options(max_tokens, temperature, seed)
     messages: list[dict[str, Any]] = []
     typer.echo("Ask about the picture. Ctrl-C stops an answer; an empty line ends the chat.", err=True)
     try:
         while question := _read_question():
-            content = opening["content"][:-1] if not messages else []
+            content = image_parts if not messages else []
             messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
             answer = Answer()
             try:

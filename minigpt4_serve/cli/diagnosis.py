@@ -1,6 +1,6 @@
 """The checks of ``minigpt4 doctor``: versions, devices, what fits in memory, the model's files, and a self-test.
 
-Findings are yielded one by one, because some take minutes.
+Findings are yielded one by one, because some checks take minutes.
 """
 
 import importlib.metadata
@@ -28,10 +28,10 @@ from minigpt4_serve.weights.shapes import check_tensors
 __all__ = ["SELF_TEST", "Finding", "examine", "memory_table"]
 
 SELF_TEST = "selftest.json"
-"""In a model folder: ``{"image": file, "question": …, "answer": …}``, greedy and in float32."""
+"""A file in a model folder, ``{"image": file, "question": …, "answer": …}``, with the greedy answer in float32."""
 
 _PACKAGES = ("minigpt4-serve", "torch", "transformers", "safetensors", "sentencepiece", "pillow", "ray", "bitsandbytes")
-_WORK_SPACE = 2**30  # activations, kernels and what the allocator keeps, in bytes
+_WORKSPACE_BYTES = 2**30  # activations, kernels and the allocator's reserve
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def examine(settings: ModelSettings) -> Iterator[Finding]:
 
 
 def versions() -> Iterator[Finding]:
-    """Python and the packages that matter."""
+    """The versions of Python and of the packages that affect inference."""
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in _PACKAGES:
         try:
@@ -68,7 +68,7 @@ def devices() -> Iterator[Finding]:
     yield Finding("cpu", f"{_cores()} cores, {memory_text}")
     if not torch.cuda.is_available():
         yield Finding(
-            "gpu", "none that PyTorch can use; the embedded model is made for CPUs, 7B models are not", "note"
+            "gpu", "none that PyTorch can use; the embedded model is meant for CPUs, 7B models are not", "note"
         )
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
@@ -85,22 +85,22 @@ def memory_table(available: int | None = None) -> list[list[str]]:
         on_gpu = torch.cuda.is_available()
         available = torch.cuda.mem_get_info(0)[0] if on_gpu else _free_memory() or _total_memory()
     rows = [["model", "format", "weights", "with one full chat", f"in {gib(available)}" if available else "here"]]
-    for name, kind, taken in published_footprints():
-        rows.append([name, kind, gib(taken.weights), gib(taken.one_chat), _fits(taken, available)])
+    for name, kind, needed in published_footprints():
+        rows.append([name, kind, gib(needed.weights), gib(needed.one_chat), _fits(needed, available)])
     return rows
 
 
-def _fits(taken: Footprint, available: int | None) -> str:
+def _fits(needed: Footprint, available: int | None) -> str:
     if not available:
         return "unknown"
-    chats = taken.chats_in(available - _WORK_SPACE)
+    chats = needed.chats_in(available - _WORKSPACE_BYTES)
     if chats >= 1:
         return "1 full chat" if chats < 2 else f"{int(chats)} full chats"
     return "short chats only" if chats > 0.1 else "does not fit"
 
 
 def model(settings: ModelSettings) -> Iterator[Finding]:
-    """The model folder: complete, unchanged, and answering as stored."""
+    """Whether the model folder is complete and unchanged, what memory it takes, and the self-test."""
     folder = settings.path
     try:
         config = read_config(folder)
@@ -110,16 +110,17 @@ def model(settings: ModelSettings) -> Iterator[Finding]:
         yield Finding("model", str(error), "problem")
         return
     kind = settings.quantization or str(dtype).removeprefix("torch.")
-    taken = footprint(config, kind)
-    about = f"{folder}: {config.conversation_format}, {config.num_image_tokens} image tokens, context {taken.context}"
-    yield Finding("model", about)
-    yield Finding("memory", f"{gib(taken.weights)} of weights as {kind}, {taken.kv_per_token / 2**10:.0f} KiB a token")
+    needed = footprint(config, kind)
+    image_tokens = f"{config.num_image_tokens} image tokens"
+    yield Finding("model", f"{folder}: {config.conversation_format}, {image_tokens}, context {needed.context}")
+    kv_cache = f"{needed.kv_per_token / 2**10:.0f} KiB of KV cache per token"
+    yield Finding("memory", f"{gib(needed.weights)} of weights as {kind}, {kv_cache}")
     yield from _digests(folder)
     yield self_test(settings)
 
 
 def _digests(folder: Path) -> Iterator[Finding]:
-    """SHA-256 of every weight file, compared with the one that the conversion recorded."""
+    """SHA-256 of every weight file, compared with what the conversion recorded."""
     try:
         recorded = json.loads((folder / "sources.json").read_text(encoding="utf-8"))["outputs"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -132,13 +133,12 @@ def _digests(folder: Path) -> Iterator[Finding]:
         elif expected == digest:
             yield Finding(path.name, f"SHA-256 {digest}, as converted")
         else:
-            yield Finding(
-                path.name, f"SHA-256 {digest}, but {expected} was converted: copy or convert it again", "problem"
-            )
+            text = f"SHA-256 {digest}, but the conversion recorded {expected}: copy or convert it again"
+            yield Finding(path.name, text, "problem")
 
 
 def self_test(settings: ModelSettings) -> Finding:
-    """Ask the model folder's stored question; the answer must equal the stored one."""
+    """Answer the question stored in the model folder; the answer must equal the stored one."""
     path = settings.path / SELF_TEST
     if not path.is_file():
         return Finding("self-test", f"skipped: {settings.path} has no {SELF_TEST}", "note")
@@ -150,22 +150,22 @@ def self_test(settings: ModelSettings) -> Finding:
     except MiniGPT4Error as error:
         return Finding("self-test", error.message, "problem")
     except (OSError, ValueError, KeyError, TypeError):
-        return Finding("self-test", f"{path} or its picture is damaged", "problem")
+        return Finding("self-test", f"{path} or its picture is missing or damaged", "problem")
     if answer == stored["answer"]:
         return Finding("self-test", f"{stored['question']} → {answer}")
     return Finding("self-test", f"answered {answer!r}, not {stored['answer']!r}", "problem")
 
 
 def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:
-    """The greedy answer through ``generate``, the reference of all faster paths."""
+    """The greedy answer of ``generate``, the reference implementation for the faster engine."""
     loaded, processor = load_model(settings)
     ids = torch.tensor([processor.encode_chat([Turn("user", question, images=1)]).token_ids])
     pixels = processor.image_processor.to_tensor(image)[None]
     stop = StoppingCriteriaList([StopAtText(processor.tokenizer, processor.format.stop)])
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    rules = GenerationConfig(do_sample=False, max_new_tokens=64, **ends)  # type: ignore[no-untyped-call]
+    special_tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = GenerationConfig(do_sample=False, max_new_tokens=64, **special_tokens)  # type: ignore[no-untyped-call]
     device = loaded.device
-    new = loaded.generate(ids.to(device), pixels.to(device), stopping_criteria=stop, generation_config=rules)
+    new = loaded.generate(ids.to(device), pixels.to(device), stopping_criteria=stop, generation_config=config)
     return processor.decode_answer(new[0].tolist())
 
 
@@ -178,7 +178,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def _free_memory() -> int | None:
-    """Bytes that can be used without swapping; None if unknown: only Linux reports it."""
+    """Bytes that can be used without swapping; None if unknown, as on all systems but Linux."""
     try:
         lines = _MEMINFO.read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -1,4 +1,4 @@
-"""``minigpt4 serve``: the server, until a signal stops it."""
+"""``minigpt4 serve``: runs the server until a signal stops it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,30 +15,37 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_FIXED = ("host", "port", "metrics_port")
-"""Settings that a running server can't change."""
+_RESTART_REQUIRED = ("host", "port", "metrics_port")
+"""Settings that can't be changed while the server runs."""
 
 
 def serve(
     model: Annotated[Path | None, typer.Option("--model", metavar="DIR", show_default="the embedded model")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML; options on the line win.")
+        Path | None, typer.Option("--config", metavar="FILE", help="YAML settings; command-line options override them.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000")] = None,
     model_name: Annotated[str | None, typer.Option(help="Name that clients use.", show_default="the folder's")] = None,
     keys_file: Annotated[
         Path | None,
-        typer.Option("--keys-file", metavar="FILE", help="Who may ask; see 'minigpt4 keys'.", show_default=False),
+        typer.Option(
+            "--keys-file",
+            metavar="FILE",
+            help="API keys that may use the server; see 'minigpt4 keys'.",
+            show_default=False,
+        ),
     ] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.", show_default="info")
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Watch the server that runs there; start none.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Watch the server at --host and --port; start none.")
+    ] = False,
 ) -> None:
     """Serve the model over an OpenAI-compatible HTTP API, on Ray Serve.
 
-    SIGHUP reads the settings again and replaces the processes one by one; requests wait where there is only one.
+    On SIGHUP, rereads the settings and replaces the processes one by one; requests wait if there is only one process.
     """
     from minigpt4_serve.settings import read_serve_settings
 
@@ -50,8 +57,8 @@ def serve(
         "keys_file": keys_file,
         "log_level": log_level,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = read_serve_settings(config, given)
+    overrides = {name: value for name, value in options.items() if value is not None}
+    settings = read_serve_settings(config, overrides)
     if status:
         from minigpt4_serve.cli.status import follow
 
@@ -63,21 +70,21 @@ def serve(
         typer.echo(f"Ready: {server_url(settings)}   (Ctrl-C stops)")
         while True:
             hang_ups.wait()
-            _roll_over(server, settings, config, given)
+            _roll_over(server, settings, config, overrides)
     except StopSignal:
         pass
     finally:
         stop_server(server)
 
 
-def _roll_over(server: "LocalServer", running: "ServeSettings", config: Path | None, given: dict[str, Any]) -> None:
-    """Deploy new settings to a running server; errors found before a process is replaced change nothing."""
+def _roll_over(server: "LocalServer", running: "ServeSettings", config: Path | None, overrides: dict[str, Any]) -> None:
+    """Deploy new settings to a running server, unless they are invalid or require a restart."""
     from minigpt4_serve.server.ray.local_server import check_settings
     from minigpt4_serve.settings import read_serve_settings
 
     try:
-        settings = read_serve_settings(config, given)
-        for name in _FIXED:
+        settings = read_serve_settings(config, overrides)
+        for name in _RESTART_REQUIRED:
             if getattr(settings, name) != getattr(running, name):
                 raise InvalidRequest(f"Changing '{name}' requires a restart.", param=name)
         check_settings(settings)

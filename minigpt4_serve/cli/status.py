@@ -1,6 +1,6 @@
-"""``minigpt4 serve --status``: a running server's engines as a live table, over HTTP, without torch or Ray.
+"""``minigpt4 serve --status``: a live table of a running server's engines, read over HTTP without torch or Ray.
 
-The numbers are the engines' own counters; rates are differences between two responses.
+The numbers come from the engines' own counters; rates are computed from two consecutive responses.
 """
 
 import json
@@ -18,18 +18,18 @@ from minigpt4_serve.errors import AuthenticationFailed, ServerUnreachable
 
 __all__ = ["fetch", "follow", "render"]
 
-_EVERY_S = 2.0
+_REFRESH_INTERVAL_S = 2.0
 
 Status = Mapping[str, Any]
-"""The response of ``GET /status``, and ``at``, the monotonic second when it arrived."""
+"""The response of ``GET /status``, plus ``at``: ``time.monotonic()`` when it arrived."""
 
 
 def fetch(base_url: str, api_key: str | None) -> Status:
     """The current status.
 
     Raises:
-        AuthenticationFailed: the server requires a key, or another one.
-        ServerUnreachable: there is no response, or not one of this server.
+        AuthenticationFailed: the API key is missing or wrong.
+        ServerUnreachable: there is no response, an HTTP error, or a response that isn't JSON.
     """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     request = urllib.request.Request(f"{base_url}/status", headers=headers)  # noqa: S310  # http, from the settings
@@ -39,25 +39,27 @@ def fetch(base_url: str, api_key: str | None) -> Status:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 401:
-            raise AuthenticationFailed("The server requires its key: set MINIGPT4_API_KEY.") from error
-        raise ServerUnreachable(f"What runs at {base_url} isn't this server, or it is failing.") from error
+            raise AuthenticationFailed("The server requires a valid API key: set MINIGPT4_API_KEY.") from error
+        failure = f"GET {base_url}/status failed with HTTP status {error.code}"
+        raise ServerUnreachable(f"{failure}: this isn't a minigpt4 server, or it is failing.") from error
     except (OSError, ValueError) as error:
         raise ServerUnreachable(f"There is no response from {base_url}. Start a server: minigpt4 serve") from error
 
 
 def render(now: Status, before: Status | None = None) -> Table:
-    """One row for each engine, and their sum; with rates if there is an earlier status."""
+    """One row per engine, and a row of totals for several engines. Rates require an earlier status."""
     table = Table(title=f"{now['model']}: {len(now['engines'])} engines", title_justify="left", title_style="bold")
-    for name in ("engine", "running", "waiting", "KV cache", "tokens/s", "answers/s", "cached", "pictures known"):
-        table.add_column(name, justify="left" if name == "engine" else "right")
+    table.add_column("engine")
+    for name in ("running", "waiting", "KV cache", "tokens/s", "requests/s", "prompt cached", "pictures cached"):
+        table.add_column(name, justify="right")
     earlier = {} if before is None else {engine["name"]: engine for engine in before["engines"]}
     seconds = now["at"] - before["at"] if before is not None else 0.0
     for engine in now["engines"]:
         table.add_row(engine["name"], *_cells(engine, earlier.get(engine["name"]), seconds))
     if len(now["engines"]) > 1:
         table.add_section()
-        known = all(engine["name"] in earlier for engine in now["engines"])
-        past = _sum([earlier[engine["name"]] for engine in now["engines"]]) if known else None
+        comparable = all(engine["name"] in earlier for engine in now["engines"])
+        past = _sum([earlier[engine["name"]] for engine in now["engines"]]) if comparable else None
         table.add_row("all", *_cells(_sum(now["engines"]), past, seconds))
     return table
 
@@ -70,16 +72,16 @@ def _cells(engine: Mapping[str, Any], before: Mapping[str, Any] | None, seconds:
     def rate(name: str) -> str:
         return f"{(engine[name] - before[name]) / seconds:.1f}" if before is not None and seconds else "…"
 
-    read = engine["cached_tokens"] + engine["prefill_tokens"]
-    pictures = engine["image_hits"] + engine["image_decodes"]
+    prompt_tokens = engine["cached_tokens"] + engine["prefill_tokens"]
+    images = engine["image_hits"] + engine["image_decodes"]
     return [
         str(engine["running"]),
         str(engine["waiting"]),
         f"{engine['blocks_held'] / engine['blocks_total']:.0%}",
         rate("generated_tokens"),
         rate("requests"),
-        f"{engine['cached_tokens'] / read:.0%}" if read else "…",
-        f"{engine['image_hits'] / pictures:.0%}" if pictures else "…",
+        f"{engine['cached_tokens'] / prompt_tokens:.0%}" if prompt_tokens else "…",
+        f"{engine['image_hits'] / images:.0%}" if images else "…",
     ]
 
 
@@ -87,7 +89,8 @@ def follow(base_url: str, api_key: str | None) -> None:
     """Print the table and refresh it until Ctrl-C; print it once if the output isn't a terminal.
 
     Raises:
-        AuthenticationFailed, ServerUnreachable: as ``fetch``, the first time; later it waits for the server to return.
+        AuthenticationFailed: the API key is missing or wrong.
+        ServerUnreachable: the first request failed. Later failures are shown, and the request is repeated.
     """
     console = Console()
     before = fetch(base_url, api_key)
@@ -97,7 +100,7 @@ def follow(base_url: str, api_key: str | None) -> None:
     with Live(render(before), console=console, auto_refresh=False) as live:
         try:
             while True:
-                time.sleep(_EVERY_S)
+                time.sleep(_REFRESH_INTERVAL_S)
                 try:
                     now = fetch(base_url, api_key)
                 except ServerUnreachable as error:

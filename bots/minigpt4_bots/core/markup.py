@@ -1,4 +1,4 @@
-"""Makes a model's Markdown safe to show: inactive links and mentions, closed spoilers and code.
+"""Makes a model's Markdown safe to show: deactivates links and mentions, closes spoilers and code blocks.
 
 Pure functions over one message's text, complete or still growing. ``safe_markdown`` returns Discord's Markdown; other
 renderers build on ``scan`` and ``inert``.
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 __all__ = ["Code", "Line", "Segment", "fence_at", "inert", "safe_markdown", "scan", "spoiler_is_open", "utf16_length"]
 
 ZERO_WIDTH = "\u200b"
-"""Invisible; breaks what chat programs would make clickable."""
+"""Zero-width space: invisible, and keeps chat programs from making text clickable."""
 
-_NO_BACKTICK = "\u02cb"
+_BACKTICK_LOOKALIKE = "\u02cb"
 """Looks like a backtick but isn't markup."""
 
-# Adjacent repetitions that match the same characters are possessive (*+): otherwise a mismatch backtracks through all
-# splits, in quadratic or cubic time.
+# Adjacent repetitions that match the same characters are possessive (such as *+): otherwise a failing match tries every
+# way to divide the characters among them, in quadratic or cubic time.
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)\s*+([\w+#.-]*+)[^\n`]*+$")
 _CODE_OR_BARS = re.compile(r"(?<!`)(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)|(?P<bars>\|\|)")
 _PATH = r"/[^\s<>`|]*[^\s<>`|.,;:!?'\")\]*_~]|/"
@@ -57,7 +57,12 @@ class Line:
 
 
 def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
-    """The blocks of a text. ``hidden`` puts all of it under a spoiler and disables bars within."""
+    """The fenced blocks and lines of a text, without its spoiler bars (``||``).
+
+    Args:
+        text: Markdown.
+        hidden: put every line under a spoiler.
+    """
     open_spoiler = False
     fence: str | None = None
     language = ""
@@ -82,7 +87,7 @@ def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
 
 
 def fence_at(text: str) -> str | None:
-    """The fence that opened the code block in which the text ends; None outside of code."""
+    """The fence and language that opened the code block in which the text ends; None outside of code."""
     fence: str | None = None
     opened = ""
     for line in text.split("\n"):
@@ -123,7 +128,7 @@ def safe_markdown(text: str, *, spoiler: bool = False) -> str:
         for index, segment in enumerate(block.segments):
             if index and not spoiler:
                 line += "||"
-            line = _concatenate(line, inert(segment.text, _in_backticks, _inline_code, _no_code))
+            line = _concatenate(line, inert(segment.text, _in_backticks, _inline_code, _without_code_marks))
             open_spoiler = segment.hidden
         lines.append(line.replace("||", f"|{ZERO_WIDTH}|") if spoiler else line)
     whole = "\n".join(lines)
@@ -132,9 +137,9 @@ def safe_markdown(text: str, *, spoiler: bool = False) -> str:
     return f"{whole}||" if open_spoiler else whole
 
 
-def _no_code(words: str) -> str:
-    """Remove backticks and trailing backslashes from words: platforms pair backticks across lines."""
-    words = words.replace("`", _NO_BACKTICK)
+def _without_code_marks(words: str) -> str:
+    """Replace backticks, which platforms pair across lines, and separate a trailing backslash from what follows."""
+    words = words.replace("`", _BACKTICK_LOOKALIKE)
     return f"{words}{ZERO_WIDTH}" if words.endswith("\\") else words
 
 
@@ -142,7 +147,7 @@ def _inline_code(ticks: str, code: str) -> str:
     """Inline code in a form that all platforms parse the same way."""
     if len(ticks) == 2 and "``" not in code and not (code.startswith("`") or code.endswith("`")):
         return f"``{code}``"
-    return f"`{code.replace('`', _NO_BACKTICK)}`"
+    return f"`{code.replace('`', _BACKTICK_LOOKALIKE)}`"
 
 
 def inert(
@@ -155,9 +160,9 @@ def inert(
 
     Args:
         text: Markdown without fenced code.
-        show_address: renders an address.
+        show_address: renders the address of a link.
         show_code: renders inline code, given its backticks and its text.
-        show_words: renders all other text, after mentions were broken.
+        show_words: renders all other text, with mentions already deactivated.
     """
     shown = ""
     position = 0
@@ -180,13 +185,13 @@ def _inert_words(text: str, show_address: Callable[[str], str], show_words: Call
     shown = ""
     position = 0
     for link in _LINK.finditer(text):
-        before = link.start() if link["before"] is None else link.end("before")
-        shown += show_words(_without_mentions(text[position:before]))
+        start = link.start() if link["before"] is None else link.end("before")
+        shown += show_words(_without_mentions(text[position:start]))
         if link["label"] is not None:
             shown += _inert_words(link["label"], show_address, show_words)
             if link["target"] and link["target"] != link["label"]:
                 shown += f" ({show_address(link['target'])})"
-        elif link["domain"] is not None and _may_be_words(link, text[before - 1 : before]):
+        elif link["domain"] is not None and _is_unlikely_link(link, text[start - 1 : start]):
             shown += show_words(link["domain"].replace(".", f".{ZERO_WIDTH}"))
         else:
             shown = _concatenate(shown, show_address(link["address"] or link["domain"]))
@@ -194,13 +199,13 @@ def _inert_words(text: str, show_address: Callable[[str], str], show_words: Call
     return shown + show_words(_without_mentions(text[position:]))
 
 
-def _may_be_words(link: re.Match[str], before: str) -> bool:
-    """Whether a match is probably two sentences without a space, a file name or a mail address."""
-    if link["path"]:
+def _is_unlikely_link(domain_match: re.Match[str], preceding: str) -> bool:
+    """Whether a bare domain is probably two sentences without a space between, or part of a path or mail address."""
+    if domain_match["path"]:
         return False
-    ending = link["domain"].partition(":")[0].rpartition(".")[2]
-    looks_like_one = ending.isascii() and (ending.islower() or ending.isupper() or ending.isdigit())
-    return before in ("@", "/") or not looks_like_one
+    ending = domain_match["domain"].partition(":")[0].rpartition(".")[2]
+    looks_like_top_level_domain = ending.isascii() and (ending.islower() or ending.isupper() or ending.isdigit())
+    return preceding in ("@", "/") or not looks_like_top_level_domain
 
 
 def _concatenate(before: str, after: str) -> str:
@@ -209,6 +214,7 @@ def _concatenate(before: str, after: str) -> str:
 
 
 def _without_mentions(text: str) -> str:
+    """Break mentions, custom emojis, timestamps and commands with zero-width spaces."""
     text = text.replace("@", f"@{ZERO_WIDTH}")
     text = re.sub(r"<(?=[@#/:]|a:|t:|id:)", f"<{ZERO_WIDTH}", text)
     return re.sub(r"(?<![\w/<])/(?=[a-zA-Z])", f"/{ZERO_WIDTH}", text)
@@ -225,9 +231,10 @@ def _split_at_bars(line: str, hidden: bool) -> tuple[list[Segment], bool]:
     bars = [found for found in _CODE_OR_BARS.finditer(line) if found["bars"]]
     for index, found in enumerate(bars):
         after = line[found.end() : found.end() + 1]
-        # "a || b" opens no spoiler unless a second pair on the line closes it; at the end of the text this is open.
-        opens = hidden or index + 1 < len(bars) or (after != "" and not after.isspace())
-        if not opens:
+        # Before a space, as in "a || b", bars open a spoiler only if more bars follow on the line; likewise at the end
+        # of the line, because what follows the bars in a growing text isn't known yet.
+        is_spoiler_bar = hidden or index + 1 < len(bars) or (after != "" and not after.isspace())
+        if not is_spoiler_bar:
             continue
         segments.append(Segment(line[begin : found.start()], hidden))
         hidden = not hidden

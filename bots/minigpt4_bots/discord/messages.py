@@ -1,7 +1,7 @@
-"""Discord's messages as questions: text, files and what they reply to.
+"""Converts Discord messages to questions: text, files and the message replied to.
 
-Files are downloaded from URLs that Discord provides: attachments from its CDN, embedded images through its proxy. The
-URL that an embed names itself is never requested.
+Files are downloaded only from Discord: attachments from its CDN, embedded images through its proxy. An embed's original
+URL is requested only if Discord's CDN serves it.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from minigpt4_bots.discord.targets import MessageLocation
 
 __all__ = ["Downloader", "MessageReader", "replied_to_key", "requester_from"]
 
-_CDN = (".discordapp.com", ".discordapp.net", ".discord.com")
+_CDN_DOMAINS = (".discordapp.com", ".discordapp.net", ".discord.com")
 _TIMEOUT = aiohttp.ClientTimeout(total=60, connect=10, sock_read=20)
-_CHUNK = 1 << 16
+_CHUNK_BYTES = 1 << 16
 
 
 class Downloader:
@@ -36,16 +36,16 @@ class Downloader:
         await self._session.close()
 
     def loader(self, url: str) -> Callable[[int], Awaitable[bytes]]:
-        """A function for ``Attachment.load``."""
+        """A function for ``Attachment.load`` that downloads ``url``."""
 
         async def load(max_bytes: int) -> bytes:
-            # The declared size may be wrong.
+            # The bytes are counted, because the declared size may be wrong.
             data = bytearray()
             try:
                 async with self._session.get(URL(url, encoded=True), allow_redirects=False) as response:
                     if response.status != 200:
                         raise DownloadFailed
-                    async for chunk in response.content.iter_chunked(_CHUNK):
+                    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                         data += chunk
                         if len(data) > max_bytes:
                             raise FileTooLarge
@@ -97,7 +97,7 @@ class MessageReader:
         channel: object = message.channel
         guild = message.guild
         if guild is not None and isinstance(channel, discord.PartialMessageable):
-            # A thread that isn't in the library's cache. Lists that name its channel apply to it, too.
+            # A thread that isn't in discord.py's cache. It is fetched for its parent channel, whose access lists apply.
             with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
                 channel = await self._client.fetch_channel(channel.id)
         return requester_from(
@@ -113,7 +113,7 @@ class MessageReader:
         return None if message is None else self._quote(message)
 
     async def fetch_message(self, key: MessageKey) -> discord.Message | None:
-        """Fetch a message as the library's object; None if it is deleted or inaccessible."""
+        """Fetch a message as discord.py's object; None if it is deleted or inaccessible."""
         try:
             return await self.channel(int(key.chat)).fetch_message(int(key.message))
         except (discord.HTTPException, aiohttp.ClientError, OSError):
@@ -126,7 +126,7 @@ class MessageReader:
         return re.sub(r"<a?(:\w+:)\d+>", r"\1", content).strip()
 
     def attachments(self, message: discord.Message) -> tuple[Attachment, ...]:
-        """All possible images of a message: files, forwarded files, and images that its links show."""
+        """Everything in a message that may be an image: its files, forwarded files and embedded images."""
         sources: list[discord.Message | discord.MessageSnapshot] = [message, *message.message_snapshots]
         found = [self.attachment(file) for source in sources for file in source.attachments]
         for source in sources:
@@ -134,7 +134,7 @@ class MessageReader:
         return tuple(found)
 
     def attachment(self, file: discord.Attachment) -> Attachment:
-        """One file. Its declared type only excludes it; images are recognized by content."""
+        """One file. Its declared type can only exclude it; whether it is an image is decided by its content."""
         media_type = (file.content_type or "").split("/")[0]
         load = self._downloader.loader(file.url)
         if media_type == "video":
@@ -144,7 +144,7 @@ class MessageReader:
         return Attachment(load, file.size, spoiler=file.is_spoiler())
 
     def quotes_hidden_message(self, message: discord.Message, question: Question) -> bool:
-        """Whether the question is about another person's message whose contents Discord hides from the bot."""
+        """Whether the question has no files and replies to a message whose contents Discord hides from the bot."""
         resolved = message.reference.resolved if message.reference else None
         if question.parent is None or question.attachments:
             return False
@@ -159,11 +159,12 @@ class MessageReader:
         replied_to = message.reference.resolved if message.reference else None
         if not isinstance(replied_to, discord.Message) or replied_to.author.id != self.bot_id:
             return False
-        # A reply without a notification: Discord includes its text only with the message content intent.
+        # A reply that doesn't notify the bot: Discord includes its text only with the message content intent.
         return not _is_hidden(message)
 
     def _quote(self, message: discord.Message) -> QuotedMessage:
         if message.author.id == self.bot_id:
+            # An answer under a spoiler was sent as ||answer||.
             return QuotedMessage("assistant", message.content.strip("|"), parent=replied_to_key(message))
         return QuotedMessage(
             "user",
@@ -176,7 +177,8 @@ class MessageReader:
     def _embedded(self, embeds: Iterable[discord.Embed], *, spoiler: bool) -> list[Attachment]:
         found: list[Attachment] = []
         for embed in embeds:
-            # Articles and videos have thumbnails, too; only a link to an image itself means the image.
+            # "image" is a link to an image, "rich" an embed made by a bot or webhook. Links to articles and videos have
+            # thumbnails, too, but these aren't what the message shows.
             if embed.type not in ("image", "rich"):
                 continue
             image = embed.image if embed.image.proxy_url or embed.image.url else embed.thumbnail
@@ -186,10 +188,10 @@ class MessageReader:
 
 
 def requester_from(user: discord.abc.User, channel: object, *, guild_id: int | None, language: str | None) -> Requester:
-    """The requester for a user in a channel. ``channel`` is any of the library's types, or an object with an ``id``."""
+    """The requester for a user in a channel. ``channel`` is any of discord.py's types, or an object with an ``id``."""
     channel_id = str(getattr(channel, "id", ""))
     parent = getattr(channel, "parent_id", None) if isinstance(channel, discord.Thread) else None
-    # `roles` lists only roles in the library's cache; a deny list must see all of them.
+    # `roles` lists only roles in discord.py's cache; deny lists apply to all of them.
     roles = getattr(user, "_roles", ())
     return Requester(
         platform="discord",
@@ -204,7 +206,7 @@ def requester_from(user: discord.abc.User, channel: object, *, guild_id: int | N
 
 
 def replied_to_key(message: discord.Message) -> MessageKey | None:
-    """The message replied to; None for forwarded messages."""
+    """The key of the message replied to; None if there is none. A forwarded message isn't a reply."""
     reference = message.reference
     if reference is None or reference.message_id is None or reference.type is not discord.MessageReferenceType.reply:
         return None
@@ -212,7 +214,7 @@ def replied_to_key(message: discord.Message) -> MessageKey | None:
 
 
 def _is_hidden(message: discord.Message) -> bool:
-    """Whether Discord hides the contents from the bot; a readable message has at least one of these."""
+    """Whether Discord hides the message's contents from the bot: a readable message is never empty."""
     return not (
         message.content
         or message.attachments
@@ -225,11 +227,11 @@ def _is_hidden(message: discord.Message) -> bool:
 
 
 def _trusted_url(proxy_url: str | None, url: str | None) -> str | None:
-    """The URL of Discord's proxy, or the image's own if Discord's CDN serves it."""
+    """The URL of Discord's proxy, or the original URL if Discord's CDN serves it."""
     if proxy_url:
         return proxy_url
     if not url:
         return None
-    # A configured API server also serves as the CDN.
-    is_own = URL(url).is_absolute() and URL(url).origin() == URL(Route.BASE).origin()
-    return url if is_own or f".{URL(url).host}".endswith(_CDN) else None
+    # With the setting `discord.api_base`, that server counts as the CDN, too.
+    is_api_server = URL(url).is_absolute() and URL(url).origin() == URL(Route.BASE).origin()
+    return url if is_api_server or f".{URL(url).host}".endswith(_CDN_DOMAINS) else None

@@ -10,12 +10,12 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """The console script."""
+    """Run the bot: the entry point of the console script."""
     BotCommandLine(
         extra="telegram",
-        description="A Telegram bot that answers questions about pictures. TELEGRAM_TOKEN must be in the settings or "
-        "environment.",
-        setup_hint="Set TELEGRAM_TOKEN to your bot's token; @BotFather in Telegram gives you one by /newbot.",
+        description="A Telegram bot that answers questions about pictures. Its token must be telegram.token in the "
+        "settings or TELEGRAM_TOKEN in the environment.",
+        setup_hint="Set TELEGRAM_TOKEN to your bot's token; send /newbot to @BotFather in Telegram to create one.",
         token=lambda settings: settings.telegram.token,
         secrets=lambda settings: (
             settings.telegram.token,

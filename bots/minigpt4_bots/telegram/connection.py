@@ -1,4 +1,4 @@
-"""Connects the Telegram bot by polling or webhook, and shuts it down."""
+"""Runs the Telegram bot by polling or as a webhook, until it is stopped."""
 
 import logging
 import secrets
@@ -27,11 +27,11 @@ def run(settings: BotSettings, file: Path | None, token: str) -> None:
         AuthenticationFailed: Telegram doesn't accept the token.
     """
     telegram = settings.telegram
-    # Suppresses the library's traceback; the error raised below says what to do about a wrong token.
+    # Suppresses the library's traceback for a wrong token; the error raised below states what to do.
     logging.getLogger("telegram.ext").addFilter(
         lambda record: not (record.exc_info and isinstance(record.exc_info[1], InvalidToken))
     )
-    bots: list[TelegramBot] = []
+    bots: list[TelegramBot] = []  # the one bot, once `start` has created it
 
     async def start(application: "Application[Any, Any, Any, Any, Any, Any]") -> None:
         # Created here because its connections belong to the running loop.
@@ -65,7 +65,7 @@ def run(settings: BotSettings, file: Path | None, token: str) -> None:
     application.add_handler(TypeHandler(Update, on_update))
     application.add_error_handler(on_error)
     try:
-        _serve(application, settings)
+        _receive_updates(application, settings)
     except InvalidToken:
         raise AuthenticationFailed(
             "Telegram doesn't accept this token. Copy it again from @BotFather (/mybots → API Token) into "
@@ -73,7 +73,7 @@ def run(settings: BotSettings, file: Path | None, token: str) -> None:
         ) from None
 
 
-def _serve(application: "Application[Any, Any, Any, Any, Any, Any]", settings: BotSettings) -> None:
+def _receive_updates(application: "Application[Any, Any, Any, Any, Any, Any]", settings: BotSettings) -> None:
     webhook = settings.telegram.webhook
     updates = list(TelegramBot.updates)
     if webhook.url is None:
