@@ -1,7 +1,7 @@
-"""A reference to a picture, chosen by a language model → its checked bytes. Knows folders and rules, no server.
+"""References to images, chosen by a language model → their checked bytes.
 
-A reference is a path, an https address or a ``data:`` URL. What is not allowed is refused before anything is opened, in
-the same words whether it exists or not. No message repeats a path or an address.
+A reference is a path, an https address or a ``data:`` URL. One that isn't allowed is refused before anything is opened,
+with the same message whether the target exists or not. No message repeats a path or an address.
 """
 
 import asyncio
@@ -13,63 +13,63 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.fetch import PictureFetcher
-from minigpt4_serve.pictures import ImageLimits, Picture, check_picture, decode_picture, read_data_url
+from minigpt4_serve.images import EncodedImage, ImageLimits, decode_image, parse_data_url, validate_image
+from minigpt4_serve.images.fetch import ImageFetcher
 
 __all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each"]
 
 MAX_IMAGES = 8
-"""Pictures of one question."""
+"""Most images of one question."""
 
 _OUTSIDE = "This path is outside the folders whose pictures may be read; use another picture."
 _HANDLE = re.compile(r"image_[1-9][0-9]{0,5}")
 
 
 def is_handle(reference: str) -> bool:
-    """Is it the name of a picture in a conversation, such as ``image_1``?"""
+    """Whether a reference is the name of an image in a conversation, such as ``image_1``."""
     return _HANDLE.fullmatch(reference) is not None
 
 
 @dataclass(frozen=True)
 class PictureSources:
-    """Where pictures may come from.
+    """The allowed sources of images.
 
     Attributes:
         folders: files in and below these folders may be read; none if empty.
         urls: True for any public https address, or the only hosts that are allowed. An address that a model makes up
-            can carry words of the conversation out: name the hosts where that matters.
-        limits: of one picture.
+            can carry text of the conversation out: name the hosts where that matters.
+        limits: of one image.
         fetcher: replaced in tests; made from ``urls`` and ``limits`` if not given.
     """
 
     folders: tuple[Path, ...] = ()
     urls: bool | Sequence[str] = False
     limits: ImageLimits = field(default_factory=ImageLimits)
-    fetcher: PictureFetcher | None = None
+    fetcher: ImageFetcher | None = None
 
     def with_folders(self, folders: Sequence[Path]) -> "PictureSources":
-        """The same with more folders."""
+        """A copy with more folders."""
         return replace(self, folders=(*self.folders, *folders))
 
-    async def read(self, reference: str) -> Picture:
-        """The picture behind a reference.
+    async def read(self, reference: str) -> EncodedImage:
+        """The image behind a reference.
 
         Raises:
-            InvalidRequest: it may not be read, or there is no such picture.
+            InvalidRequest: it isn't allowed, or there is no such image.
             InvalidImage, PayloadTooLarge: it can't be used.
         """
         reference = reference.strip()
         if reference[:5].lower() == "data:":
-            return await asyncio.to_thread(self._checked, lambda: read_data_url(reference, self.limits))
+            return await asyncio.to_thread(self._checked, lambda: parse_data_url(reference, self.limits))
         if "://" in reference or reference[:5].lower() == "file:":
             fetched = await self._fetch(reference)
-            return await asyncio.to_thread(self._checked, lambda: check_picture(fetched, self.limits))
-        return await asyncio.to_thread(self._checked, lambda: check_picture(self._read_file(reference), self.limits))
+            return await asyncio.to_thread(self._checked, lambda: validate_image(fetched, self.limits))
+        return await asyncio.to_thread(self._checked, lambda: validate_image(self._read_file(reference), self.limits))
 
-    def _checked(self, read: Callable[[], Picture]) -> Picture:
-        """A picture that can be decoded: no server is sent another."""
+    def _checked(self, read: Callable[[], EncodedImage]) -> EncodedImage:
+        """An image that can be decoded; others are never sent to a server."""
         picture = read()
-        decode_picture(picture.data)
+        decode_image(picture.data)
         return picture
 
     async def _fetch(self, url: str) -> bytes:
@@ -78,7 +78,7 @@ class PictureSources:
         if self.urls is False:
             raise InvalidRequest("Fetching pictures from addresses is not allowed here; use a picture that was given.")
         hosts = None if self.urls is True else frozenset(host.lower() for host in self.urls)
-        fetcher = self.fetcher or PictureFetcher(self.limits.max_bytes, hosts=hosts)
+        fetcher = self.fetcher or ImageFetcher(self.limits.max_bytes, hosts=hosts)
         return await fetcher.fetch(url)
 
     def _read_file(self, reference: str) -> bytes:
@@ -97,30 +97,37 @@ class PictureSources:
         return data
 
     def _allowed(self, reference: str) -> Path:
-        """The real path, links resolved, if it lies in an allowed folder. Relative paths are tried in each folder."""
+        """The real path, with links resolved. Relative paths are tried in each allowed folder.
+
+        Raises:
+            InvalidRequest: it is outside of them.
+        """
         if not self.folders:
             raise InvalidRequest("Reading files is not allowed here; use a picture that was given.")
-        if reference.replace("\\", "/").startswith("//"):  # Windows would ask that host, with the user's password
+        if reference.replace("\\", "/").startswith("//"):  # Windows would log in to that host as the user
             raise InvalidRequest(_OUTSIDE)
-        inside: list[tuple[bool, Path]] = []
+        candidates: list[Path] = []
+        existing: list[Path] = []
         for folder in self.folders:
             try:
                 root = folder.expanduser().resolve()
                 path = (root / reference).resolve()
-                there = path.exists()
+                exists = path.exists()
             except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links, far too long
                 continue
             if path.is_relative_to(root):
-                inside.append((there, path))
-        if not inside:
+                candidates.append(path)
+                if exists:
+                    existing.append(path)
+        if not candidates:
             raise InvalidRequest(_OUTSIDE)
-        return next((path for there, path in inside if there), inside[0][1])
+        return (existing or candidates)[0]
 
 
 async def read_each(
-    references: Sequence[str], read: Callable[[str], Awaitable[Picture]], *, limit: int = MAX_IMAGES
-) -> list[Picture]:
-    """The pictures behind several references, in order; an error says which one of several it is about.
+    references: Sequence[str], read: Callable[[str], Awaitable[EncodedImage]], *, limit: int = MAX_IMAGES
+) -> list[EncodedImage]:
+    """The images behind several references, in order; the message of an error names the number of its image.
 
     Raises:
         InvalidRequest: more than ``limit``.
@@ -134,7 +141,6 @@ async def read_each(
             pictures.append(await read(reference))
         except MiniGPT4Error as error:
             if len(references) > 1:
-                error.message = f"Picture {number} of {len(references)}: {error.message}"
-                error.args = (error.message,)
+                error.reword(f"Picture {number} of {len(references)}: {error.message}")
             raise
     return pictures

@@ -1,74 +1,54 @@
-"""The LLaMA tokenizer as the original used it, on SentencePiece. Knows nothing of chats or pictures.
+"""``PromptTokenizer`` as a tokenizer for transformers."""
 
-transformers' own LLaMA tokenizers differ from the 2023 "slow" one on prompts of this family (``<s>[INST]`` loses its
-blank), so the rule is written out here: the text is cut at ``<unk>``, ``<s>`` and ``</s>``, and every piece between
-them is encoded for itself, each with SentencePiece's leading blank.
-"""
-
-import re
 import shutil
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 from transformers import PreTrainedTokenizer
 
-__all__ = ["MiniGPT4Tokenizer"]
+from minigpt4_serve.prompt.tokenizer import VOCABULARY_FILE, PromptTokenizer
 
-_SPECIAL = re.compile(r"(<unk>|<s>|</s>)")
-_VOCABULARY_FILE = "tokenizer.model"
+__all__ = ["MiniGPT4Tokenizer"]
 
 
 class MiniGPT4Tokenizer(PreTrainedTokenizer):
     """SentencePiece vocabulary with ``<unk>``, ``<s>``, ``</s>`` = 0, 1, 2 and the ordinary piece ``$$`` as padding.
 
-    The special ids are the vocabulary's own, whatever a folder's ``tokenizer_config.json`` says: early conversions of
-    LLaMA left empty strings there.
+    Special tokens come from the vocabulary, not from a folder's ``tokenizer_config.json``: early conversions of LLaMA
+    have empty strings there.
     """
 
-    vocab_files_names = {"vocab_file": _VOCABULARY_FILE}
+    vocab_files_names = {"vocab_file": VOCABULARY_FILE}
     model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
-        self.sentencepiece = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
-        if [self.sentencepiece.unk_id(), self.sentencepiece.bos_id(), self.sentencepiece.eos_id()] != [0, 1, 2]:
-            raise ValueError(f"{vocab_file} is not a LLaMA vocabulary: <unk>, <s>, </s> must have the ids 0, 1, 2.")
+        self.prompt_tokenizer = PromptTokenizer(vocab_file)
         self.vocab_file = str(vocab_file)
-        # A vocabulary without that piece pads with <unk>, as it did there; a new id would be past the LLM's embedding.
-        pad = "$$" if self.sentencepiece.piece_to_id("$$") else "<unk>"
+        pad = self.sentencepiece.id_to_piece(self.prompt_tokenizer.pad_id)
         special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": pad}
         for name in ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"):
             kwargs.pop(name, None)
         super().__init__(**{**kwargs, **special, "vocab_file": str(vocab_file)})
 
     @property
-    def vocab_size(self) -> int:
-        return int(self.sentencepiece.get_piece_size())
+    def sentencepiece(self) -> Any:
+        """The ``SentencePieceProcessor``."""
+        return self.prompt_tokenizer.sentencepiece
 
-    @cached_property
-    def longest_piece(self) -> int:
-        """Characters of the vocabulary's longest piece: a text of N characters has at least N / this many tokens."""
-        return max(len(self.sentencepiece.id_to_piece(i)) for i in range(self.vocab_size))
+    @property
+    def vocab_size(self) -> int:
+        return self.prompt_tokenizer.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
         return {self.sentencepiece.id_to_piece(i): i for i in range(self.vocab_size)}
 
     def encode_segment(self, text: str) -> list[int]:
-        """Ids of one stretch of prompt text, without a leading ``<s>`` of its own."""
-        ids: list[int] = []
-        for piece in _SPECIAL.split(text):
-            if _SPECIAL.fullmatch(piece):
-                ids.append(self.sentencepiece.piece_to_id(piece))
-            elif piece:
-                ids += self.sentencepiece.encode(piece)
-        return ids
+        """As ``PromptTokenizer.encode_segment``."""
+        return self.prompt_tokenizer.encode_segment(text)
 
     def decode_ids(self, ids: list[int]) -> str:
-        """Text of generated ids without special tokens and padding, as the original decodes answers."""
-        skipped = {0, 1, 2, self.pad_token_id}
-        # Ids past the vocabulary exist as padding rows of some embeddings; they have no text.
-        return str(self.sentencepiece.decode([i for i in ids if i not in skipped and 0 <= i < self.vocab_size]))
+        """As ``PromptTokenizer.decode_ids``."""
+        return self.prompt_tokenizer.decode_ids(ids)
 
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
@@ -82,7 +62,7 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
         return str(self.sentencepiece.id_to_piece(index))
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text with special tokens and padding written out, blanks around them as the original's library put them."""
+        """Text including special tokens and padding, with spaces around them as in the original's transformers."""
         text = ""
         ordinary: list[int] = []
         special_before = True
@@ -124,7 +104,7 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
         return self.convert_tokens_to_string([self._convert_id_to_token(i) for i in ids if 0 <= i < self.vocab_size])
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        target = Path(save_directory) / ((filename_prefix + "-" if filename_prefix else "") + _VOCABULARY_FILE)
+        target = Path(save_directory) / ((filename_prefix + "-" if filename_prefix else "") + VOCABULARY_FILE)
         if not target.exists() or not target.samefile(self.vocab_file):
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)

@@ -19,9 +19,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 
-from minigpt4_serve.client.chat import ChatServer
+from minigpt4_serve.client.chat_client import ChatClient
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.pictures import ImageLimits
+from minigpt4_serve.images import ImageLimits
 from minigpt4_serve.web.door import Door
 from minigpt4_serve.web.pictures import Shelf
 from minigpt4_serve.web.settings import PageSettings
@@ -42,7 +42,7 @@ def create_page(settings: PageSettings) -> FastAPI:
     Raises:
         InvalidRequest: the server's address isn't one.
     """
-    server = ChatServer(settings.server_url, settings.api_key)
+    server = ChatClient(settings.server_url, settings.api_key, model=settings.model)
     shelf = Shelf(ImageLimits(max_bytes=settings.max_picture_bytes))
 
     @asynccontextmanager
@@ -71,7 +71,7 @@ def create_page(settings: PageSettings) -> FastAPI:
     return app
 
 
-def _blocks(server: ChatServer, shelf: Shelf) -> gr.Blocks:
+def _blocks(server: ChatClient, shelf: Shelf) -> gr.Blocks:
     """One component that our own script fills, and the events it sends."""
 
     async def look(talk: Talk, request: gr.Request) -> tuple[_View, Talk]:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from PIL import Image
 
 from minigpt4_serve.boxes import Grounding, draw_boxes
-from minigpt4_serve.pictures import ImageLimits, Picture, check_picture, decode_picture
+from minigpt4_serve.images import EncodedImage, ImageLimits, decode_image, validate_image
 
 __all__ = ["Shelf", "ShownPicture"]
 
@@ -35,7 +35,7 @@ class ShownPicture:
     preview: bytes
     width: int
     height: int
-    picture: Picture
+    picture: EncodedImage
 
 
 class Shelf:
@@ -59,8 +59,8 @@ class Shelf:
         Raises:
             InvalidImage, PayloadTooLarge: it can't be used.
         """
-        picture = check_picture(data, self.limits)
-        shown = self._show(decode_picture(picture.data), picture)
+        picture = validate_image(data, self.limits)
+        shown = self._show(decode_image(picture.data), picture)
         self._unasked[shown.key] = shown
         most, most_bytes = self._room
         while len(self._unasked) > most or sum(len(one.picture.data) for one in self._unasked.values()) > most_bytes:
@@ -79,11 +79,11 @@ class Shelf:
 
     def with_boxes(self, shown: ShownPicture, groundings: Sequence[Grounding]) -> ShownPicture:
         """A copy with boxes drawn; whoever keeps it keeps it shown."""
-        image = decode_picture(shown.picture.data)
+        image = decode_image(shown.picture.data)
         image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
         return self._show(draw_boxes(image, groundings), shown.picture)
 
-    def _show(self, image: Image.Image, picture: Picture) -> ShownPicture:
+    def _show(self, image: Image.Image, picture: EncodedImage) -> ShownPicture:
         image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
         file = io.BytesIO()
         image.save(file, "WEBP", quality=88)

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from minigpt4_serve.boxes import parse_groundings
-from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Piece, Waiting
-from minigpt4_serve.client.failures import in_words
+from minigpt4_serve.client.chat_client import ChatClient, Completed, ModelCard, Queued, Retrying, TextDelta
+from minigpt4_serve.client.failures import describe_wait
 from minigpt4_serve.client.vision import DEFAULT_QUESTION
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited, ServerUnreachable
-from minigpt4_serve.pictures import image_part
+from minigpt4_serve.images import image_url_part
 from minigpt4_serve.web.pictures import Shelf, ShownPicture
 
 __all__ = ["Exchange", "Options", "Question", "Talk"]
@@ -72,9 +72,9 @@ class Exchange:
     pictures: tuple[ShownPicture, ...]
     text: str = ""
     state: Literal["asked", "writing", "done", "stopped", "failed"] = "asked"
-    waiting: Waiting | Full | None = None
+    waiting: Queued | Retrying | None = None
     problem: str = ""
-    end: End | None = None
+    end: Completed | None = None
     first_words_s: float = 0.0
     seconds: float = 0.0
     drawn: ShownPicture | None = None
@@ -101,14 +101,14 @@ class Talk:
         """Is an answer being written?"""
         return self._writing is not None and not self._writing.done()
 
-    async def look(self, server: ChatServer) -> None:
+    async def look(self, server: ChatClient) -> None:
         """Ask the server what it serves."""
         try:
             self.card, self.trouble = await server.card(fresh=True), ""
         except MiniGPT4Error as error:
             self.card, self.trouble = None, _sentence(error, begun=False)
 
-    async def ask(self, server: ChatServer, shelf: Shelf, asked: Question) -> AsyncGenerator[None]:
+    async def ask(self, server: ChatClient, shelf: Shelf, asked: Question) -> AsyncGenerator[None]:
         """Ask, and yield whenever there is something new to show. Closing the generator stops the answer.
 
         A last question that got no word of an answer is replaced; its pictures come along.
@@ -133,7 +133,7 @@ class Talk:
             async for _ in news:
                 yield
 
-    async def ask_again(self, server: ChatServer, shelf: Shelf, options: Options) -> AsyncGenerator[None]:
+    async def ask_again(self, server: ChatClient, shelf: Shelf, options: Options) -> AsyncGenerator[None]:
         """The last question once more; its answer is thrown away."""
         if self.busy or not self.exchanges:
             return
@@ -153,7 +153,7 @@ class Talk:
         self.stop()
         self.exchanges.clear()
 
-    async def _follow(self, server: ChatServer, shelf: Shelf, options: Options) -> AsyncGenerator[None]:
+    async def _follow(self, server: ChatClient, shelf: Shelf, options: Options) -> AsyncGenerator[None]:
         exchange = self.exchanges[-1]
         self._writing = writing = asyncio.create_task(self._write(exchange, server, shelf, options))
         shown: object = None
@@ -170,7 +170,7 @@ class Talk:
             if exchange.state in ("asked", "writing"):
                 exchange.state = "stopped"  # it was cancelled before its first step
 
-    async def _write(self, exchange: Exchange, server: ChatServer, shelf: Shelf, options: Options) -> None:
+    async def _write(self, exchange: Exchange, server: ChatClient, shelf: Shelf, options: Options) -> None:
         started = time.perf_counter()
         try:
             messages = await asyncio.to_thread(_messages, self.exchanges[: self.exchanges.index(exchange) + 1])
@@ -195,7 +195,7 @@ class Talk:
     async def _read(
         self,
         exchange: Exchange,
-        server: ChatServer,
+        server: ChatClient,
         messages: Sequence[dict[str, Any]],
         options: Options,
         started: float,
@@ -204,13 +204,13 @@ class Talk:
         async with aclosing(server.answer(messages, **options.model_dump(exclude_none=True))) as events:
             async for event in events:
                 match event:
-                    case Waiting() | Full():
+                    case Queued() | Retrying():
                         exchange.waiting = event
-                    case Piece(text):
+                    case TextDelta(text):
                         exchange.first_words_s = exchange.first_words_s or time.perf_counter() - started
                         exchange.state, exchange.waiting = "writing", None
                         exchange.text += text
-                    case End():
+                    case Completed():
                         exchange.end = event
 
     def _draw(self, exchange: Exchange, shelf: Shelf) -> None:
@@ -225,7 +225,7 @@ def _messages(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
     """The chat as the API takes it, the last question at its end."""
     messages: list[dict[str, Any]] = []
     for exchange in exchanges:
-        images = [image_part(one.picture.data) for one in exchange.pictures]
+        images = [image_url_part(one.picture.data) for one in exchange.pictures]
         messages.append({"role": "user", "content": [*images, {"type": "text", "text": exchange.question}]})
         if exchange is not exchanges[-1]:
             messages.append({"role": "assistant", "content": exchange.text})
@@ -246,9 +246,9 @@ _SENTENCES = {
 def _sentence(error: MiniGPT4Error, *, begun: bool) -> str:
     """What a person reads; nothing that a server wrote."""
     if isinstance(error, RateLimited):
-        return f"The page's share of the server is used up. Try again in {in_words(error.retry_after)}."
+        return f"The page's share of the server is used up. Try again in {describe_wait(error.retry_after)}."
     if isinstance(error, Overloaded):
-        return f"The server is full. Try again in {in_words(error.retry_after)}."
+        return f"The server is full. Try again in {describe_wait(error.retry_after)}."
     if isinstance(error, ServerUnreachable):
         return "The connection was lost in the middle of the answer." if begun else "The server does not answer."
     return _SENTENCES.get(error.code, "The server refused this question. Ask it in other words, or start over.")

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from minigpt4_serve.boxes import colour_phrases
-from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Waiting
+from minigpt4_serve.client.chat_client import ChatClient, Completed, ModelCard, Queued, Retrying
 from minigpt4_serve.web.pictures import ShownPicture
 from minigpt4_serve.web.talk import Exchange, Talk
 from minigpt4_serve.web.tasks import EXAMPLES, GO_ON, TAGS, TASKS, as_dicts
@@ -36,7 +36,7 @@ def static_view(max_picture_bytes: int) -> dict[str, Any]:
     }
 
 
-def view(talk: Talk, server: ChatServer) -> dict[str, Any]:
+def view(talk: Talk, server: ChatClient) -> dict[str, Any]:
     """Everything that the page shows of one talk."""
     last = talk.exchanges[-1] if talk.exchanges else None
     go_on = GO_ON.get(last.question) if last and last.state == "done" else None
@@ -117,16 +117,16 @@ def _words(text: str, *, finished: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _waiting(waiting: Waiting | Full | None) -> str:
+def _waiting(waiting: Queued | Retrying | None) -> str:
     match waiting:
-        case Waiting(ahead, expected_s):
+        case Queued(ahead, expected_s):
             place = (
                 "You are next"
                 if ahead == 0
                 else f"{ahead} {'question is' if ahead == 1 else 'questions are'} ahead of yours"
             )
             return f"{place}{f', about {math.ceil(expected_s)} s' if expected_s else ''}."
-        case Full(retry_in_s):
+        case Retrying(retry_in_s):
             return f"The server is full. It is asked again in {max(1, math.ceil(retry_in_s))} s."
     return ""
 
@@ -145,7 +145,7 @@ def _notes(exchange: Exchange) -> list[str]:
     return notes
 
 
-def _timing(exchange: Exchange, end: End) -> str:
+def _timing(exchange: Exchange, end: Completed) -> str:
     parts = [f"First words after {_seconds(exchange.first_words_s)}" if exchange.text else "No words"]
     if end.completion_tokens:
         parts.append(f"{end.completion_tokens} tokens in {_seconds(exchange.seconds)}")

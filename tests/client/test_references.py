@@ -10,8 +10,8 @@ from drawing import draw, encode
 
 from minigpt4_serve.client import PictureSources, is_handle, read_each
 from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.fetch import PictureFetcher
-from minigpt4_serve.pictures import ImageLimits
+from minigpt4_serve.images import ImageLimits
+from minigpt4_serve.images.fetch import ImageFetcher
 
 RED = encode(draw("red"))
 
@@ -97,7 +97,7 @@ async def test_addresses_only_if_allowed() -> None:
         return ["1.1.1.1"]
 
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=httpx.ByteStream(RED)))
-    fetcher = PictureFetcher(10**6, resolve=resolve, transport=transport)
+    fetcher = ImageFetcher(10**6, resolve=resolve, transport=transport)
     assert (await PictureSources(urls=True, fetcher=fetcher).read("https://a.example/x")).data == RED
     for sources in (PictureSources(fetcher=fetcher), PictureSources(urls=["b.example"])):
         with pytest.raises(InvalidRequest, match="not allowed"):

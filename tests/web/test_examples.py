@@ -6,7 +6,7 @@ import openai
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from minigpt4_serve.pictures import image_part
+from minigpt4_serve.images import image_url_part
 from minigpt4_serve.web.tasks import EXAMPLES, EXAMPLES_FOLDER
 from tools.draw_examples import draw_examples, main
 
@@ -40,7 +40,7 @@ def test_the_script_writes_all_that_ships(tmp_path: Path) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_the_embedded_model_answers_about_them(example: object, server_url: str) -> None:
     parts = [
-        image_part((EXAMPLES_FOLDER / example.picture).read_bytes()),  # type: ignore[attr-defined]
+        image_url_part((EXAMPLES_FOLDER / example.picture).read_bytes()),  # type: ignore[attr-defined]
         {"type": "text", "text": example.question},  # type: ignore[attr-defined]
     ]
     client = openai.OpenAI(base_url=server_url, api_key="none")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from minigpt4_serve.boxes import parse_groundings
 from minigpt4_serve.errors import InvalidImage, PayloadTooLarge
-from minigpt4_serve.pictures import ImageLimits
+from minigpt4_serve.images import ImageLimits
 from minigpt4_serve.web.pictures import Shelf
 
 

@@ -9,17 +9,17 @@ from drawing import draw, encode
 from fakes.openai_replies import Gate
 from fakes.openai_requests import image_parts
 from fakes.openai_server import OpenAIServer
-from waiting import until
+from waiting import wait_until
 
-from minigpt4_serve.client.chat import ChatServer
-from minigpt4_serve.pictures import ImageLimits
+from minigpt4_serve.client.chat_client import ChatClient
+from minigpt4_serve.images import ImageLimits
 from minigpt4_serve.web.pictures import Shelf
 from minigpt4_serve.web.talk import Options, Question, Talk
 
 
 @pytest.fixture
-async def server(scripted: OpenAIServer) -> AsyncIterator[ChatServer]:
-    async with aclosing(ChatServer(scripted.origin)) as client:
+async def server(scripted: OpenAIServer) -> AsyncIterator[ChatClient]:
+    async with aclosing(ChatClient(scripted.origin)) as client:
         yield client
 
 
@@ -32,14 +32,14 @@ def _put(shelf: Shelf, color: str = "red") -> str:
     return shelf.put(encode(draw(color))).key
 
 
-async def _ask(talk: Talk, server: ChatServer, shelf: Shelf, text: str, *pictures: str, instead: bool = False) -> str:
+async def _ask(talk: Talk, server: ChatClient, shelf: Shelf, text: str, *pictures: str, instead: bool = False) -> str:
     question = Question(text=text, pictures=pictures, instead=instead)
     async for _ in talk.ask(server, shelf, question):
         pass
     return talk.exchanges[-1].text.strip()
 
 
-async def test_a_follow_up_sends_the_whole_chat(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
+async def test_a_follow_up_sends_the_whole_chat(scripted: OpenAIServer, server: ChatClient, shelf: Shelf) -> None:
     talk = Talk()
     first = await _ask(talk, server, shelf, "What is it?", _put(shelf, "red"), _put(shelf, "blue"))
     assert first == "I see red, blue. You asked: What is it?"
@@ -53,11 +53,11 @@ async def test_a_follow_up_sends_the_whole_chat(scripted: OpenAIServer, server: 
     assert talk.exchanges[-1].first_words_s > 0
 
 
-async def test_an_image_without_a_question_is_described(server: ChatServer, shelf: Shelf) -> None:
+async def test_an_image_without_a_question_is_described(server: ChatClient, shelf: Shelf) -> None:
     assert "Describe this picture" in await _ask(Talk(), server, shelf, "  ", _put(shelf))
 
 
-async def test_an_empty_question_sends_no_request(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
+async def test_an_empty_question_sends_no_request(scripted: OpenAIServer, server: ChatClient, shelf: Shelf) -> None:
     talk = Talk()
     async for _ in talk.ask(server, shelf, Question()):
         pass
@@ -66,37 +66,37 @@ async def test_an_empty_question_sends_no_request(scripted: OpenAIServer, server
 
 
 async def test_stop_aborts_the_request_and_keeps_the_text(
-    scripted: OpenAIServer, server: ChatServer, shelf: Shelf
+    scripted: OpenAIServer, server: ChatClient, shelf: Shelf
 ) -> None:
     talk = Talk()
     asking = asyncio.create_task(_ask(talk, server, shelf, "a slow one"))
-    await until(lambda: talk.exchanges and talk.exchanges[-1].text)
+    await wait_until(lambda: talk.exchanges and talk.exchanges[-1].text)
     assert talk.busy
     talk.stop()
     assert (await asking).startswith("word0")
-    await until(lambda: scripted.aborted)
+    await wait_until(lambda: scripted.aborted)
     assert talk.exchanges[-1].state == "stopped"
     assert not talk.busy
     await _ask(talk, server, shelf, "go on")
     assert scripted.requests[-1].transcript[1][1].startswith("word0")
 
 
-async def test_closing_the_view_aborts_the_request(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
+async def test_closing_the_view_aborts_the_request(scripted: OpenAIServer, server: ChatClient, shelf: Shelf) -> None:
     talk = Talk()
     async with aclosing(talk.ask(server, shelf, Question(text="a slow one"))) as news:
         async for _ in news:
             if talk.exchanges[-1].text:
                 break
-    await until(lambda: [request.text for request in scripted.aborted] == ["a slow one"])
+    await wait_until(lambda: [request.text for request in scripted.aborted] == ["a slow one"])
     assert not talk.busy
 
 
 async def test_a_second_question_during_an_answer_is_ignored(
-    scripted: OpenAIServer, gate: Gate, server: ChatServer, shelf: Shelf
+    scripted: OpenAIServer, gate: Gate, server: ChatClient, shelf: Shelf
 ) -> None:
     talk = Talk()
     asking = asyncio.create_task(_ask(talk, server, shelf, "please wait"))
-    await until(lambda: scripted.requests)
+    await wait_until(lambda: scripted.requests)
     async for _ in talk.ask(server, shelf, Question(text="me too")):
         pass
     async for _ in talk.ask_again(server, shelf, Options()):
@@ -108,7 +108,7 @@ async def test_a_second_question_during_an_answer_is_ignored(
 
 
 async def test_regenerate_and_edit_replace_the_last_exchange(
-    scripted: OpenAIServer, server: ChatServer, shelf: Shelf
+    scripted: OpenAIServer, server: ChatClient, shelf: Shelf
 ) -> None:
     talk, key = Talk(), _put(shelf)
     await _ask(talk, server, shelf, "What?", key)
@@ -123,7 +123,7 @@ async def test_regenerate_and_edit_replace_the_last_exchange(
 
 
 async def test_after_a_failure_images_go_to_the_next_question(
-    scripted: OpenAIServer, server: ChatServer, shelf: Shelf
+    scripted: OpenAIServer, server: ChatClient, shelf: Shelf
 ) -> None:
     talk, key = Talk(), _put(shelf)
     scripted.stop()
@@ -145,21 +145,21 @@ async def test_after_a_failure_images_go_to_the_next_question(
         ("late", "The server's time for this answer ran out. Ask for a shorter one, or try again in a moment."),
     ],
 )
-async def test_failures_are_one_sentence(server: ChatServer, shelf: Shelf, question: str, problem: str) -> None:
+async def test_failures_are_one_sentence(server: ChatClient, shelf: Shelf, question: str, problem: str) -> None:
     talk = Talk()
     await _ask(talk, server, shelf, question)
     assert talk.exchanges[-1].state == "failed"
     assert talk.exchanges[-1].problem == problem
 
 
-async def test_an_evicted_image_is_reported(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
+async def test_an_evicted_image_is_reported(scripted: OpenAIServer, server: ChatClient, shelf: Shelf) -> None:
     talk = Talk()
     await _ask(talk, server, shelf, "What?", "unknown")
     assert talk.exchanges[-1].problem == "A picture is no longer in memory. Add it again."
     assert scripted.requests == []
 
 
-async def test_boxes_are_drawn_on_the_newest_image(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
+async def test_boxes_are_drawn_on_the_newest_image(scripted: OpenAIServer, server: ChatClient, shelf: Shelf) -> None:
     talk = Talk()
     await _ask(talk, server, shelf, "boxes", _put(shelf))
     drawn = talk.exchanges[-1].drawn
@@ -168,7 +168,7 @@ async def test_boxes_are_drawn_on_the_newest_image(scripted: OpenAIServer, serve
     assert max(drawn.width, drawn.height) == 500  # small pictures are enlarged, so that labels can be read
 
 
-async def test_start_over_frees_exchanges_and_images(scripted: OpenAIServer, server: ChatServer, shelf: Shelf) -> None:
+async def test_start_over_frees_exchanges_and_images(scripted: OpenAIServer, server: ChatClient, shelf: Shelf) -> None:
     talk, key = Talk(), _put(shelf)
     await _ask(talk, server, shelf, "What?", key)
     assert shelf.get(key) is not None

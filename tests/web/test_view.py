@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from minigpt4_serve.client.chat import ChatServer, End, Full, ModelCard, Waiting
+from minigpt4_serve.client.chat_client import ChatClient, Completed, ModelCard, Queued, Retrying
 from minigpt4_serve.web.talk import Exchange, Talk
 from minigpt4_serve.web.tasks import EXAMPLES, EXAMPLES_FOLDER, GO_ON, TASKS
 from minigpt4_serve.web.view import static_view, view
 
-SERVER = ChatServer("http://127.0.0.1:9")
+SERVER = ChatClient("http://127.0.0.1:9")
 
 
 def _view(*exchanges: Exchange, card: ModelCard | None = None) -> dict[str, Any]:
@@ -83,11 +83,13 @@ def test_half_written_notation_stays_hidden(text: str, pieces: list[dict[str, st
         (Exchange("Q", (), state="asked"), []),
         (Exchange("Q", (), text="Half", state="stopped"), ["Stopped."]),
         (
-            Exchange("Q", (), text="A", state="done", end=End("stop", 52, 40, 14), first_words_s=0.21, seconds=1.25),
+            Exchange(
+                "Q", (), text="A", state="done", end=Completed("stop", 52, 40, 14), first_words_s=0.21, seconds=1.25
+            ),
             ["First words after 210 ms · 14 tokens in 1.2 s · 40 of 52 prompt tokens from the cache"],
         ),
         (
-            Exchange("Q", (), text="A", state="done", end=End("length", dropped_messages=2), first_words_s=2),
+            Exchange("Q", (), text="A", state="done", end=Completed("length", dropped_messages=2), first_words_s=2),
             [
                 "First words after 2.0 s",
                 "Cut at the longest answer that the settings allow.",
@@ -104,13 +106,13 @@ def test_notes_below_an_answer(exchange: Exchange, notes: list[str]) -> None:
     ("waiting", "words"),
     [
         (None, ""),
-        (Waiting(0), "You are next."),
-        (Waiting(1, 0.4), "1 question is ahead of yours, about 1 s."),
-        (Waiting(3, 12.2), "3 questions are ahead of yours, about 13 s."),
-        (Full(2.5), "The server is full. It is asked again in 3 s."),
+        (Queued(0), "You are next."),
+        (Queued(1, 0.4), "1 question is ahead of yours, about 1 s."),
+        (Queued(3, 12.2), "3 questions are ahead of yours, about 13 s."),
+        (Retrying(2.5), "The server is full. It is asked again in 3 s."),
     ],
 )
-def test_waiting_in_words(waiting: Waiting | Full | None, words: str) -> None:
+def test_waiting_in_words(waiting: Queued | Retrying | None, words: str) -> None:
     assert _view(Exchange("Q", (), waiting=waiting))["exchanges"][0]["waiting"] == words
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import uvicorn
 
-from minigpt4_serve.serving.replica import load_engine
-from minigpt4_serve.serving.routes import create_app
+from minigpt4_serve.server.http.routes import create_app
+from minigpt4_serve.server.local_engine import load_engine
 from minigpt4_serve.settings import read_serve_settings
 
 

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from minigpt4_serve.images import decode_image
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4ImageProcessor
-from minigpt4_serve.pictures import decode_picture
 from tools.bench.measurement import Measurement
 from tools.bench.workload import BenchRequest
 
 __all__ = ["ContinuousBatching", "generate_batch", "run_generate"]
 
 _RESULT_TIMEOUT_S = 120
-_STAND_IN_TOKEN = 5  # in image slots, for an engine that takes ids only
+_STAND_IN_TOKEN = 5  # replaces image tokens, for an engine that takes ids only
 
 
 class _StepTimes(StoppingCriteria):
@@ -36,7 +36,7 @@ def generate_batch(
     """One call of ``generate``, padded on the left. Returns the times at which its steps were done."""
     to_tensor = MiniGPT4ImageProcessor(model.config.vision_config.image_size).to_tensor
     device = model.device
-    pixels = torch.stack([to_tensor(decode_picture(one.image.data)) for one in batch]).to(device, model.dtype)
+    pixels = torch.stack([to_tensor(decode_image(one.image.data)) for one in batch]).to(device, model.dtype)
     longest_prompt = max(len(one.ids) for one in batch)
     longest_answer = max(one.answer_tokens for one in batch)
     ids = [[0] * (longest_prompt - len(one.ids)) + list(one.ids) for one in batch]
@@ -73,7 +73,7 @@ def run_generate(
 class ContinuousBatching:
     """transformers' continuous batching of the LLM alone.
 
-    It takes ids only, so words stand in the image slots, and its vision costs nothing, which is in its favor.
+    It takes ids only: words replace the image tokens, and vision costs nothing, which is in its favor.
     """
 
     def __init__(self, model: MiniGPT4ForConditionalGeneration) -> None:
@@ -82,7 +82,11 @@ class ContinuousBatching:
         self._requests = 0
 
     def run(self, measured: Measurement, requests: list[BenchRequest]) -> None:
-        """Answer all requests. Raises what transformers raises: not every version runs every model on every device."""
+        """Answer all requests.
+
+        Raises:
+            Exception: whatever transformers raises; not every version runs every model on every device.
+        """
         if self._manager is None:  # once: allocating its cache takes longer than all the answers
             from transformers import ContinuousBatchingConfig, GenerationConfig
 

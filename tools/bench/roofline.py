@@ -1,4 +1,4 @@
-"""What fraction of the device's best the engine reaches: decoding, image encoding, time to the first token."""
+"""The engine's share of the device's roofline: decoding, image encoding, time to the first token."""
 
 import asyncio
 import dataclasses
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from minigpt4_serve.engine import Engine
+from minigpt4_serve.images import decode_image
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4ImageProcessor
-from minigpt4_serve.pictures import decode_picture
 from tools.bench.machine import Machine, best_seconds
 from tools.bench.measurement import Measurement, log_progress
 from tools.bench.stages import run_engine
@@ -40,8 +40,9 @@ class Roofline:
 
     @classmethod
     def of(cls, model: MiniGPT4ForConditionalGeneration, machine: Machine) -> "Roofline":
-        """The model's on this machine."""
-        text, vision = model.config.get_text_config(), model.config.vision_config
+        """The roofline of a model on a machine."""
+        text = model.config.get_text_config()
+        vision = model.config.vision_config
         llm = sum(p.numel() for p in model.language_model.parameters())
         size = model.dtype.itemsize
         kv_width = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
@@ -62,11 +63,11 @@ class Roofline:
         return self._seconds(read, 2 * self.llm_weights * batch)
 
     def prefill_seconds(self, tokens: int) -> float:
-        """One prompt of so many tokens."""
+        """Prefill of one prompt of ``tokens`` tokens."""
         return self._seconds(self.llm_weights * self.bytes_per_weight, 2 * self.llm_weights * tokens)
 
     def image_seconds(self, images: int) -> float:
-        """Encoding a batch of so many images."""
+        """Encoding a batch of images."""
         operations = images * (2 * self.vision_weights * self.patches + self.attention_flops)
         return self._seconds(self.vision_weights * self.bytes_per_weight, operations)
 
@@ -93,7 +94,7 @@ def device_figures(
         figures[f"{measured.name}, tokens/s"] = _figure(batch / step, batch / limits.decode_seconds(batch, context))
         log_progress(measured.name)
     to_tensor = MiniGPT4ImageProcessor(model.config.vision_config.image_size).to_tensor
-    pixels = torch.stack([to_tensor(decode_picture(one.image.data)) for one in requests[:_IMAGES]])
+    pixels = torch.stack([to_tensor(decode_image(one.image.data)) for one in requests[:_IMAGES]])
     for count in (1, _IMAGES):
         seconds = _encode_seconds(model, pixels[:count])
         limit = limits.image_seconds(count)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import sentencepiece
 
 from minigpt4_serve.model import MiniGPT4Tokenizer
-from minigpt4_serve.model.conversation import FORMATS, IMAGE_PLACEHOLDER, Turn, render
+from minigpt4_serve.prompt.templates import IMAGE_PLACEHOLDER, Turn, render
+from minigpt4_serve.prompt.variants import TEMPLATES
 from tools.tiny.questions import KEY_WORDS, KINDS_OF_QUESTION, Dialogue, ask
 from tools.tiny.world import scene
 
 __all__ = ["Branch", "branch", "make_vocabulary", "prefix"]
 
-_FORMAT = FORMATS["vicuna"]
+_FORMAT = TEMPLATES["vicuna"]
 # The system text never varies: four pieces instead of fifty keep prompts short.
 _SYSTEM_PIECES = [
     "▁Give▁the▁following▁image:▁",

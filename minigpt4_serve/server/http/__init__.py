@@ -1,0 +1,1 @@
+"""HTTP: routes, middleware, the chat service behind them, and uvicorn on a shared socket."""

@@ -1,0 +1,163 @@
+"""Authentication and quotas as ASGI middleware: every route except the health probes requires a key.
+
+Without keys the server accepts only requests from this machine to a loopback name. A web page of another site, open in
+a browser on this machine, is refused: its requests could use a domain that resolves to 127.0.0.1 (DNS rebinding), or
+127.0.0.1 itself, since browsers let any page send requests there whose response it doesn't read.
+"""
+
+import uuid
+from collections.abc import MutableMapping
+from math import ceil
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from minigpt4_serve.errors import AuthenticationFailed, MiniGPT4Error, RateLimited
+from minigpt4_serve.server.http.error_handlers import error_response
+from minigpt4_serve.server.keys.key_ring import ApiKey, KeyRing
+from minigpt4_serve.server.keys.quotas import Quotas, QuotaStatus
+from minigpt4_serve.settings import is_loopback
+
+__all__ = ["QuotaReservation", "RequireKey"]
+
+_PROBE_PATHS = ("/health", "/ready")
+_SCOPE_KEY = "minigpt4.quota_reservation"
+
+
+class QuotaReservation:
+    """A request that counts against the quotas of its key.
+
+    Attributes:
+        headers: the response's ``x-ratelimit-*`` headers.
+    """
+
+    def __init__(self, key: ApiKey, quotas: Quotas) -> None:
+        self._key = key
+        self._quotas = quotas
+        self._name = uuid.uuid4().hex
+        self.headers: dict[str, str] = {}
+
+    @staticmethod
+    def from_scope(scope: Scope) -> "QuotaReservation | None":
+        """The reservation of a request in progress; None on a server without keys."""
+        return scope.get(_SCOPE_KEY)
+
+    async def reserve(self) -> None:
+        """Count the request. Raises ``RateLimited``."""
+        self._apply(await self._quotas.reserve(self._key, self._name))
+
+    async def consume(self, images: int) -> None:
+        """Count images, before they are decoded. Raises ``RateLimited``."""
+        if images:
+            self._apply(await self._quotas.consume(self._key, self._name, images))
+
+    def release(self, status: int) -> None:
+        """End the request; the images of a failed one don't count.
+
+        Args:
+            status: of the HTTP response; 0 if the client disconnected before it.
+        """
+        self._quotas.release(self._key, self._name, refund=status >= 400)
+
+    def _apply(self, status: QuotaStatus) -> None:
+        self.headers = status.headers
+        if status.refusal is not None:
+            reason, retry_after_s = status.refusal
+            raise RateLimited(f"{reason}; try again in {ceil(retry_after_s)} s.", retry_after=retry_after_s)
+
+
+class RequireKey:
+    """ASGI middleware that refuses requests without a known key before their body is read.
+
+    Args:
+        keys: None for a server that accepts requests from this machine without a key.
+        quotas: where requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing | None, quotas: Quotas) -> None:
+        self._app = app
+        self._keys = keys
+        self._quotas = quotas
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _PROBE_PATHS):
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        elif self._keys is None:
+            if _is_local(scope):
+                await self._app(scope, receive, send)
+            else:
+                await _refuse(_ONLY_LOCAL, scope, receive, send)
+        else:
+            key = _find_key(self._keys, scope)
+            if key is None:
+                await _refuse(_NO_KEY, scope, receive, send)
+            elif scope["method"] == "POST":  # only POST requests count against quotas
+                await self._with_reservation(QuotaReservation(key, self._quotas), scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+
+    async def _with_reservation(
+        self, reservation: QuotaReservation, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        status = 0
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [(name.encode(), value.encode()) for name, value in reservation.headers.items()]
+                message["headers"] = [*message.get("headers", ()), *headers]
+            await send(message)
+
+        try:
+            try:
+                await reservation.reserve()
+            except MiniGPT4Error as error:
+                await error_response(error)(scope, receive, send_with_headers)
+            else:
+                scope[_SCOPE_KEY] = reservation
+                await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            reservation.release(status)
+
+
+_NO_KEY = AuthenticationFailed("This server requires a valid API key: send it as 'Authorization: Bearer KEY'.")
+_ONLY_LOCAL = AuthenticationFailed(
+    "This server has no API keys, so it accepts only requests from its own machine to localhost, and none from web "
+    "pages of other sites. Its operator can create a key with 'minigpt4 keys add'."
+)
+
+
+def _find_key(keys: KeyRing, scope: Scope) -> ApiKey | None:
+    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    return keys.find(key.strip()) if scheme.lower() == "bearer" else None
+
+
+async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, send: Send) -> None:
+    response = error_response(error)
+    response.headers["www-authenticate"] = "Bearer"
+    await response(scope, receive, send)
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether the request is from this machine to a loopback name, and not from a web page of another host."""
+    headers = Headers(scope=scope)
+    client = scope.get("client")
+    origin = headers.get("origin", "")  # sent by browsers only; "null" (a file, a sandboxed frame) isn't local
+    from_local_page = not origin or is_loopback(_host_part(origin.partition("://")[2]))
+    to_loopback = is_loopback(_host_part(headers.get("host", "")))
+    return to_loopback and from_local_page and (not client or is_loopback(client[0]))
+
+
+def _host_part(address: str) -> str:
+    """The host of ``host``, ``host:port``, ``[host]`` or ``[host]:port``."""
+    return address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]

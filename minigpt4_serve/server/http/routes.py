@@ -1,0 +1,256 @@
+"""The HTTP application as a FastAPI factory: answers, models, probes.
+
+Errors before the first delta of an answer keep their HTTP status; later ones arrive as an event of the stream.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
+
+from minigpt4_serve import __version__
+from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
+from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
+from minigpt4_serve.server.http.auth import QuotaReservation, RequireKey
+from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
+from minigpt4_serve.server.http.deadline import before
+from minigpt4_serve.server.http.error_handlers import add_error_handlers
+from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
+from minigpt4_serve.server.keys.key_ring import KeyRing
+from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
+from minigpt4_serve.server.openai.chat_formatter import ChatFormatter
+from minigpt4_serve.server.openai.chat_request import MAX_BEAMS, ChatCompletionRequest, Message, parse_chat_request
+from minigpt4_serve.server.openai.chat_response import ChatCompletion, ChatCompletionChunk
+from minigpt4_serve.server.openai.model_card import Capabilities, ModelCard, ModelDefaults, ModelList
+from minigpt4_serve.server.openai.openapi import answer_responses, request_body
+from minigpt4_serve.server.openai.responses_formatter import ResponsesFormatter
+from minigpt4_serve.server.openai.responses_request import ResponsesRequest, parse_responses_request
+from minigpt4_serve.server.openai.responses_response import Response as ResponsesResponse
+from minigpt4_serve.server.openai.responses_response import ResponseEvent
+from minigpt4_serve.server.openai.wire import ErrorResponse, ResponseFormatter, ResponseModel
+from minigpt4_serve.settings import ServeSettings
+
+__all__ = ["create_app"]
+
+MakeFormatter = Callable[[PreparedChat, str], ResponseFormatter]
+"""(prepared chat, unique id of the answer) → what formats the answer."""
+
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "No engine answers."}}
+_NO_MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "There is no such model."}}
+
+
+class Health(ResponseModel):
+    """The server is alive."""
+
+    status: str
+
+
+class Readiness(ResponseModel):
+    """The server answers requests."""
+
+    status: str
+    model: str
+
+
+class ServerStatus(ResponseModel):
+    """The model, and the last statistics of each engine: ``EngineStats`` with the engine's ``name``."""
+
+    model: str
+    engines: list[dict[str, Any]]
+
+
+def create_app(
+    service: ChatService, quotas: Quotas | None = None, meter: Meter | None = None, *, behind_proxy: bool = False
+) -> FastAPI:
+    """The application around one chat service.
+
+    Args:
+        quotas: where requests of keys are counted; in this process if not given.
+        meter: counts requests and answers.
+        behind_proxy: Ray's proxy forwards the requests, see ``RequestLogMiddleware``.
+
+    Raises:
+        InvalidRequest: the settings name a keys file that can't be read or holds no key.
+    """
+    settings = service.settings
+    keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
+    app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
+    add_error_handlers(app)
+    app.include_router(_model_routes(service))
+    app.include_router(_answer_routes(service))
+    app.include_router(_probe_routes(service))
+    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas())
+    app.add_middleware(RequestLogMiddleware, meter=meter, behind_proxy=behind_proxy)
+    return app
+
+
+def _model_routes(service: ChatService) -> APIRouter:
+    router = APIRouter()
+    card = _model_card(service)
+
+    @router.get("/v1/models", response_model=ModelList)
+    async def models() -> Response:
+        """The only model, with its capabilities."""
+        return _json(ModelList(object="list", data=[card]))
+
+    @router.get("/v1/models/{name:path}", response_model=ModelCard, responses=_NO_MODEL)
+    async def model(name: str) -> Response:
+        """The model's card."""
+        _check_model(name, service)
+        return _json(card)
+
+    return router
+
+
+def _model_card(service: ChatService) -> ModelCard:
+    sampling = service.sampling(ChatCompletionRequest(messages=[Message(role="user")]))
+    return ModelCard(
+        id=service.name,
+        object="model",
+        created=int(time.time()),
+        owned_by="minigpt4-serve",
+        context_length=service.context_length,
+        image_tokens=service.image_tokens,
+        max_images=service.settings.max_images_per_request,
+        max_image_bytes=service.settings.max_image_bytes,
+        capabilities=Capabilities(vision=True, streaming=True, max_beams=MAX_BEAMS, boxes=service.writes_boxes),
+        defaults=ModelDefaults(temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens),
+    )
+
+
+def _answer_routes(service: ChatService) -> APIRouter:
+    router = APIRouter()
+
+    @router.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses=answer_responses(ChatCompletion, ChatCompletionChunk),
+        openapi_extra=request_body(ChatCompletionRequest),
+    )
+    async def chat_completions(request: Request) -> Response:
+        """One answer, whole or streamed as server-sent events."""
+        await service.check_capacity()
+        chat_request = parse_chat_request(await _read_body(request, service.settings))
+        return await _answer(
+            request,
+            service,
+            chat_request,
+            lambda chat, answer_id: ChatFormatter(service.name, chat_request, answer_id, chat.dropped_messages),
+        )
+
+    @router.post(
+        "/v1/responses",
+        response_model=ResponsesResponse,
+        responses=answer_responses(ResponsesResponse, ResponseEvent),
+        openapi_extra=request_body(ResponsesRequest),
+    )
+    async def responses(request: Request) -> Response:
+        """The same in the shape of OpenAI's newer API. Nothing is stored."""
+        await service.check_capacity()
+        responses_request = parse_responses_request(await _read_body(request, service.settings))
+        try:
+            return await _answer(
+                request,
+                service,
+                responses_request.as_chat(),
+                lambda chat, answer_id: ResponsesFormatter(
+                    service.name, responses_request, answer_id, chat.sampling, chat.dropped_messages
+                ),
+            )
+        except MiniGPT4Error as error:
+            error.param = responses_request.rename_param(error.param)
+            raise
+
+    return router
+
+
+def _probe_routes(service: ChatService) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health", response_model=Health, responses=_UNAVAILABLE)
+    async def health() -> Response:
+        """200 while an engine answers; 503 otherwise: then the replica is about to be replaced."""
+        await service.check_health()
+        return _json(Health(status="ok"))
+
+    @router.get("/ready", response_model=Readiness, responses=_UNAVAILABLE)
+    async def ready() -> Response:
+        """Loaded, warmed up and alive: a replica that routes requests is all three."""
+        await service.check_health()
+        return _json(Readiness(status="ready", model=service.name))
+
+    @router.get("/status", response_model=ServerStatus)
+    async def status() -> Response:
+        """The last statistics of each engine; `minigpt4 serve --status` renders them."""
+        return _json(ServerStatus(model=service.name, engines=await service.replicas()))
+
+    return router
+
+
+async def _answer(
+    request: Request, service: ChatService, chat_request: ChatCompletionRequest, make_formatter: MakeFormatter
+) -> Response:
+    """Pass the request to the engine; the answer whole or as server-sent events, in the shape of one API."""
+    _check_model(chat_request.model, service)
+    timeout = min(chat_request.timeout or inf, service.settings.max_request_s)
+    deadline = asyncio.get_running_loop().time() + timeout
+    reservation = QuotaReservation.from_scope(request.scope)
+    if reservation is not None:
+        await reservation.consume(chat_request.num_images)
+    async with before(deadline):
+        chat = await service.prepare(chat_request)
+    # Not the request's own id: a client may give the same one to two requests.
+    answer_id = uuid.uuid4().hex
+    formatter = make_formatter(chat, answer_id)
+    deltas = service.stream(chat, request_id=answer_id)
+    headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
+    if not chat_request.stream:
+        return _json(await unless_disconnected(request, collect_answer(formatter, deltas, deadline)), headers)
+    # The first delta is awaited before the status line is sent, so that a refusal keeps its own status.
+    first = await next_delta(deltas, deadline)
+    if first is None:
+        raise EngineFailed("The answer was cut short; ask again.")
+    if first.queue_position is not None:
+        headers["x-minigpt4-queue-position"] = str(first.queue_position)
+        headers["x-minigpt4-expected-wait"] = f"{first.expected_wait_s or 0:.1f}"
+    headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    events = stream_events(formatter, first, deltas, deadline, answer_id)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+def _json(body: ResponseModel, headers: dict[str, str] | None = None) -> Response:
+    return Response(body.to_json(), media_type="application/json", headers=headers)
+
+
+def _check_model(name: str | None, service: ChatService) -> None:
+    if name is not None and name != service.name:
+        raise ModelNotFound(f"There is no model of that name here; this server serves '{service.name}'.", param="model")
+
+
+async def _read_body(request: Request, settings: ServeSettings) -> bytearray:
+    """The body, counted while it is read: the declared length may be wrong or missing.
+
+    Raises:
+        PayloadTooLarge: it has more than ``max_body_bytes``.
+        DeadlineExceeded: it isn't complete after ``body_timeout_s``.
+    """
+    limit = settings.max_body_bytes
+    too_large = PayloadTooLarge(f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise DeadlineExceeded(f"The request's body did not arrive within {settings.body_timeout_s:g} s.") from None
+    return body

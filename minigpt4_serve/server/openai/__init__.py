@@ -1,0 +1,1 @@
+"""OpenAI's APIs: request and response models, and the formatters that turn deltas into responses."""

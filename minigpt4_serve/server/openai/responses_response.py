@@ -1,0 +1,183 @@
+"""Responses as OpenAI's Responses API gives them, and the events that stream one."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from minigpt4_serve.server.openai.wire import AnswerTimings, ResponseModel, TokenLogprobs
+
+__all__ = [
+    "ContentPartEvent",
+    "IncompleteDetails",
+    "InputTokensDetails",
+    "OutputItemEvent",
+    "OutputMessage",
+    "OutputText",
+    "OutputTextDelta",
+    "OutputTextDone",
+    "OutputTokensDetails",
+    "Reasoning",
+    "Response",
+    "ResponseError",
+    "ResponseEvent",
+    "ResponseStateEvent",
+    "ResponseTextConfig",
+    "ResponseTextFormat",
+    "ResponseUsage",
+    "Status",
+]
+
+Status = Literal["in_progress", "completed", "incomplete", "failed"]
+
+
+class OutputText(ResponseModel):
+    """The text of a message."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: TokenLogprobs
+
+
+class OutputMessage(ResponseModel):
+    """The only output item that this server makes."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: Status
+    content: list[OutputText]
+
+
+class ResponseError(ResponseModel):
+    """Why a response failed."""
+
+    code: Literal["server_error"]
+    message: str
+
+
+class IncompleteDetails(ResponseModel):
+    """Why a response is incomplete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class Reasoning(ResponseModel):
+    """Always null: the models don't reason."""
+
+    effort: None
+    summary: None
+
+
+class ResponseTextFormat(ResponseModel):
+    """The format of the request; ``name`` and ``schema`` with ``json_schema`` only."""
+
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class ResponseTextConfig(ResponseModel):
+    """The text options of the request."""
+
+    format: ResponseTextFormat
+
+
+class InputTokensDetails(ResponseModel):
+    """Prompt tokens that were found in the prefix cache."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputTokensDetails(ResponseModel):
+    """Always 0."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(ResponseModel):
+    """Tokens of a request."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class Response(ResponseModel):
+    """A response in any state. Beyond OpenAI's: ``timings``, and ``dropped_messages`` if the chat was truncated."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    background: Literal[False]
+    error: ResponseError | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    parallel_tool_calls: Literal[False]
+    previous_response_id: None
+    reasoning: Reasoning
+    store: Literal[False]
+    temperature: float
+    text: ResponseTextConfig
+    tool_choice: Literal["none"]
+    tools: list[Any]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["auto", "disabled"]
+    usage: ResponseUsage | None
+    status: Status
+    output: list[OutputMessage]
+    timings: AnswerTimings | None = None
+    dropped_messages: int | None = None
+
+
+class ResponseEvent(ResponseModel):
+    """An event of a stream, numbered from 0."""
+
+    type: str
+    sequence_number: int
+
+
+class ResponseStateEvent(ResponseEvent):
+    """``response.created``, ``.in_progress``, ``.completed``, ``.incomplete``, ``.failed``."""
+
+    response: Response
+
+
+class OutputItemEvent(ResponseEvent):
+    """``response.output_item.added`` and ``.done``."""
+
+    output_index: int
+    item: OutputMessage
+
+
+class _PartEvent(ResponseEvent):
+    item_id: str
+    output_index: int
+    content_index: int
+
+
+class ContentPartEvent(_PartEvent):
+    """``response.content_part.added`` and ``.done``."""
+
+    part: OutputText
+
+
+class OutputTextDelta(_PartEvent):
+    """``response.output_text.delta``."""
+
+    delta: str
+    logprobs: TokenLogprobs
+
+
+class OutputTextDone(_PartEvent):
+    """``response.output_text.done``."""
+
+    text: str
+    logprobs: TokenLogprobs
