@@ -124,6 +124,6 @@ def test_startup_error_of_a_replica_is_reported(tmp_path: Path) -> None:
     done = run("serve", "--model", str(folder), "--port", str(free_port()), "--log-level", "error")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        f"minigpt4: {folder / 'model.safetensors'} is damaged or cut short; copy or convert it again."
+        f"minigpt4: {folder / 'model.safetensors'} is cut short or damaged; download or copy it again."
     )
     assert "Traceback" not in done.stderr
