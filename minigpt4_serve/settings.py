@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.settings_file import read_settings_file, validate_settings
 
 __all__ = [
     "API_KEY_VARIABLE",
@@ -191,7 +191,7 @@ def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSet
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_yaml(file)
+        values = read_settings_file(file, example="port: 8000")
     for setting, variable in {"api_key": API_KEY_VARIABLE, "keys_file": KEYS_FILE_VARIABLE}.items():
         if value := os.environ.get(variable):
             values[setting] = value
@@ -203,32 +203,7 @@ def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSet
             values[name] = value
         elif isinstance(held, Mapping):  # any other value is refused by the validation below
             values[name] = {**held, **value}
-    try:
-        return ServeSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"])
-        why = (
-            "there is no such setting"
-            if first["type"] == "extra_forbidden"
-            else first["msg"].removeprefix("Value error, ")
-        )
-        source = f" in {file}" if file is not None else ""
-        raise InvalidRequest(f"Settings{source}: {where + ': ' if where else ''}{why}.", param=where or None) from None
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise InvalidRequest(f"There is no settings file {file}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidRequest(f"The settings file {file} can't be read as YAML.") from error
-    if not isinstance(values, dict):
-        raise InvalidRequest(f"The settings file {file} must hold keys and values, such as 'port: 8000'.")
-    return values
+    return validate_settings(ServeSettings, values, file)
 
 
 def is_loopback(host: str) -> bool:

@@ -12,10 +12,10 @@ import httpx
 import uvicorn
 
 from minigpt4_serve.engine import Engine, EngineStats
+from minigpt4_serve.model_folder import GenerationDefaults
 from minigpt4_serve.server.engine_client import LocalEngineClient
 from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.http.routes import create_app
-from minigpt4_serve.server.model_folder import GenerationDefaults
 from minigpt4_serve.settings import ServeSettings
 
 

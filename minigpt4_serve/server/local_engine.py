@@ -40,9 +40,9 @@ def load_engine(settings: ServeSettings) -> "tuple[Engine, ChatService]":
         WeightsError: the folder isn't a model that can be served.
     """
     from minigpt4_serve.engine import Engine
+    from minigpt4_serve.model_folder import read_generation_defaults
     from minigpt4_serve.server.engine_client import LocalEngineClient
     from minigpt4_serve.server.http.chat_service import ChatService
-    from minigpt4_serve.server.model_folder import read_generation_defaults
     from minigpt4_serve.weights.load import load_model
 
     model, processor = load_model(settings.model)

@@ -3,7 +3,6 @@
 Keys and shapes are compared before any weight is read, so a wrong folder fails within a second, with the keys at fault.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.model.lora import merge_lora
+from minigpt4_serve.model_folder import check_model_type
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.footprint import footprint, gib
 from minigpt4_serve.weights.quantize import quantize
@@ -76,21 +76,13 @@ def read_config(folder: Path) -> MiniGPT4Config:
     Raises:
         WeightsError: there is no such folder, or it contains something else.
     """
-    path = folder / "config.json"
-    if not folder.is_dir() or not path.is_file():
-        raise WeightsError(f"{folder} is not a model folder: it has no config.json. `minigpt4 convert` creates one.")
-    try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{path} is damaged: it contains no JSON object.") from error
-    if model_type != MiniGPT4Config.model_type:
-        raise WeightsError(
-            f"{folder} contains a model of type {model_type!r}, not MiniGPT-4; `minigpt4 convert` creates one."
-        )
+    check_model_type(folder)
     try:
         return MiniGPT4Config.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise WeightsError(f"{path} describes no MiniGPT-4 model that this version supports.") from error
+        raise WeightsError(
+            f"{folder / 'config.json'} describes no MiniGPT-4 model that this version supports."
+        ) from error
 
 
 def resolve_device(name: str) -> torch.device:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.settings_file import read_settings_file, validate_settings
 
 __all__ = [
     "AccessSettings",
@@ -234,22 +234,11 @@ def read_bot_settings(file: Path | None, environment: Mapping[str, str] | None =
     Raises:
         InvalidRequest: no such file, not YAML, an unknown key or an invalid value. It names the key, never the value.
     """
-    values = _read_yaml(file) if file is not None else {}
+    values = read_settings_file(file, example="language: en") if file is not None else {}
     for variable, path in ENVIRONMENT.items():
         if value := (os.environ if environment is None else environment).get(variable, "").strip():
             _put(values, path, value)
-    try:
-        return BotSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        key = ".".join(str(step) for step in first["loc"])
-        reason = (
-            "there is no such setting"
-            if first["type"] == "extra_forbidden"
-            else first["msg"].removeprefix("Value error, ")
-        )
-        source = f" in {file}" if file is not None else ""
-        raise InvalidRequest(f"Settings{source}: {key}: {reason}.", param=key or None) from None
+    return validate_settings(BotSettings, values, file)
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: str) -> None:
@@ -259,15 +248,3 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: str) -> None:
             return  # validation reports the file's invalid value
         values = inner
     values[path[-1]] = value
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise InvalidRequest(f"There is no settings file {file}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidRequest(f"The settings file {file} can't be read as YAML.") from error
-    if not isinstance(values, dict):
-        raise InvalidRequest(f"The settings file {file} must hold keys and values, such as 'language: en'.")
-    return values

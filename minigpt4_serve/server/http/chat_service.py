@@ -6,12 +6,12 @@ from typing import Any
 
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidRequest
 from minigpt4_serve.images import EncodedImage
+from minigpt4_serve.model_folder import GenerationDefaults
 from minigpt4_serve.prompt.encoder import PromptEncoder
 from minigpt4_serve.prompt.templates import Turn, truncate_history, truncation_points
 from minigpt4_serve.protocol import Delta, Prompt, SamplingParams
 from minigpt4_serve.server.engine_client import EngineClient
 from minigpt4_serve.server.http.image_reader import ImageReader
-from minigpt4_serve.server.model_folder import GenerationDefaults
 from minigpt4_serve.server.openai.chat_request import ChatCompletionRequest, ImagePart
 from minigpt4_serve.settings import ServeSettings
 

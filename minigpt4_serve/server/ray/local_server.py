@@ -13,11 +13,11 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from minigpt4_serve.errors import EngineFailed
+from minigpt4_serve.model_folder import check_model_type
 from minigpt4_serve.process_tree import descendants, kill_descendants
 from minigpt4_serve.server.http.shared_socket import SharedSocket
 from minigpt4_serve.server.keys.key_ring import KeyRing
 from minigpt4_serve.server.logs import LogReceiver, configure_logging
-from minigpt4_serve.server.model_folder import check_model_type
 from minigpt4_serve.server.ray.app import build_application
 from minigpt4_serve.server.ray.ray_token import protect_token
 from minigpt4_serve.server.ray.startup_errors import clear_startup_error, read_startup_error

@@ -117,9 +117,9 @@ class Ingress:
     ) -> None:
         configure_logging(settings.log_level, settings.log_format, log_path)
         with report_startup_error(), loading():
+            from minigpt4_serve.model_folder import read_generation_defaults, read_prompt_encoder
             from minigpt4_serve.server.http.chat_service import ChatService
             from minigpt4_serve.server.http.routes import create_app
-            from minigpt4_serve.server.model_folder import read_generation_defaults, read_prompt_encoder
             from minigpt4_serve.server.ray.engine_client import RayEngineClient
             from minigpt4_serve.server.ray.metrics import HttpMeter
             from minigpt4_serve.server.ray.shared_quotas import SharedQuotas

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4_serve.errors import WeightsError
-from minigpt4_serve.server.model_folder import GenerationDefaults, read_generation_defaults, read_prompt_encoder
+from minigpt4_serve.model_folder import GenerationDefaults, read_generation_defaults, read_prompt_encoder
 from minigpt4_serve.settings import TINY_MODEL
 
 

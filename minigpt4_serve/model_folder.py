@@ -1,4 +1,4 @@
-"""The parts of a model folder that the HTTP side reads: tokenizer, conversation template, generation defaults."""
+"""The parts of a model folder that need no torch: its type, tokenizer, conversation template, generation defaults."""
 
 import json
 from pathlib import Path
