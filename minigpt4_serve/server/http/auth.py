@@ -6,7 +6,7 @@ browser here, must reach it neither through a name of its own that points to 127
 """
 
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Set
 from math import ceil
 from typing import Any
 
@@ -65,10 +65,14 @@ class RequireKey:
     Args:
         keys: None leaves the server open to this machine.
         quotas: where requests are counted.
+        open_paths: may be read without a key.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None, quotas: Quotas) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing | None, quotas: Quotas, *, open_paths: Set[str] = frozenset()
+    ) -> None:
         self._app, self._keys, self._quotas = app, keys, quotas
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _OPEN_PATHS):
@@ -80,6 +84,8 @@ class RequireKey:
                 await self._app(scope, receive, send)
             else:
                 await _refuse(_ONLY_LOCAL, scope, receive, send)
+        elif scope["path"] in self._open_paths and scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
         else:
             key = self._key(self._keys, scope)
             if key is None:

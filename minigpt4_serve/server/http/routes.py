@@ -21,6 +21,7 @@ from minigpt4_serve.server.http.auth import Admission, RequireKey
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before, until
 from minigpt4_serve.server.http.error_handlers import install
+from minigpt4_serve.server.http.page import add_page
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
 from minigpt4_serve.server.keys.key_ring import KeyRing
 from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
@@ -54,7 +55,8 @@ def create_app(
     defaults = service.sampling(ChatCompletionRequest(messages=[Message(role="user")]))
 
     install(app)
-    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas())
+    open_paths = add_page(app) if settings.page else frozenset()
+    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas(), open_paths=open_paths)
 
     def card() -> dict[str, Any]:
         return {
