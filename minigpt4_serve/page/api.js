@@ -69,7 +69,7 @@ async function request(path, options) {
 
 async function* readAnswer(response, signal) {
   const dropped = number(response.headers.get("x-minigpt4-dropped-messages")) ?? 0;
-  const ahead = number(response.headers.get("x-minigpt4-queue-position"));
+  let ahead = number(response.headers.get("x-minigpt4-queue-position"));
   if (ahead !== null) yield { type: "queued", ahead, expectedS: number(response.headers.get("x-minigpt4-expected-wait")) };
   let begun = false;
   let reason = null;
@@ -78,7 +78,8 @@ async function* readAnswer(response, signal) {
     for await (const line of readLines(response.body)) {
       if (line.startsWith(": waiting, ")) {
         const waiting = number(line.split(" ")[2]);
-        if (waiting !== null) yield { type: "queued", ahead: waiting, expectedS: null };
+        if (waiting !== null && waiting !== ahead) yield { type: "queued", ahead: waiting, expectedS: null };
+        ahead = waiting; // the first comment repeats the header
       }
       if (!line.startsWith("data:")) continue;
       const data = line.slice(5).trim();

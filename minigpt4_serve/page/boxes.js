@@ -10,7 +10,7 @@ const GROUNDED = new RegExp(String.raw`(?:<p>([^<]*)</p>\s*)?(${BOXES})`, "g");
 // A lookahead with a back reference doesn't give back what it matched, so long runs of blanks take linear time.
 const BOXES_AND_BLANKS = new RegExp(String.raw`(?<!\s)(?=(\s*))\1(?:<delim>(?=(\s*))\2)?${BOXES}`, "g");
 const TAG = /<\/?p>|<delim>/g;
-const HALF_WRITTEN = /(?<!\s)(?=(\s*))\1(?:\{[-<>\d\s]*|<\/?p?|<d(?:e|el|eli|elim)?)$/;
+const HALF_WRITTEN = /(?<!\s)(?=(\s*))\1(?:\{[-<>\d\s]*|<\/?p?|<d(?:e|el|eli|elim)?)(?=\n?$)/;
 
 const COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324", "#808000", "#000075"];
 const SMALLEST_SIDE = 500; // pixels; smaller images are enlarged so that labels can be read

@@ -32,7 +32,7 @@ function splitPage(text) {
   return [{ kind: "words", text: text.slice(0, page.index) }, { kind: "page", text: page[0], language: "html" }, { kind: "words", text: text.slice(end) }];
 }
 
-/** Blocks of a `words` segment: `{ kind, lines }` with the kinds paragraph, heading, rule, list and quote. */
+/** Blocks of a `words` segment: `{ kind, lines }` with the kinds paragraph, heading, rule, quote, list and ordered. */
 export function splitBlocks(text) {
   const blocks = [];
   let open = null;
@@ -40,7 +40,7 @@ export function splitBlocks(text) {
     const kind = lineKind(line, open);
     if (kind === "blank") {
       // A list goes on after a blank line if another item follows.
-      if (open?.kind === "list") open.lines.push(line);
+      if (isList(open)) open.lines.push(line);
       else open = null;
     } else if (open?.kind === kind && kind !== "heading" && kind !== "rule") {
       open.lines.push(line);
@@ -56,9 +56,14 @@ function lineKind(line, open) {
   if (HEADING.test(line)) return "heading";
   if (RULE.test(line)) return "rule";
   if (QUOTE.test(line)) return "quote";
-  if (ITEM.test(line)) return "list";
-  const goesOn = open?.kind === "list" && (/^\s/.test(line) || open.lines.at(-1).trim());
-  return goesOn ? "list" : "paragraph";
+  const item = ITEM.exec(line);
+  if (item) return isList(open) && item[1].length > 1 ? open.kind : /\d/.test(item[2]) ? "ordered" : "list";
+  const goesOn = isList(open) && (/^\s/.test(line) || open.lines.at(-1).trim());
+  return goesOn ? open.kind : "paragraph";
+}
+
+function isList(block) {
+  return block?.kind === "list" || block?.kind === "ordered";
 }
 
 /** The node of one block. `first` is the number of its first phrase with boxes. */
@@ -76,6 +81,7 @@ export function renderBlock(block, { finished, first }) {
       return make("blockquote", { className: "words" }, ...inline(words, context));
     }
     case "list":
+    case "ordered":
       return renderList(parseItems(block.source), context);
     default:
       return make("p", { className: "words" }, ...inline(block.source, context));

@@ -32,7 +32,7 @@ export class Settings {
   set options(options) {
     this.#moved = {};
     for (const slider of SLIDERS) {
-      const value = Number(options[slider.name] ?? Number.NaN);
+      const value = Number.parseFloat(options[slider.name]);
       const { low, high } = this.#range(slider);
       if (value >= low && value <= high) this.#moved[slider.name] = value;
     }
