@@ -11,6 +11,7 @@ export class Composer {
   #editing = null; // the question that is being edited
   #busy = false;
   #boxes = false;
+  #begun = null;
   #next = null;
   #sending = false;
   #preparing = Promise.resolve(); // the images before the next one
@@ -82,13 +83,13 @@ export class Composer {
   /** Follow the state of the chat: `busy`, whether the model reads `boxes`, and the task that comes `next`. */
   show({ busy, boxes, next, begun }) {
     this.#busy = busy;
+    if (begun !== this.#begun || boxes !== this.#boxes) this.showAllChips(!begun && !boxes && !matchMedia(NARROW).matches);
     if (boxes !== this.#boxes || next !== this.#next) {
       this.#boxes = boxes;
       this.#next = next;
       this.#showChips();
     }
-    if (begun !== this.begun) this.showAllChips(!begun && !matchMedia(NARROW).matches);
-    this.begun = begun;
+    this.#begun = begun;
     this.#refresh();
   }
 
