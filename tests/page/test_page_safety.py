@@ -107,6 +107,34 @@ def test_a_generated_website_cannot_lead_its_frame_away(visit: Visit, scripted: 
         assert received == []
 
 
+_FRAME = (
+    "<iframe srcdoc=\"<script>[...top.frames].forEach((frame) => frame.postMessage('nested', '*'))</script>\"></iframe>"
+)
+_SCRIPTED = "`" + _FRAME.replace("</script>", "<\\/script>") + "`"
+
+
+def test_a_generated_website_holds_no_frames(visit: Visit, scripted: ScriptedServer) -> None:
+    """A frame would have the peer connections that were taken away."""
+    visit.expected = ("",)  # Chromium reports each attempt
+    ways = (
+        _FRAME,
+        f"{_FRAME}<script>const began = Date.now(); while (Date.now() - began < 1000);</script>",
+        f"<script>document.body.innerHTML += {_SCRIPTED}</script>",
+        f"<div><template shadowrootmode=open>{_FRAME}</template></div>",
+        f"<div id=host></div><script>host.attachShadow({{ mode: 'open' }}).innerHTML = {_SCRIPTED}</script>",
+        f"<div id=host></div><script>host.setHTMLUnsafe({_SCRIPTED})</script>",
+    )
+    page = visit()
+    for number, way in enumerate(ways):
+        script = "<p id=heard>nothing</p><script>onmessage = (event) => { heard.textContent = event.data; }</script>"
+        scripted.on_word("website", [f"<html>{script}{way}<p>Shown {number}</p></html>"])
+        ask(page, "a website please")
+        frame = page.frame_locator("iframe").nth(number)
+        expect(frame.get_by_text(f"Shown {number}")).to_be_visible()
+        page.wait_for_timeout(500)
+        expect(frame.locator("#heard")).to_have_text("nothing")
+
+
 def test_the_preview_document_takes_messages_of_its_page_only(visit: Visit, scripted: ScriptedServer) -> None:
     visit.expected = ("",)  # Chromium reports each attempt
     visit.own += ("http://evil.example:",)
