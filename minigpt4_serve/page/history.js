@@ -39,8 +39,9 @@ export class History {
         };
       }
     });
-    const kept = await this.list();
-    for (const { id } of kept.slice(MOST_CHATS)) await this.#remove(id);
+    if ((await this.#run("readonly", ({ chats }) => chats.count())) > MOST_CHATS) {
+      for (const { id } of (await this.list()).slice(MOST_CHATS)) await this.#remove(id);
+    }
   }
 
   /** Chats, the newest first: `[{ id, changed, title }]`. */

@@ -85,7 +85,9 @@ def add_page(app: FastAPI) -> frozenset[str]:
 
     app.add_route("/", route(lambda _: "/"), include_in_schema=False)
     app.add_route("/preview", route(lambda _: "/preview"), include_in_schema=False)
-    app.add_route("/page/{file:path}", route(lambda request: request.url.path), include_in_schema=False)
+    app.add_route(
+        "/page/{file:path}", route(lambda request: f"/page/{request.path_params['file']}"), include_in_schema=False
+    )
     return frozenset(files)
 
 
