@@ -21,6 +21,7 @@ from minigpt4_serve.server.http.auth import Admission, RequireKey
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before, until
 from minigpt4_serve.server.http.error_handlers import install
+from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
 from minigpt4_serve.server.http.page import add_page
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
 from minigpt4_serve.server.keys.key_ring import KeyRing
@@ -36,13 +37,19 @@ __all__ = ["create_app"]
 
 
 def create_app(
-    service: ChatService, quotas: Quotas | None = None, meter: Meter | None = None, *, behind_proxy: bool = False
+    service: ChatService,
+    quotas: Quotas | None = None,
+    meter: Meter | None = None,
+    *,
+    behind_proxy: bool = False,
+    metrics: ReadMetrics | None = None,
 ) -> FastAPI:
     """The application around one chat service.
 
     Args:
         quotas: where requests of keys are counted; in this process if not given.
         meter: counts what the application does.
+        metrics: gives what ``/metrics`` shows; without it there is no such route.
         behind_proxy: Ray's proxy brings the requests, see ``RequestLogMiddleware``.
 
     Raises:
@@ -55,6 +62,8 @@ def create_app(
     defaults = service.sampling(ChatCompletionRequest(messages=[Message(role="user")]))
 
     install(app)
+    if metrics is not None:
+        add_metrics(app, metrics)
     open_paths = add_page(app) if settings.page else frozenset()
     app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas(), open_paths=open_paths)
 

@@ -146,6 +146,7 @@ class Ingress:
             from minigpt4_serve.server.http.request_log import JsonLines
             from minigpt4_serve.server.http.routes import create_app
             from minigpt4_serve.server.metrics import HttpMeter
+            from minigpt4_serve.server.ray.metrics_reader import read_metrics
             from minigpt4_serve.server.ray.remote_engine import RemoteEngine
             from minigpt4_serve.server.ray.shared_quotas import SharedQuotas
             from minigpt4_serve.weights.load import load_processor
@@ -157,7 +158,9 @@ class Ingress:
         service = ChatService(processor, rules, engine, settings)
         await service.warm_up()
         quotas = SharedQuotas() if settings.keys_file else None
-        self._application = create_app(service, quotas, HttpMeter(), behind_proxy=socket_path is None)
+        self._application = create_app(
+            service, quotas, HttpMeter(), behind_proxy=socket_path is None, metrics=read_metrics
+        )
         if socket_path is not None:
             _answer_promptly()
             from minigpt4_serve.server.http.server import HttpServer
