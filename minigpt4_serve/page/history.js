@@ -7,11 +7,19 @@ const OFF = "minigpt4.history";
 /** Where chats are kept. Every method does nothing useful, but fails neither, where the browser has no storage. */
 export class History {
   #database = null;
-  #channel = "BroadcastChannel" in globalThis ? new BroadcastChannel(NAME) : null;
+  #opened = null; // the chat that this tab has taken from the history
+  #channel = new BroadcastChannel(NAME);
 
-  /** `onforget` gets the id of a chat that another tab has forgotten, or null for all of them. */
-  constructor(onforget) {
-    this.#channel?.addEventListener("message", ({ data }) => onforget(data.forgotten));
+  /**
+   * `current()` is the id of this tab's chat. `onForgotten` gets the id of a chat that another tab has forgotten, or
+   * null for all of them. `onShared` is called when another tab shows this tab's chat already.
+   */
+  constructor({ current, onForgotten, onShared }) {
+    this.#channel.addEventListener("message", ({ data }) => {
+      if (data.forgotten !== undefined) onForgotten(data.forgotten);
+      else if (data.opened === current()) this.#channel.postMessage({ taken: data.opened });
+      else if (data.taken === current() && data.taken === this.#opened) onShared();
+    });
   }
 
   get isOn() {
@@ -55,12 +63,14 @@ export class History {
     const saved = await this.#run("readonly", ({ chats }) => chats.get(id));
     if (!saved) return null;
     const images = await this.#run("readonly", ({ pictures }) => pictures.getAll(IDBKeyRange.bound([id], [id, []])));
+    this.#opened = id;
+    this.#channel.postMessage({ opened: id });
     return { chat: saved.chat, images: images ?? [] };
   }
 
   async forget(id) {
     await this.#remove(id);
-    this.#channel?.postMessage({ forgotten: id });
+    this.#channel.postMessage({ forgotten: id });
   }
 
   async forgetAll() {
@@ -68,7 +78,7 @@ export class History {
       chats.clear();
       pictures.clear();
     });
-    this.#channel?.postMessage({ forgotten: null });
+    this.#channel.postMessage({ forgotten: null });
   }
 
   async #remove(id) {

@@ -3,7 +3,7 @@
 import { ServerError, fetchCard, key, streamAnswer } from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
-import { button, icon, make, openDialog } from "./dom.js";
+import { button, icon, make, openDialog, randomId } from "./dom.js";
 import { History } from "./history.js";
 import { ChatImage } from "./images.js";
 import { Log } from "./log.js";
@@ -27,7 +27,11 @@ class App {
 
   constructor() {
     for (const place of document.querySelectorAll("[data-icon]")) place.prepend(icon(place.dataset.icon));
-    this.history = new History((forgotten) => this.#onForgotten(forgotten));
+    this.history = new History({
+      current: () => this.#conversation.id,
+      onForgotten: (id) => this.#onForgotten(id),
+      onShared: () => this.#separate(),
+    });
     this.settings = new Settings(() => this.#saveTab());
     this.log = new Log(document.querySelector(".log"), this);
     this.composer = new Composer(document.querySelector(".composer"), this.#composerApp());
@@ -253,6 +257,13 @@ class App {
     clearTimeout(this.#saving);
     this.#saving = 0;
     this.#replaceChat(new Conversation(), []);
+  }
+
+  /** Go on with a copy: two tabs that save the same chat would overwrite each other's. */
+  #separate() {
+    this.#conversation.id = randomId();
+    this.#saveTab();
+    this.#save();
   }
 
   #composerApp() {

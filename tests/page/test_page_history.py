@@ -84,6 +84,24 @@ def test_forgetting_reaches_other_tabs(visit: Visit, scripted: ScriptedServer) -
     expect(answers(page)).to_have_count(0)
 
 
+def test_two_tabs_with_one_chat_go_separate_ways(visit: Visit, scripted: ScriptedServer) -> None:
+    page = visit()
+    ask(page, "Hello")
+    answered(page, "Hello")
+    other = visit.open_tab(page.context)
+    other.get_by_role("button", name="History").click()
+    other.get_by_role("button", name="Hello").first.click()
+    answered(other, "Hello")
+    ask(other, "I am the other")
+    answered(other, "I am the other")
+    ask(page, "I am the first")
+    answered(page, "Hello | I am the first")
+    for tab, words in ((page, "I am the first"), (other, "I am the other")):
+        tab.reload()
+        answered(tab, f"Hello | {words}")
+    assert page.evaluate(STORED) == [2, 0]
+
+
 def test_history_can_be_switched_off(visit: Visit, scripted: ScriptedServer) -> None:
     page = visit()
     ask(page, "Hello")
