@@ -1,4 +1,4 @@
-"""What the page lets nobody do: markup in what it shows, generated websites, other pages, people without a key."""
+"""What the page prevents: markup in what it shows, generated websites, other pages, people without a key."""
 
 import socket
 import threading
