@@ -1,11 +1,11 @@
-"""MiniGPT-v2's boxes: out of its answers, as typed data, and onto the picture. Knows text and Pillow, no model.
+"""Bounding boxes in MiniGPT-v2's answers: parse them, remove them from the text, and draw them on the image.
 
-v2 writes ``<p>phrase</p> {<left><top><right><bottom>}<delim>{…}`` with whole percents of width and height.
+v2 writes ``<p>phrase</p> {<left><top><right><bottom>}<delim>{…}``, in integer percent of width and height.
 """
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -17,22 +17,22 @@ _ANY_BOX = re.sub(r"\((?=-)", "(?:", _BOX)
 _BOXES = rf"{_ANY_BOX}(?:\s*<delim>\s*{_ANY_BOX})*"
 _GROUNDED = re.compile(rf"(?:<p>([^<]*)</p>\s*)?({_BOXES})")
 
-# Tried once for each run of blanks: (?<!\s) and the possessive *+ keep long runs from taking quadratic time.
-_BOXES_AND_BLANKS = re.compile(rf"(?<!\s)\s*+(?:<delim>\s*+)?{_BOXES}")
+# (?<!\s) and the possessive *+ try each run of whitespace once, so long runs take linear time.
+_BOXES_AND_SPACES = re.compile(rf"(?<!\s)\s*+(?:<delim>\s*+)?{_BOXES}")
 _TAG = re.compile(r"</?p>|<delim>")
-_HALF_WRITTEN = re.compile(r"(?<!\s)\s*+(?:\{[-<>\d\s]*|</?p?|<d(?:e|el|eli|elim)?)$")
+_PARTIAL_NOTATION = re.compile(r"(?<!\s)\s*+(?:\{[-<>\d\s]*|</?p?|<d(?:e|el|eli|elim)?)$")
 
-_COLOURS = (
+_COLORS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324", "#808000", "#000075",
 )  # fmt: skip
-"""Told apart by most eyes, on light and dark pictures."""
+"""Distinguishable for most people, on light and dark images."""
 
-_SMALLEST_SIDE = 500  # pixels; smaller pictures are enlarged, else no label can be read
+_MIN_LONGER_SIDE = 500  # pixels; smaller images are enlarged so that labels are readable
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in percent of the picture: 0 ≤ left ≤ right ≤ 100 and 0 ≤ top ≤ bottom ≤ 100."""
+    """A rectangle in percent of the image's size: 0 ≤ left ≤ right ≤ 100 and 0 ≤ top ≤ bottom ≤ 100."""
 
     left: int
     top: int
@@ -41,13 +41,13 @@ class Box:
 
     @classmethod
     def of(cls, x1: int, y1: int, x2: int, y2: int) -> "Box":
-        """The box between two corners in any order, clamped to the picture: models miss the edge now and then."""
+        """The box between two opposite corners, clamped to the image, since models exceed its edge sometimes."""
         left, right = sorted(min(max(x, 0), 100) for x in (x1, x2))
         top, bottom = sorted(min(max(y, 0), 100) for y in (y1, y2))
         return cls(left, top, right, bottom)
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) in pixels of a picture of that size; cut off, not rounded, as in training."""
+        """(left, top, right, bottom) in pixels of an image of that size; rounded down, as in the original."""
         return (
             self.left * width // 100,
             self.top * height // 100,
@@ -56,13 +56,13 @@ class Box:
         )
 
     def __str__(self) -> str:
-        """As v2 reads and writes it; an ``[identify]`` question ends with one."""
+        """In v2's notation, which ``[identify]`` questions use as well."""
         return f"{{<{self.left}><{self.top}><{self.right}><{self.bottom}>}}"
 
 
 @dataclass(frozen=True)
 class Grounding:
-    """Something that the model points at: its words, if it said any, and where it is."""
+    """A phrase of an answer, if there is one, and its boxes."""
 
     phrase: str | None
     boxes: tuple[Box, ...]
@@ -71,8 +71,8 @@ class Grounding:
 def parse_groundings(text: str) -> list[Grounding]:
     """All boxes of an answer, in order, with their phrases.
 
-    Only v2's own notation counts; four numbers in a sentence are four numbers. HTML entities are read as what they
-    stand for. What is cut off at the answer's end is left out.
+    Only v2's notation is parsed, not any four numbers. HTML entities are decoded. An incomplete box at the end of a
+    truncated answer is ignored.
     """
     found = []
     for match in _GROUNDED.finditer(html.unescape(text)):
@@ -83,107 +83,118 @@ def parse_groundings(text: str) -> list[Grounding]:
 
 
 def plain_text(text: str) -> str:
-    """The answer without boxes and tags, as a person reads it."""
-    text = _BOXES_AND_BLANKS.sub("", html.unescape(text))
+    """The answer without boxes and tags."""
+    text = _BOXES_AND_SPACES.sub("", html.unescape(text))
     return _TAG.sub("", text).strip()
 
 
 def colour_phrases(text: str, *, finished: bool = True) -> list[tuple[str, str | None]]:
-    """The answer without boxes and tags, in pieces: each phrase with the colour that ``draw_boxes`` gives its boxes.
+    """The answer without boxes and tags, as segments (text, color).
 
-    Other words have None for a colour. Of an answer that isn't ``finished``, notation that is half there stays hidden.
+    Phrases have the color that ``draw_boxes`` gives their boxes, other text has None. Unless the answer is
+    ``finished``, incomplete notation at its end is removed.
     """
     if not finished:
-        text = _HALF_WRITTEN.sub("", text)
+        text = _PARTIAL_NOTATION.sub("", text)
     if not (_GROUNDED.search(html.unescape(text)) or _TAG.search(text)):
         return [(text, None)] if text else []
-    pieces: list[tuple[str, str | None]] = []
-    text, end = html.unescape(text), 0
+    text = html.unescape(text)
+    segments: list[tuple[str, str | None]] = []
+    end = 0
     for number, match in enumerate(_GROUNDED.finditer(text)):
-        pieces.append((text[end : match.start()], None))
-        pieces.append(((match[1] or "").strip(), _COLOURS[number % len(_COLOURS)]))
+        segments.append((text[end : match.start()], None))
+        segments.append(((match[1] or "").strip(), _COLORS[number % len(_COLORS)]))
         end = match.end()
-    pieces.append((text[end:], None))
-    bare = [(_TAG.sub("", words), colour) for words, colour in pieces]
-    return [(words, colour) for words, colour in bare if words]
+    segments.append((text[end:], None))
+    without_tags = [(_TAG.sub("", segment), color) for segment, color in segments]
+    return [(segment, color) for segment, color in without_tags if segment]
 
 
 def draw_boxes(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Image:
-    """A copy of the picture with every box in the colour of its phrase, labelled.
+    """A copy of the image with all boxes, labeled, one color per phrase.
 
-    Small pictures are enlarged to 500 pixels on their longer side, so that labels can be read. No label lies on another
-    as long as there is room for all.
+    Small images are enlarged to 500 pixels on their longer side, so that labels are readable. Labels don't overlap
+    while there is free space.
     """
-    picture = image.convert("RGB")
-    longer = max(picture.size)
-    if longer < _SMALLEST_SIDE:
-        scale = _SMALLEST_SIDE / longer
-        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    canvas = ImageDraw.Draw(picture)
-    line = max(2, max(picture.size) // 250)
-    font = ImageFont.load_default(size=max(14, max(picture.size) // 40))
-    coloured = [(g, _COLOURS[i % len(_COLOURS)]) for i, g in enumerate(groundings)]
-    for grounding, colour in coloured:
+    drawn = image.convert("RGB")
+    longer = max(drawn.size)
+    if longer < _MIN_LONGER_SIDE:
+        scale = _MIN_LONGER_SIDE / longer
+        size = max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale))
+        drawn = drawn.resize(size, Image.Resampling.LANCZOS)
+    canvas = ImageDraw.Draw(drawn)
+    line = max(2, max(drawn.size) // 250)
+    font = ImageFont.load_default(size=max(14, max(drawn.size) // 40))
+    colored = [(g, _COLORS[i % len(_COLORS)]) for i, g in enumerate(groundings)]
+    for grounding, color in colored:
         for box in grounding.boxes:
-            left, top, right, bottom = box.pixels(picture.width - 1, picture.height - 1)
-            # A white line around it keeps a box apart from things of its own colour.
+            left, top, right, bottom = box.pixels(drawn.width - 1, drawn.height - 1)
+            # A white outline separates the box from objects of the same color.
             canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=line + 2)
-            canvas.rectangle((left, top, right, bottom), outline=colour, width=line)
-    taken: list[_Area] = []
-    for grounding, colour in coloured:
+            canvas.rectangle((left, top, right, bottom), outline=color, width=line)
+    occupied: list[_Area] = []
+    for grounding, color in colored:
         if grounding.phrase is None:
             continue
         for box in grounding.boxes:
-            _label(canvas, picture.size, box, grounding.phrase, colour, font, taken)
-    return picture
+            _draw_label(canvas, drawn.size, box, grounding.phrase, color, font, occupied)
+    return drawn
 
 
 _Area = tuple[int, int, int, int]
-_LONGEST_LABEL = 100  # characters
+_MAX_LABEL = 100  # characters
 
 
-def _label(
+def _draw_label(
     canvas: ImageDraw.ImageDraw,
     size: tuple[int, int],
     box: Box,
     phrase: str,
-    colour: str,
+    color: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    taken: list[_Area],
+    occupied: list[_Area],
 ) -> None:
-    """Write a phrase near its box, on a plate of the box's colour, and note the area as taken."""
+    """Draw a phrase near its box, on a background of the box's color, and add its area to ``occupied``."""
     left, top, right, bottom = canvas.textbbox((0, 0), "A", font)
     margin = max(3, int(bottom - top) // 3)
     area = box.pixels(*size)
-    # As wide as its box, or half the picture: a sentence must not hide what it is about.
+    # At most as wide as its box or half the image, so that a long phrase doesn't cover the object.
     limit = max(area[2] - area[0], size[0] // 2) - 2 * margin
-    if len(phrase) > _LONGEST_LABEL:
-        phrase = phrase[:_LONGEST_LABEL].rstrip() + "…"
+    if len(phrase) > _MAX_LABEL:
+        phrase = phrase[:_MAX_LABEL].rstrip() + "…"
     while len(phrase) > 1 and canvas.textlength(phrase, font) > limit:
         phrase = phrase[:-2].rstrip() + "…"
     left, top, right, bottom = canvas.textbbox((0, 0), phrase, font)
-    width, height = int(right - left) + 2 * margin, int(bottom - top) + 2 * margin
-    x, y = next(_free_places(area, (width, height), size, taken))
-    taken.append((x, y, x + width, y + height))
-    canvas.rectangle(taken[-1], fill=colour)
+    width = int(right - left) + 2 * margin
+    height = int(bottom - top) + 2 * margin
+    x, y = _label_position(area, (width, height), size, occupied)
+    occupied.append((x, y, x + width, y + height))
+    canvas.rectangle(occupied[-1], fill=color)
     canvas.text((x + margin - left, y + margin - top), phrase, fill="white", font=font)
 
 
-def _free_places(
-    box: _Area, label: tuple[int, int], size: tuple[int, int], taken: Sequence[_Area]
-) -> Iterator[tuple[int, int]]:
-    """Upper left corners for a label, best first: above the box, in it, below it, then ever farther away."""
-    (left, top, _, bottom), (width, height) = box, label
-    room = max(size[0] - width, 0), max(size[1] - height, 0)
+def _label_position(
+    box: _Area, label: tuple[int, int], size: tuple[int, int], occupied: Sequence[_Area]
+) -> tuple[int, int]:
+    """Upper left corner for a label: above the box, inside or below it, or else the nearest position that is free.
 
-    def free(x: int, y: int) -> bool:
-        return not any(x < r and a < x + width and y < b and t < y + height for a, t, r, b in taken)
+    Without a free position, labels overlap.
+    """
+    left, top, _, bottom = box
+    width, height = label
+    max_x = max(size[0] - width, 0)
+    max_y = max(size[1] - height, 0)
 
-    places = [(left, top - height), (left, top), (left, bottom)]
-    inside = [(min(max(x, 0), room[0]), min(max(y, 0), room[1])) for x, y in places]
-    yield from (place for place in inside if free(*place))
-    columns, rows = range(0, room[0] + 1, max(width // 4, 8)), range(0, room[1] + 1, max(height // 2, 8))
-    grid = [(x, y) for y in rows for x in columns if free(x, y)]
-    yield from sorted(grid, key=lambda place: abs(place[0] - left) + abs(place[1] - top))
-    yield inside[0]
+    def is_free(x: int, y: int) -> bool:
+        return not any(x < r and a < x + width and y < b and t < y + height for a, t, r, b in occupied)
+
+    preferred = [
+        (min(max(x, 0), max_x), min(max(y, 0), max_y)) for x, y in ((left, top - height), (left, top), (left, bottom))
+    ]
+    for position in preferred:
+        if is_free(*position):
+            return position
+    columns = range(0, max_x + 1, max(width // 4, 8))
+    rows = range(0, max_y + 1, max(height // 2, 8))
+    grid = [(x, y) for y in rows for x in columns if is_free(x, y)]
+    return min(grid, key=lambda position: abs(position[0] - left) + abs(position[1] - top), default=preferred[0])

@@ -1,4 +1,4 @@
-"""The one exception tree of minigpt4-serve. Knows nothing of HTTP frameworks, torch or Ray.
+"""The one exception tree of minigpt4-serve.
 
     MiniGPT4Error                      500  internal_error
     ├─ InvalidRequest                  400  invalid_request_error
@@ -12,15 +12,17 @@
     │  └─ RateLimited                  429  rate_limit_exceeded
     ├─ EngineFailed                    503  engine_failed
     ├─ ServerUnreachable               503  server_unreachable    (clients only)
-    │  └─ StreamInterrupted                     503  cut_short
+    │  └─ StreamInterrupted            503  cut_short
     └─ WeightsError                    500  weights_error         (missing, unexpected tensor names)
 
-Every message is one or two sentences for the person who meets it and says what to do. Text of third-party exceptions
-never becomes a message; it stays in ``__cause__`` for the log of whoever runs the program.
+Every message is one or two sentences for the person who reads it and says what to do. Text of third-party exceptions
+never becomes a message; it stays in ``__cause__`` for the operator's log.
 """
 
 from collections.abc import Iterable
 from typing import Any
+
+from minigpt4_serve.durations import describe_wait
 
 __all__ = [
     "AuthenticationFailed",
@@ -44,9 +46,9 @@ class MiniGPT4Error(Exception):
     """Base of all errors that users may see.
 
     Attributes:
-        message: one clear sentence; safe to show to anybody.
+        message: one clear sentence without secrets.
         code: stable, machine-readable name of the kind of error.
-        status: the HTTP status that belongs to it.
+        status: HTTP status of a response with this error.
         type: OpenAI's coarse error type.
         param: the request field at fault, such as ``"messages[0].content"``, or None.
     """
@@ -61,22 +63,27 @@ class MiniGPT4Error(Exception):
         self.param = param
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors travel between processes whole, whatever their constructors ask for."""
-        return _again, (type(self), self.args, self.__dict__)
+        """Pickle the attributes: constructors of subclasses take more than ``args``."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+    def reword(self, message: str) -> None:
+        """Replace the message, for another reader or with more context."""
+        self.message = message
+        self.args = (message,)
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The error in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
-def _again(kind: type[MiniGPT4Error], args: tuple[Any, ...], state: dict[str, Any]) -> MiniGPT4Error:
+def _restore(kind: type[MiniGPT4Error], args: tuple[Any, ...], state: dict[str, Any]) -> MiniGPT4Error:
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error
 
 
 class InvalidRequest(MiniGPT4Error):
-    """The request can't be understood or asks for something that this server does not do."""
+    """The request can't be parsed, or asks for something that this server doesn't support."""
 
     code = "invalid_request_error"
     status = 400
@@ -84,26 +91,26 @@ class InvalidRequest(MiniGPT4Error):
 
 
 class InvalidImage(InvalidRequest):
-    """The picture can't be used: unknown format, damaged, or beyond a limit of shape."""
+    """The image can't be used: unknown format, damaged, or too many pixels or frames."""
 
     code = "invalid_image"
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt doesn't fit the model's context, even after the oldest text was dropped."""
+    """The prompt doesn't fit the model's context, even without its oldest text."""
 
     code = "context_length_exceeded"
 
 
 class ModelNotFound(InvalidRequest):
-    """The request names a model that this server doesn't serve."""
+    """The request names a model that this server doesn't serve; for clients, also: the server lists several."""
 
     code = "model_not_found"
     status = 404
 
 
 class AuthenticationFailed(MiniGPT4Error):
-    """No key, or a key that isn't known."""
+    """No key, or an unknown one."""
 
     code = "invalid_api_key"
     status = 401
@@ -111,7 +118,7 @@ class AuthenticationFailed(MiniGPT4Error):
 
 
 class PayloadTooLarge(MiniGPT4Error):
-    """The body or a picture has more bytes than the server accepts."""
+    """The body or an image has more bytes than the server accepts."""
 
     code = "payload_too_large"
     status = 413
@@ -119,7 +126,7 @@ class PayloadTooLarge(MiniGPT4Error):
 
 
 class DeadlineExceeded(MiniGPT4Error):
-    """The request took longer than it may, or than it asked for: its body didn't come, or its answer wasn't ready."""
+    """The request exceeded the server's time limit or its own ``timeout``, while its body arrived or was answered."""
 
     code = "deadline_exceeded"
     status = 408
@@ -127,7 +134,7 @@ class DeadlineExceeded(MiniGPT4Error):
 
 
 class Overloaded(MiniGPT4Error):
-    """The waiting line is full. ``retry_after`` is the expected wait in seconds."""
+    """The queue is full. ``retry_after`` is the expected wait in seconds."""
 
     code = "overloaded"
     status = 429
@@ -139,42 +146,42 @@ class Overloaded(MiniGPT4Error):
 
     @classmethod
     def queue_full(cls, wait: float) -> "Overloaded":
-        """No more may wait; after ``wait`` seconds, as expected, one more may."""
-        return cls(f"The server is busy; try again in {max(1, round(wait))} s.", retry_after=wait)
+        """The queue is full; a place is expected in ``wait`` seconds."""
+        return cls(f"The server is busy; try again in {describe_wait(wait)}.", retry_after=wait)
 
 
 class RateLimited(Overloaded):
-    """The caller's key may not ask for more now. ``retry_after``: until it may."""
+    """The key's quota is used up for ``retry_after`` seconds."""
 
     code = "rate_limit_exceeded"
 
 
 class EngineFailed(MiniGPT4Error):
-    """The engine died or is shutting down; requests can't be answered until it is replaced."""
+    """The engine died or is shutting down; requests fail until it is replaced."""
 
     code = "engine_failed"
     status = 503
 
 
 class ServerUnreachable(MiniGPT4Error):
-    """A client couldn't reach the server."""
+    """A client can't reach the server."""
 
     code = "server_unreachable"
     status = 503
 
 
 class StreamInterrupted(ServerUnreachable):
-    """A client lost the server in the middle of an answer."""
+    """The connection to the server broke in the middle of an answer."""
 
     code = "cut_short"
 
 
 class WeightsError(MiniGPT4Error):
-    """A model folder or checkpoint can't be loaded as what it should be.
+    """A model folder or checkpoint can't be loaded.
 
     Attributes:
-        missing: tensors that the model needs and the files don't have.
-        unexpected: tensors that the files have and no table knows.
+        missing: names of tensors that the model has and the files don't.
+        unexpected: names of tensors that the files have and the model doesn't.
     """
 
     code = "weights_error"
@@ -187,5 +194,5 @@ class WeightsError(MiniGPT4Error):
     def __str__(self) -> str:
         lines = [self.message]
         lines += [f"  missing: {name}" for name in self.missing]
-        lines += [f"  left over: {name}" for name in self.unexpected]
+        lines += [f"  unexpected: {name}" for name in self.unexpected]
         return "\n".join(lines)

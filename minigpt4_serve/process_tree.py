@@ -1,4 +1,4 @@
-"""The processes that this one has started, directly or not, and how to end them at once. Linux and macOS."""
+"""The descendants of a process, and how to kill them. Linux and macOS; on Windows there are none to find."""
 
 import os
 import signal
@@ -10,16 +10,21 @@ from pathlib import Path
 __all__ = ["descendants", "kill_descendants"]
 
 _PROC = Path("/proc")
+_PS = Path("/bin/ps")  # absolute: PATH doesn't decide what runs
 
 
-def descendants() -> list[int]:
-    """Process ids of all living descendants of this process, parents before their children."""
+def descendants(pid: int | None = None) -> list[int]:
+    """Process ids of all living descendants of a process, parents before their children; none on Windows.
+
+    Args:
+        pid: this process if not given.
+    """
     children: dict[int, list[int]] = {}
-    for pid, parent in _parents().items():
-        children.setdefault(parent, []).append(pid)
-    found = [os.getpid()]
-    for pid in found:
-        found += children.get(pid, ())
+    for child, parent in _parents().items():
+        children.setdefault(parent, []).append(child)
+    found = [os.getpid() if pid is None else pid]
+    for member in found:
+        found += children.get(member, ())
     return found[1:]
 
 
@@ -33,14 +38,16 @@ def kill_descendants(keep: Collection[int] = ()) -> None:
 
 
 def _parents() -> dict[int, int]:
-    """Process id → parent's, of every process of this machine that can be seen."""
-    if not (_PROC / "self" / "stat").is_file():  # macOS
-        # An absolute path: nobody's PATH decides what runs here.
-        listing = subprocess.run(["/bin/ps", "-Ao", "pid=,ppid="], capture_output=True, text=True, check=False)
+    """Process id → parent's process id, of every visible process of this machine."""
+    if not (_PROC / "self" / "stat").is_file():
+        if not _PS.exists():  # Windows
+            return {}
+        # macOS
+        listing = subprocess.run([_PS, "-Ao", "pid=,ppid="], capture_output=True, text=True, check=False)  # noqa: S603
         return {int(pid): int(parent) for pid, parent in (line.split() for line in listing.stdout.splitlines())}
     found = {}
     for folder in _PROC.glob("[0-9]*"):
-        with suppress(OSError):  # it may be gone by now
-            # The name, in parentheses, may itself hold blanks and parentheses.
+        with suppress(OSError):  # it may have ended
+            # The name, in parentheses, may contain blanks and parentheses itself.
             found[int(folder.name)] = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     return found

@@ -1,4 +1,4 @@
-"""What crosses process borders between the HTTP server and the engine, as plain dataclasses. Needs no torch."""
+"""Messages between HTTP processes and the engine, as plain dataclasses. Imports neither torch nor transformers."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with image slots, and the images that fill them, in order."""
+    """Token ids, and the images whose features replace the image tokens among them, in order."""
 
     token_ids: tuple[int, ...]
     images: tuple[EncodedImage, ...] = ()
@@ -21,7 +21,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request: read, of those found in the cache, and written."""
+    """Tokens of a request.
+
+    Attributes:
+        prompt_tokens: of the prompt, image tokens included.
+        cached_tokens: those of the prompt that were found in the KV cache.
+        completion_tokens: generated, all answers together.
+    """
 
     prompt_tokens: int
     cached_tokens: int
@@ -30,16 +36,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the seconds of a request went, one after the other, and two sums.
+    """Seconds of a request by phase, and two sums.
 
     Attributes:
-        images_s: decoding pictures.
-        queue_s: waiting for a slot.
-        encode_s: encoding pictures. A GPU is only told to: there the work itself shows in ``prefill_s``.
-        prefill_s: from the slot to the first token, without ``encode_s``.
+        images_s: decoding images.
+        queue_s: waiting for a running slot.
+        encode_s: encoding images. GPUs encode asynchronously, so there most of this time is part of ``prefill_s``.
+        prefill_s: from the running slot to the first token, without ``encode_s``.
         decode_s: from the first token to the last.
-        ttft_s: until the first token: all but ``decode_s``.
-        total_s: in all.
+        ttft_s: time to first token: all phases but ``decode_s``.
+        total_s: all phases.
     """
 
     images_s: float
@@ -57,7 +63,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of the answer with its log probability, and the likeliest tokens in its place."""
+    """A token with its log probability, and ``top``: the likeliest tokens at its position with theirs, best first."""
 
     token: str
     logprob: float
@@ -66,13 +72,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer.
+    """A part of a streamed answer.
 
     Attributes:
-        index: which of the ``n`` answers.
-        finish_reason: set on an answer's last piece.
-        usage, timings: set on a request's very last piece.
-        queue_position, expected_wait_s: set on empty pieces while the request has to wait for a slot.
+        index: of the answer among the request's ``n``.
+        text: may be empty, or cover more or fewer characters than ``token_ids`` if some were held back.
+        finish_reason: set on an answer's last delta.
+        usage, timings: set on a request's last delta.
+        queue_position, expected_wait_s: set on empty deltas while the request waits for a running slot.
     """
 
     index: int = 0
@@ -88,21 +95,25 @@ class Delta:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """One request's generation rules. The defaults are greedy and plain.
+    """How a request's answers are generated. The defaults are greedy decoding without filters and penalties.
 
     Attributes:
         max_tokens, min_tokens: bounds of the answer's length; no end-of-sequence token before ``min_tokens``.
-        temperature: 0 takes the likeliest token; so does what is nearly 0, where divided scores would overflow.
+        temperature: at 0 and nearly 0 the likeliest token is chosen.
         top_p, top_k, min_p: filters, applied in the order k, p, min-p; 1, 0 and 0 switch them off.
-        repetition_penalty: divides positive and multiplies negative scores of tokens that the answer already holds;
-            never of the prompt's, as in the original.
-        seed: same seed, same answer, whatever else is in the batch; None draws one.
-        stop: strings that end the answer and don't appear in it.
+        repetition_penalty: divides positive and multiplies negative scores of tokens in the answer so far; as in the
+            original code, tokens of the prompt aren't penalized.
+        seed: the same seed gives the same answer in any batch; None draws a random one.
+        stop: strings that end the answer and aren't part of it.
+        ignore_eos: never sample end-of-sequence tokens.
         logprobs, top_logprobs: report each token's log probability, and this many alternatives.
         n: independent answers to one prompt.
-        beams: beam search with this many hypotheses instead of sampling; the best ``n`` are given.
-        length_penalty: beams only; scores are divided by length to this power.
-        json_schema: the answer is JSON that follows this schema, given as JSON text.
+        beams: beam search with this many hypotheses instead of sampling; the best ``n`` are returned.
+        length_penalty: for beam search; scores are divided by length to this power.
+        json_schema: JSON text of a schema that the answer follows.
+
+    Raises:
+        InvalidRequest: a value is out of range, or two parameters exclude each other; ``param`` names it.
     """
 
     max_tokens: int = 300
@@ -122,8 +133,13 @@ class SamplingParams:
     length_penalty: float = 1.0
     json_schema: str | None = None
 
+    @property
+    def num_sequences(self) -> int:
+        """Running slots that a request takes: its answers or its beams."""
+        return max(self.n, self.beams)
+
     def __post_init__(self) -> None:
-        rules = {
+        in_range = {
             "max_tokens": self.max_tokens >= 1,
             "min_tokens": 0 <= self.min_tokens <= self.max_tokens,
             "temperature": 0 <= self.temperature < float("inf"),
@@ -138,10 +154,10 @@ class SamplingParams:
         }
         if self.beams > 1 and (self.temperature > 0 or self.logprobs):
             raise InvalidRequest(
-                "Beam search gives the likeliest answers as a whole: leave out temperature and logprobs.", param="beams"
+                "Beam search supports neither temperature nor logprobs; leave them out.", param="beams"
             )
         if self.beams > 1 and self.json_schema is not None:
-            raise InvalidRequest("Beam search can't follow a JSON schema; leave out one of the two.", param="beams")
-        for name, holds in rules.items():
-            if not holds:
+            raise InvalidRequest("Beam search doesn't support JSON schemas; leave out one of the two.", param="beams")
+        for name, valid in in_range.items():
+            if not valid:
                 raise InvalidRequest(f"'{name}' is out of range.", param=name)

@@ -1,6 +1,6 @@
 """Frozen settings of the model, the engine and the server: built once at the edge, passed down, never changed.
 
-Knows nothing of torch, Ray or HTTP, so reading a configuration file is cheap. Unknown keys are refused: a misspelt
+Imports neither torch nor Ray, so reading a configuration file is cheap. Unknown keys are refused: a misspelled
 setting that silently does nothing is worse than an error.
 """
 
@@ -19,6 +19,8 @@ __all__ = [
     "KEYS_FILE_VARIABLE",
     "TINY_MODEL",
     "EngineSettings",
+    "LogFormat",
+    "LogLevel",
     "ModelSettings",
     "ScaleSettings",
     "ServeSettings",
@@ -28,6 +30,10 @@ __all__ = [
 
 TINY_MODEL = Path(__file__).parent / "weights" / "tiny"
 """The embedded default model: trained by this project, a few megabytes, runs on any CPU."""
+
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["json", "text"]
 
 
 class _Settings(BaseModel):
@@ -55,7 +61,7 @@ class EngineSettings(_Settings):
     max_waiting: int = Field(default=128, ge=0)
     """Requests that may wait for a slot; one more is refused."""
     max_pieces_per_s: int = Field(default=500, ge=1)
-    """Pieces of answers told in a second, all answers together: the more there are, the larger their pieces. No piece
+    """Deltas sent in a second, all answers together: the more answers, the larger their deltas. No delta
     is held back for longer than 50 ms."""
     max_prefill_tokens: int = Field(default=1024, ge=16)
     """Prompt positions that one step computes beside the running answers: more is faster, less is smoother."""
@@ -75,7 +81,7 @@ class EngineSettings(_Settings):
     decode_threads: int = Field(default=2, ge=1)
     """Pictures decoded and resized at the same time."""
     step_timeout_s: float = Field(default=600, gt=0)
-    """A step that takes longer hangs: the health check turns red, so that whoever watches replaces the process."""
+    """A step that takes longer hangs: the health check turns red, so that the supervisor replaces the process."""
     cpu_threads: int | None = Field(default=None, ge=1)
     """Threads that PyTorch computes with on CPUs; its own choice if not given."""
 
@@ -100,7 +106,8 @@ class ScaleSettings(_Settings):
     http: int = Field(default=1, ge=1)
     """Processes that speak HTTP, check pictures and make tokens: one feeds several engines."""
     drain_s: float = Field(default=60, ge=0)
-    """How long a process that is replaced may finish its answers."""
+    """Seconds in which a process that is replaced or stopped may finish its answers. ``minigpt4 serve`` stops at most
+    five seconds later; a second SIGINT or SIGTERM ends it at once."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScaleSettings":
@@ -119,6 +126,10 @@ class ServeSettings(_Settings):
     port: int = Field(default=8000, ge=1, le=65535)
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Where Ray shows metrics to Prometheus, on every node of a cluster that we start; any free port if not given."""
+    log_level: LogLevel = "info"
+    """Least severe messages that are logged, by all processes, to the stderr of ``minigpt4 serve``."""
+    log_format: LogFormat = "json"
+    """A log line as a JSON object, or as text for people."""
     model_name: str | None = None
     """The name clients use; the model folder's name if not given."""
     max_images_per_request: int = Field(default=8, ge=1)
@@ -149,7 +160,7 @@ class ServeSettings(_Settings):
     @classmethod
     def _a_key_is_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().strip():
-            raise ValueError("it is empty, so that anybody would have it; give a key or leave the setting out")
+            raise ValueError("it is empty, which protects nothing; give a key or leave the setting out")
         return value
 
     @field_validator("keys_file")
@@ -219,7 +230,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def is_loopback(host: str) -> bool:
-    """Is it an address of this very machine, or the name ``localhost``?"""
+    """Whether ``host`` is an address of this machine or the name ``localhost``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

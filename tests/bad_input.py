@@ -32,7 +32,7 @@ class Bad:
     path: str = CHAT
 
 
-def url_of(data: bytes, kind: str = "image/png") -> str:
+def make_url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -51,9 +51,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2, idat: bytes = b"") -> bytes:
+def png(width: int, height: int, *chunks: bytes, depth: int = 8, color: int = 2, idat: bytes = b"") -> bytes:
     """A PNG with any header, true or not."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = b"".join(chunks) + (chunk(b"IDAT", idat) if idat else b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
@@ -84,7 +84,7 @@ def exif(orientation: int, kind: str) -> bytes:
     return encode(draw("red", (40, 20)), kind, exif=tags)
 
 
-def _grey16() -> bytes:
+def _gray16() -> bytes:
     return encode(Image.frombytes("I;16", (8, 8), struct.pack("<64H", *range(0, 64_000, 1000))))
 
 
@@ -148,57 +148,61 @@ PICTURES = [
     Bad("nothing", asks("data:image/png;base64,"), 400, "invalid_image", "empty"),
     Bad("no base64", asks("data:image/png;base64,@@@@"), 400, "invalid_image", "base64"),
     Bad("not encoded", asks("data:image/png,abc"), 400, says="base64"),
-    Bad("words", asks(url_of(b"hello")), 400, "invalid_image", "PNG"),
+    Bad("words", asks(make_url(b"hello")), 400, "invalid_image", "PNG"),
     Bad(
         "a drawing program",
-        asks(url_of(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml")),
+        asks(make_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml")),
         400,
         "invalid_image",
         "PNG",
     ),
-    Bad("a document", asks(url_of(b"%PDF-1.7\n1 0 obj")), 400, "invalid_image", "PNG"),
-    Bad("a film", asks(url_of(b"\0\0\0\x18ftypmp42")), 400, "invalid_image", "PNG"),
-    Bad("a TIFF", asks(url_of(encode(draw(), "TIFF"))), 400, "invalid_image", "PNG"),
-    Bad("an icon", asks(url_of(encode(draw(), "ICO"))), 400, "invalid_image", "PNG"),
-    Bad("PostScript", asks(url_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")), 400, "invalid_image", "PNG"),
-    Bad("a sound in RIFF", asks(url_of(b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 40)), 400, "invalid_image", "PNG"),
-    Bad("a PNG's signature", asks(url_of(_WHOLE[:8])), 400, "invalid_image", "damaged"),
-    Bad("half a PNG", asks(url_of(_WHOLE[: len(_WHOLE) // 2])), 400, "invalid_image", "damaged"),
-    Bad("half a JPEG", asks(url_of(_JPEG[:-40])), 400, "invalid_image", "damaged"),
-    Bad("noise in a JPEG's coat", asks(url_of(b"\xff\xd8\xff" + b"\x5a" * 500)), 400, "invalid_image", "again"),
-    Bad("noise in a BMP's coat", asks(url_of(b"BM" + b"\xff" * 100)), 400, "invalid_image", "again"),
-    Bad("too many bytes", asks(url_of(b"\x89PNG\r\n\x1a\n" + b"\0" * 1_200_000)), 413, "payload_too_large", "1.0 MiB"),
-    Bad("a size that is a lie", asks(url_of(png(60_000, 60_000))), 400, "invalid_image", "pixels"),
-    Bad("a size above the limit", asks(url_of(png(5000, 4000, idat=_BOMB))), 400, "invalid_image", "10 million"),
-    Bad("no size", asks(url_of(png(0, 7))), 400, "invalid_image"),
-    Bad("a bomb in the data", asks(url_of(png(2000, 2000, idat=_BOMB))), 200, None),
-    Bad("a bomb in the words", asks(url_of(png(8, 8, chunk(b"zTXt", b"a\0\0" + _BOMB)))), 400, "invalid_image"),
-    Bad("a bomb in the colours", asks(url_of(png(8, 8, chunk(b"iCCP", b"a\0\0" + _BOMB)))), 400, "invalid_image"),
-    Bad("a GIF of a hundred thousand frames", asks(url_of(gif(50_000))), 400, "invalid_image", "20 frames"),
-    Bad("a GIF whose end is missing", asks(url_of(gif(1)[:-6])), 400, "invalid_image"),
+    Bad("a document", asks(make_url(b"%PDF-1.7\n1 0 obj")), 400, "invalid_image", "PNG"),
+    Bad("a film", asks(make_url(b"\0\0\0\x18ftypmp42")), 400, "invalid_image", "PNG"),
+    Bad("a TIFF", asks(make_url(encode(draw(), "TIFF"))), 400, "invalid_image", "PNG"),
+    Bad("an icon", asks(make_url(encode(draw(), "ICO"))), 400, "invalid_image", "PNG"),
+    Bad(
+        "PostScript", asks(make_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")), 400, "invalid_image", "PNG"
+    ),
+    Bad("a sound in RIFF", asks(make_url(b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 40)), 400, "invalid_image", "PNG"),
+    Bad("a PNG's signature", asks(make_url(_WHOLE[:8])), 400, "invalid_image", "damaged"),
+    Bad("half a PNG", asks(make_url(_WHOLE[: len(_WHOLE) // 2])), 400, "invalid_image", "damaged"),
+    Bad("half a JPEG", asks(make_url(_JPEG[:-40])), 400, "invalid_image", "damaged"),
+    Bad("noise in a JPEG's coat", asks(make_url(b"\xff\xd8\xff" + b"\x5a" * 500)), 400, "invalid_image", "again"),
+    Bad("noise in a BMP's coat", asks(make_url(b"BM" + b"\xff" * 100)), 400, "invalid_image", "again"),
+    Bad(
+        "too many bytes", asks(make_url(b"\x89PNG\r\n\x1a\n" + b"\0" * 1_200_000)), 413, "payload_too_large", "1.0 MiB"
+    ),
+    Bad("a size that is a lie", asks(make_url(png(60_000, 60_000))), 400, "invalid_image", "pixels"),
+    Bad("a size above the limit", asks(make_url(png(5000, 4000, idat=_BOMB))), 400, "invalid_image", "10 million"),
+    Bad("no size", asks(make_url(png(0, 7))), 400, "invalid_image"),
+    Bad("a bomb in the data", asks(make_url(png(2000, 2000, idat=_BOMB))), 200, None),
+    Bad("a bomb in the words", asks(make_url(png(8, 8, chunk(b"zTXt", b"a\0\0" + _BOMB)))), 400, "invalid_image"),
+    Bad("a bomb in the colours", asks(make_url(png(8, 8, chunk(b"iCCP", b"a\0\0" + _BOMB)))), 400, "invalid_image"),
+    Bad("a GIF of a hundred thousand frames", asks(make_url(gif(50_000))), 400, "invalid_image", "20 frames"),
+    Bad("a GIF whose end is missing", asks(make_url(gif(1)[:-6])), 400, "invalid_image"),
     Bad(
         "a GIF of crumbs",
-        asks(url_of(gif(1)[:-3] + b"\x01\x00" * 0 + b"\x01\x44" * 300_000)),
+        asks(make_url(gif(1)[:-3] + b"\x01\x00" * 0 + b"\x01\x44" * 300_000)),
         400,
         "invalid_image",
         "frames",
     ),
-    Bad("a long WEBP", asks(url_of(animation("WEBP", 30))), 400, "invalid_image", "20 frames"),
-    Bad("a long PNG", asks(url_of(animation("PNG", 30))), 400, "invalid_image", "20 frames"),
-    Bad("a JPEG of a thousand passes", asks(url_of(scans(1000))), 400, "invalid_image", "50 passes"),
-    Bad("nine pictures", asks(*[url_of(_WHOLE)] * 9), 400, says="8"),
+    Bad("a long WEBP", asks(make_url(animation("WEBP", 30))), 400, "invalid_image", "20 frames"),
+    Bad("a long PNG", asks(make_url(animation("PNG", 30))), 400, "invalid_image", "20 frames"),
+    Bad("a JPEG of a thousand scans", asks(make_url(scans(1000))), 400, "invalid_image", "50 scans"),
+    Bad("nine pictures", asks(*[make_url(_WHOLE)] * 9), 400, says="8"),
     Bad("a picture of the system's", asks().replace(b'"user"', b'"system"'), 400, says="question"),
     # What is odd but right is answered.
-    Bad("a PNG that is a ZIP, too", asks(url_of(_WHOLE + b"PK\x03\x04" + b"\0" * 100)), 200, None),
-    Bad("a GIF that is a script, too", asks(url_of(encode(draw(), "GIF") + b"*/=1;alert(1)//")), 200, None),
-    Bad("a JPEG called text", asks(url_of(_JPEG, "text/html")), 200, None),
-    Bad("CMYK", asks(url_of(encode(draw("red").convert("CMYK"), "JPEG"))), 200, None),
-    Bad("16 bits", asks(url_of(_grey16())), 200, None),
-    Bad("black and white", asks(url_of(encode(draw("red").convert("1")))), 200, None),
-    Bad("transparent colours", asks(url_of(encode(draw("red").convert("RGBA").quantize(8)))), 200, None),
-    Bad("a short animation", asks(url_of(animation("GIF", 5))), 200, None),
-    Bad("on its side", asks(url_of(exif(6, "JPEG"))), 200, None),
-    Bad("turned in no known way", asks(url_of(exif(77, "PNG"))), 200, None),
+    Bad("a PNG that is a ZIP, too", asks(make_url(_WHOLE + b"PK\x03\x04" + b"\0" * 100)), 200, None),
+    Bad("a GIF that is a script, too", asks(make_url(encode(draw(), "GIF") + b"*/=1;alert(1)//")), 200, None),
+    Bad("a JPEG called text", asks(make_url(_JPEG, "text/html")), 200, None),
+    Bad("CMYK", asks(make_url(encode(draw("red").convert("CMYK"), "JPEG"))), 200, None),
+    Bad("16 bits", asks(make_url(_gray16())), 200, None),
+    Bad("black and white", asks(make_url(encode(draw("red").convert("1")))), 200, None),
+    Bad("transparent colours", asks(make_url(encode(draw("red").convert("RGBA").quantize(8)))), 200, None),
+    Bad("a short animation", asks(make_url(animation("GIF", 5))), 200, None),
+    Bad("on its side", asks(make_url(exif(6, "JPEG"))), 200, None),
+    Bad("turned in no known way", asks(make_url(exif(77, "PNG"))), 200, None),
 ]
 
 ADDRESSES = [

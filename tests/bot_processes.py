@@ -1,4 +1,4 @@
-"""A bot's command line as a process of its own, as people run it, driven from a test's event loop."""
+"""Runs a bot's console script as a process, from a test's event loop."""
 
 import asyncio
 import os
@@ -8,34 +8,34 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-_OURS = ("MINIGPT4_", "DISCORD_", "TELEGRAM_")
+_PREFIXES = ("MINIGPT4_", "DISCORD_", "TELEGRAM_")
 BIN = Path(sys.executable).parent
 
 
 class BotProcess:
-    """A started bot; ``printed`` is all that it has written so far, to either stream."""
+    """A running bot; ``printed`` is its output so far, of both streams."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.printed = ""
-        self._news = asyncio.Event()
+        self._output = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
         while line := await self.process.stdout.readline():
             self.printed += line.decode()
-            self._news.set()
-        self._news.set()
+            self._output.set()
+        self._output.set()
 
     async def prints(self, words: str, *, within: float = 150, times: int = 1) -> None:
-        """Wait until it has written ``words`` so many times."""
+        """Wait until the output contains ``words`` that many times."""
         try:
             async with asyncio.timeout(within):
                 while self.printed.count(words) < times:
                     assert not self._reader.done(), f"the bot ended; it printed:\n{self.printed}"
-                    self._news.clear()
-                    await self._news.wait()
+                    self._output.clear()
+                    await self._output.wait()
         except TimeoutError:
             raise AssertionError(f"no {words!r} within {within} s; it printed:\n{self.printed}") from None
 
@@ -47,17 +47,17 @@ class BotProcess:
             return status
 
     async def kill(self) -> None:
-        """As the kernel does it, without a chance to say goodbye."""
+        """Send SIGKILL."""
         self.process.kill()
         await self.ends()
 
     async def terminate(self) -> int:
-        """As an operator does it."""
+        """Send SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return await self.ends()
 
     def memory_mb(self) -> float:
-        """Resident memory of the process."""
+        """Resident memory of the process in MiB."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -73,7 +73,7 @@ async def running_bot(
     file = folder / "settings.yaml"
     if settings or not file.exists():
         file.write_text(settings)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)}
     process = await asyncio.create_subprocess_exec(
         str(BIN / script),
         "--settings",

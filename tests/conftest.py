@@ -1,4 +1,4 @@
-"""What all tests share: a small random model with the recorded tokenizer, and drawn pictures."""
+"""Fixtures of all tests: recorded files, a small random model, a running cluster."""
 
 import json
 import os
@@ -10,26 +10,26 @@ import hypothesis
 import pytest
 from processes import Server, free_port, serving
 
-# The same examples in every run: what passed yesterday passes today, and a failure can be repeated. How long an example
-# takes, or is thought of, says more of the machine than of the code.
+# The same examples in every run, so that failures can be repeated. The time that an example takes, or its generation,
+# depends on the machine more than on the code.
 hypothesis.settings.register_profile(
     "same", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("same")
 
-# Torch reads it when it is imported, here and in the processes that tests start: tensors as small as the tests' are
-# slower on more threads, and test processes share the cores.
+# torch reads this on import, here and in the processes that tests start. More threads slow down tensors as small as the
+# tests', and test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that runs pytest in the background lets it, and thus every server that it starts, ignore the SIGINT by which
-# tests stop them: each took the 150 seconds until it was killed.
+# Where a shell runs pytest in the background, pytest and the servers that it starts ignore SIGINT, by which tests stop
+# them: without this, each would run on until it is killed after 150 seconds.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
 SHARED_PROCESSES = ("cluster", "converted_v2", "page_url")
-"""Fixtures that start a process for the whole session; the one that takes longest comes first."""
+"""Fixtures that start a process for the whole session, the slowest first."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -39,19 +39,21 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let workers begin with what takes longest."""
+    """Run the slowest tests first."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=_turn)
+        items.sort(key=_rank)
 
 
 def _group(item: pytest.Item) -> str:
     return _shared_process(item) or item.path.relative_to(TESTS).with_suffix("").as_posix()
 
 
-def _turn(item: pytest.Item) -> int:
+def _rank(item: pytest.Item) -> int:
     if shared := _shared_process(item):
         return SHARED_PROCESSES.index(shared)
-    return len(SHARED_PROCESSES) + (item.get_closest_marker("e2e") is None)
+    if item.get_closest_marker("e2e"):
+        return len(SHARED_PROCESSES)
+    return len(SHARED_PROCESSES) + 1
 
 
 def _shared_process(item: pytest.Item) -> str | None:
@@ -61,13 +63,13 @@ def _shared_process(item: pytest.Item) -> str | None:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Numbers, files and pictures recorded from the original code; MANIFEST.json tells what is what."""
+    """The folder of numbers, files and images recorded from the original code; MANIFEST.json describes them."""
     return GOLDEN
 
 
 @pytest.fixture(scope="session")
 def small_model() -> object:
-    """(model, processor): random weights, the Vicuna layout, 8 slots per picture, dimensions of a toy."""
+    """(model, processor): random weights of tiny dimensions, the Vicuna template, 8 tokens per image."""
     import torch
     from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
@@ -126,7 +128,7 @@ def small_model() -> object:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real ``minigpt4 serve`` with the embedded model, three engines of it: one Ray cluster for all tests."""
+    """A running ``minigpt4 serve`` with three engines of the embedded model: one Ray cluster for all tests."""
     scale = {"engines": 3, "cpus_per_engine": 0.2, "drain_s": 300}
     settings = {
         "model_name": "minigpt4-tiny",
@@ -143,11 +145,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def server(cluster: Server) -> str:
-    """Its address."""
+    """The address of ``cluster``."""
     return cluster.url
 
 
 @pytest.fixture(scope="session")
 def server_url(server: str) -> str:
-    """The same as OpenAI's clients take it, ending in ``/v1``."""
+    """The base URL for OpenAI's clients, ending in ``/v1``."""
     return f"{server}/v1"

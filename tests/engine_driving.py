@@ -1,4 +1,4 @@
-"""What tests of the engine share: requests, whole answers, and the plain path that they are compared with."""
+"""Drives the engine in tests: requests, collected answers, gated steps, and reference answers of ``generate``."""
 
 import asyncio
 import threading
@@ -20,12 +20,12 @@ from minigpt4_serve.protocol import Delta, Prompt, SamplingParams, Timings, Usag
 from minigpt4_serve.settings import EngineSettings
 
 COLORS = ("red", "green", "blue", "orange", "purple", "black")
-PICTURES = {color: validate_image(encode(draw(color)), ImageLimits()) for color in COLORS}
+IMAGES = {color: validate_image(encode(draw(color)), ImageLimits()) for color in COLORS}
 
 
 @dataclass
-class Whole:
-    """All that was heard of one of a request's answers."""
+class CollectedAnswer:
+    """All deltas of one answer, joined."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
@@ -36,8 +36,8 @@ class Whole:
 
 
 @contextmanager
-def running(small_model: Any, **settings: Any) -> Iterator[Engine]:
-    """An engine that is shut down at the end."""
+def running_engine(small_model: Any, **settings: Any) -> Iterator[Engine]:
+    """A running engine; shut down at the end."""
     model, processor = small_model
     engine = Engine(model, processor, EngineSettings(**settings))
     engine.start()
@@ -48,80 +48,83 @@ def running(small_model: Any, **settings: Any) -> Iterator[Engine]:
 
 
 @dataclass
-class Rations:
-    """Steps that an engine may make.
+class StepGate:
+    """Lets an engine compute a limited number of steps.
 
     Attributes:
-        spent: set when the engine stands in a step that it may not make yet.
+        left: steps that it may compute.
+        spent: set while the engine waits at the beginning of a step.
     """
 
     left: threading.Semaphore
     spent: threading.Event
 
     def take(self) -> None:
-        """One step's, as soon as there is one."""
+        """Wait for a step; called by the engine thread."""
         if not self.left.acquire(blocking=False):
             self.spent.set()
             assert self.left.acquire(timeout=120)
 
     def allow(self, steps: int) -> None:
-        """So many more."""
+        """Allow more steps."""
         self.spent.clear()
         self.left.release(steps)
 
-    async def used_up(self) -> None:
-        """Returns when the engine has made all its steps and waits in the next one."""
+    async def wait_until_exhausted(self) -> None:
+        """Return once the engine has computed all allowed steps and waits in the next one."""
         assert await asyncio.to_thread(self.spent.wait, 60)
 
 
 @contextmanager
-def few_steps(engine: Engine, steps: int = 30) -> Iterator[Rations]:
-    """Until the end the engine makes so many steps and no more: a long answer has begun and can't be over.
+def step_gate(engine: Engine, steps: int = 30) -> Iterator[StepGate]:
+    """Limit the engine to this many steps until the end, so that a long answer has started but can't finish.
 
-    A test that instead hopes to be faster than four hundred tokens fails on a machine that others use.
+    Without it, a test would have to be faster than the engine, and fail on a busy machine.
     """
-    rations, real = Rations(threading.Semaphore(steps), threading.Event()), engine._runner.step
+    gate = StepGate(threading.Semaphore(steps), threading.Event())
+    original = engine._runner.step
 
-    def step(*given: Any) -> Any:
-        rations.take()
-        return real(*given)
+    def step(*arguments: Any) -> Any:
+        gate.take()
+        return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine._runner, "step", step)
         try:
-            yield rations
+            yield gate
         finally:
-            rations.allow(100_000)
+            gate.allow(100_000)
 
 
-def prompt(small_model: Any, turns: Sequence[Turn], colors: Sequence[str] = ()) -> Prompt:
-    """A chat that awaits its answer, about pictures of these colours."""
+def make_prompt(small_model: Any, turns: Sequence[Turn], colors: Sequence[str] = ()) -> Prompt:
+    """The prompt of a chat about images of these colors."""
     ids = small_model[1].encode_chat(turns).token_ids
-    return Prompt(tuple(ids), tuple(PICTURES[color] for color in colors))
+    return Prompt(tuple(ids), tuple(IMAGES[color] for color in colors))
 
 
-async def collect(engine: Engine, asked: Prompt, rules: SamplingParams, name: str) -> list[Whole]:
+async def collect(engine: Engine, asked: Prompt, rules: SamplingParams, name: str) -> list[CollectedAnswer]:
     """All answers of a request."""
-    answers = [Whole() for _ in range(rules.n)]
+    answers = [CollectedAnswer() for _ in range(rules.n)]
     async for delta in engine.generate(asked, rules, request_id=name):
-        add(answers[delta.index], delta)
+        append_delta(answers[delta.index], delta)
     return answers
 
 
-def add(answer: Whole, delta: Delta) -> None:
-    """One more piece."""
-    assert answer.finish_reason is None, "something came after the end"
+def append_delta(answer: CollectedAnswer, delta: Delta) -> None:
+    """Add a delta to the answer."""
+    assert answer.finish_reason is None, "a delta follows the answer's end"
     answer.text += delta.text
     answer.ids += delta.token_ids
     answer.finish_reason = delta.finish_reason
-    answer.usage, answer.timings = delta.usage, delta.timings
+    answer.usage = delta.usage
+    answer.timings = delta.timings
     answer.deltas += 1
 
 
-def plain_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[int]:
-    """The greedy ids of ``generate()`` on the model itself."""
+def reference_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[int]:
+    """Token ids of transformers' greedy ``generate``."""
     model, processor = small_model
-    pixels = [processor.image_processor.to_tensor(decode_image(picture.data)) for picture in asked.images]
+    pixels = [processor.image_processor.to_tensor(decode_image(image.data)) for image in asked.images]
     stop = StoppingCriteriaList([StopAtText(processor.tokenizer, rules.stop)] if rules.stop else [])
     out = model.generate(
         input_ids=torch.tensor([asked.token_ids]),
@@ -134,32 +137,32 @@ def plain_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[in
     return [int(token) for token in out[0]]
 
 
-async def idle(engine: Engine) -> None:
-    """Returns when nothing runs, waits or is held; fails after a minute."""
+async def wait_until_idle(engine: Engine) -> None:
+    """Return once nothing runs, waits or holds blocks; fails after a minute."""
     async with asyncio.timeout(60):
         while (stats := engine.stats()).running or stats.waiting or stats.blocks_held or stats.accepted:
             await asyncio.sleep(0.002)
 
 
-async def arrived(engine: Engine, sequences: int) -> None:
-    """Returns when so many sequences have come, and the engine's thread has seen them or will before its next step."""
+async def wait_until_accepted(engine: Engine, sequences: int) -> None:
+    """Return once this many sequences are accepted and in the engine's inbox or scheduler."""
     async with asyncio.timeout(60):
-        while engine.stats().accepted < sequences or engine._arriving:
+        while engine.stats().accepted < sequences or engine._preparing:
             await asyncio.sleep(0.002)
 
 
 __all__ = [
     "COLORS",
-    "PICTURES",
+    "IMAGES",
+    "CollectedAnswer",
     "EncodedImage",
-    "Rations",
-    "Whole",
-    "add",
-    "arrived",
+    "StepGate",
+    "append_delta",
     "collect",
-    "few_steps",
-    "idle",
-    "plain_ids",
-    "prompt",
-    "running",
+    "make_prompt",
+    "reference_ids",
+    "running_engine",
+    "step_gate",
+    "wait_until_accepted",
+    "wait_until_idle",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from processes import Server
 
 from minigpt4_serve.weights.convert import convert
+from tools.parity.subject import recorded_hyperparameters
 
 VARIANTS = {"v1_vicuna": "vicuna", "v1_llama2": "llama2", "v2": "v2"}
 
@@ -38,12 +39,13 @@ def convert_recorded(golden: Path, variant: str, out: Path) -> dict[str, Any]:
     """Make a model folder of a recorded variant's files; what the original gave."""
     expected: dict[str, Any] = json.loads((golden / variant / "expected.json").read_text(encoding="utf-8"))
     convert(
-        variant=VARIANTS[variant],  # type: ignore[arg-type]
+        variant=VARIANTS[variant],
         llm=golden / expected["files"]["llm"],
         vit=golden / "weights" / "eva_vit_g.pth",
         qformer=golden / "weights" / "blip2_pretrained_flant5xxl.pth" if variant == "v1_vicuna" else None,
         checkpoint=golden / expected["files"]["ckpt"],
         out=out,
+        hyperparameters=recorded_hyperparameters(golden, expected["image_size"]),
     )
     return expected
 

@@ -1,4 +1,4 @@
-"""What the chat model can and can't do, in the words of LangChain's standard suites."""
+"""The chat model's capabilities for LangChain's standard test suites."""
 
 import base64
 from typing import Any, cast
@@ -12,7 +12,7 @@ from langchain_minigpt4 import ChatMiniGPT4
 
 
 class ChatModelFlags:
-    """Every capability flag, truthfully."""
+    """Every capability flag of the suites."""
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -24,7 +24,7 @@ class ChatModelFlags:
 
     @property
     def has_tool_calling(self) -> bool:
-        return False  # bind_tools is there to say so with advice
+        return False  # bind_tools exists only to raise an error with advice
 
     @property
     def has_tool_choice(self) -> bool:
@@ -32,11 +32,11 @@ class ChatModelFlags:
 
     @property
     def has_structured_output(self) -> bool:
-        return False  # it is there, but the embedded model's strings don't end in time: see test_chat_models.py
+        return False  # supported, but the embedded model's strings exceed the limit: see test_chat_models.py
 
     @property
     def supports_json_mode(self) -> bool:
-        return False  # any object will do there, and the embedded model takes the shortest
+        return False  # the mode allows any object, and the embedded model writes the shortest
 
     @property
     def supports_image_inputs(self) -> bool:
@@ -44,7 +44,7 @@ class ChatModelFlags:
 
     @property
     def supports_image_urls(self) -> bool:
-        return False  # the server fetches nothing
+        return False  # the server doesn't fetch URLs
 
     @property
     def supports_pdf_inputs(self) -> bool:
@@ -79,7 +79,7 @@ class ChatModelFlags:
         return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
 
     def invoke_with_cache_read_input(self, *, stream: bool = False) -> AIMessage:
-        """The same picture asked about twice: its prompt is cached."""
+        """Send the same prompt twice: the second finds it in the cache."""
         model = self.chat_model_class(**self.chat_model_params)  # type: ignore[call-arg]
         data = base64.b64encode(encode(draw("green", (320, 240)))).decode()
         picture = {"type": "image", "base64": data, "mime_type": "image/png"}
@@ -96,7 +96,7 @@ class ChatModelFlags:
 
 
 def drawn_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite downloads its pictures; tests need no network, so it gets a drawn one."""
+    """Replace the suite's downloads of images by a drawn one: tests need no network."""
 
     def get(url: str, **_: Any) -> httpx.Response:
         return httpx.Response(200, content=encode(draw("red")), request=httpx.Request("GET", url))

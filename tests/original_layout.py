@@ -1,4 +1,4 @@
-"""Files in the original's layout with any dimensions, and the original's arithmetic on them, written out by hand."""
+"""Files in the original's layout with any dimensions, and a reimplementation of the original's arithmetic."""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
+    """Dimensions of a variant's files."""
+
     variant: str
     width: int
     heads: int
@@ -37,7 +39,8 @@ def dense(name: str, columns: int, rows: int) -> Tensors:
 
 
 def vision_file(sizes: Sizes) -> Tensors:
-    width, mlp = sizes.width, sizes.width * 2 + 1
+    width = sizes.width
+    mlp = sizes.width * 2 + 1
     file = {"cls_token": numbers(1, 1, width), "pos_embed": numbers(1, 1 + sizes.trained**2, width)}
     file |= {"patch_embed.proj.weight": numbers(width, 3, sizes.patch, sizes.patch)}
     file |= {"patch_embed.proj.bias": numbers(width)} | norm("norm", width) | dense("head", width, 7)
@@ -95,7 +98,7 @@ def positions(sizes: Sizes, file: Tensors, side: int) -> torch.Tensor:
 
 
 def tower(sizes: Sizes, file: Tensors, pixels: torch.Tensor, seen: Tensors | None = None) -> torch.Tensor:
-    """EVA's ViT without its last block, norm and head; ``seen`` takes the stages under their recorded names."""
+    """EVA's ViT without its last block, norm and head; stages are stored in ``seen`` by their recorded names."""
     seen = {} if seen is None else seen
     x = conv2d(pixels, file["patch_embed.proj.weight"], file["patch_embed.proj.bias"], stride=sizes.patch)
     grid = positions(sizes, file, x.shape[-1])
@@ -113,7 +116,7 @@ def tower(sizes: Sizes, file: Tensors, pixels: torch.Tensor, seen: Tensors | Non
 
 
 def queries(sizes: Sizes, file: Tensors, image: torch.Tensor, seen: Tensors | None = None) -> torch.Tensor:
-    """BLIP-2's Q-Former on queries alone; ``seen`` as above."""
+    """BLIP-2's Q-Former on queries only; ``seen`` as in ``tower``."""
     seen = {} if seen is None else seen
     assert sizes.qformer is not None
     _, heads, layers, every, _ = sizes.qformer

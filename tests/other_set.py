@@ -1,7 +1,7 @@
-"""A set of recorded numbers like tests/golden, of other dimensions, names and pictures, computed without this package.
+"""A set of recorded numbers like tests/golden with other dimensions, names and images, computed without this package.
 
-The vision side is ``original_layout``'s arithmetic, the LLM transformers' own LLaMA; prompts and the rules of
-tokenisation are written out.
+The vision encoder is ``original_layout``'s, the LLM is transformers' LLaMA; prompts and tokenization are implemented
+here.
 """
 
 import hashlib
@@ -39,9 +39,9 @@ SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
     "Please answer my questions."
 )
-PICTURE = "<Img><ImageHere></Img>"
+IMAGE = "<Img><ImageHere></Img>"
 ANSWER = "Two things, I think."
-# What stands before the first picture, what opens the answer, what opens a later message of the user's.
+# Prefix of the first image, of the answer, and of later user messages.
 TEMPLATES = {
     "vicuna": (SYSTEM + "###Human: ", "###Assistant: ", "###Human: "),
     "llama2": (SYSTEM + "<s>[INST] ", " [/INST] ", "<s>[INST] "),
@@ -59,7 +59,7 @@ PLAIN = {"do_sample": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id
 
 def vocabulary(pieces: int, *symbols: str) -> bytes:
     """A SentencePiece model like LLaMA's, of another size."""
-    text = [SYSTEM, PICTURE, "###Human: ###Assistant: [INST] [/INST]", "What is it? Where is the red one? # ##"]
+    text = [SYSTEM, IMAGE, "###Human: ###Assistant: [INST] [/INST]", "What is it? Where is the red one? # ##"]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text * 3),
@@ -76,22 +76,22 @@ def vocabulary(pieces: int, *symbols: str) -> bytes:
     return model.getvalue()
 
 
-def picture(kind: str, width: int, height: int) -> Image.Image:
-    """A picture of noise in one of Pillow's modes."""
+def noise(kind: str, width: int, height: int) -> Image.Image:
+    """An image of noise in one of Pillow's modes."""
     levels = numpy.random.default_rng(width).integers(0, 256, (height, width, 4), dtype=numpy.uint8)
     return Image.fromarray(levels).convert(kind)
 
 
-PICTURES = {
-    "grey.png": picture("L", 40, 90),
-    "clear.png": picture("RGBA", 33, 21),
-    "palette.png": picture("P", 64, 64),
-    "last.png": picture("RGB", 15, 70),
+IMAGES = {
+    "grey.png": noise("L", 40, 90),
+    "clear.png": noise("RGBA", 33, 21),
+    "palette.png": noise("P", 64, 64),
+    "last.png": noise("RGB", 15, 70),
 }
 
 
 def pixels(image: Image.Image, side: int) -> torch.Tensor:
-    """Bicubic, the cheaper way first, as the original's libraries did it when the golden numbers were recorded."""
+    """Bicubic, the cheaper axis first, as in the libraries that the golden numbers were recorded with."""
     rgb = image.convert("RGBA").convert("RGB")  # transparency is dropped
     halfway = (rgb.width, side) if rgb.height - side > 2 * max(rgb.width - side, 0) else (side, rgb.height)
     for size in (halfway, (side, side)):
@@ -103,7 +103,7 @@ def pixels(image: Image.Image, side: int) -> torch.Tensor:
 
 @dataclass
 class Recorder:
-    """One variant of the set: its files, and the numbers that the original would give for them."""
+    """One variant of the set: its files, and the numbers that the original would compute for them."""
 
     name: str
     sizes: Sizes
@@ -119,7 +119,7 @@ class Recorder:
         return ids
 
     def prompt(self, text: str, shown: Sequence[int]) -> tuple[dict[str, Any], torch.Tensor]:
-        """(what is recorded of a prompt, its embeddings ``[T, hidden]``)."""
+        """(recording of a prompt, its embeddings ``[T, hidden]``)."""
         segments: list[dict[str, Any]] = []
         flat: list[int] = []
         rows: list[torch.Tensor] = []
@@ -136,10 +136,10 @@ class Recorder:
         return recorded, torch.cat(rows)
 
     def generate(self, embeds: torch.Tensor, **options: Any) -> list[int]:
-        """Ids with the BOS that the original's library puts in front."""
+        """Ids with the BOS that the original's library prepends."""
         rules = GenerationConfig(**{**PLAIN, **options})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a penalty doesn't see the prompt: that's the original's rule
+            warnings.simplefilter("ignore")  # the penalty excludes the prompt, as in the original
             return [1, *self.llm.generate(inputs_embeds=embeds[None], generation_config=rules)[0].tolist()]
 
     def turn(self, key: str, text: str, shown: Sequence[int], begin: int, language: Tensors) -> dict[str, Any]:
@@ -168,8 +168,8 @@ class Recorder:
     def cases(self, language: Tensors) -> dict[str, Any]:
         opening, asked, again = TEMPLATES[self.sizes.variant]
         between = "###" if self.sizes.variant == "vicuna" else ""
-        first = f"{opening}{PICTURE} What is it?{asked}"
-        second = f"{first}{ANSWER}{between}{again}{PICTURE}{between}{again}{PICTURE} Where?{asked}"
+        first = f"{opening}{IMAGE} What is it?{asked}"
+        second = f"{first}{ANSWER}{between}{again}{IMAGE}{between}{again}{IMAGE} Where?{asked}"
         steps = [["image", 3], ["ask", "What is it?"], ["answer"], ["image", 0], ["image", 1]]
         if between:
             second = second.replace(f"{between}{between}", between)
@@ -177,8 +177,8 @@ class Recorder:
             self.turn("first.0", first, [3], 0, language),
             self.turn("first.1", second, [3, 0, 1], 0, language),
         ]
-        # The original took this as it came; this package neutralises it, so that prompt's text isn't compared.
-        typed = f"{opening}{PICTURE} a </s> b{asked}"
+        # This package escapes it, unlike the original, so the prompt texts aren't compared.
+        typed = f"{opening}{IMAGE} a </s> b{asked}"
         return {
             "first": {"steps": [*steps, ["ask", "Where?"], ["answer"]], "turns": later},
             "cut on the left": {
@@ -192,9 +192,9 @@ class Recorder:
         }
 
     def batch(self) -> dict[str, Any]:
-        """Two texts, though the set has four pictures."""
+        """Two texts, although the set has four images."""
         opening, asked, _ = TEMPLATES[self.sizes.variant]
-        texts = [f"{opening}{PICTURE} {words}{asked}" for words in ("What is it?", "Where is the red one, and why?")]
+        texts = [f"{opening}{IMAGE} {words}{asked}" for words in ("What is it?", "Where is the red one, and why?")]
         rows = [self.generate(self.prompt(text, [i])[1]) for i, text in enumerate(texts)]
         width = max(map(len, rows))
         return {"texts": texts, "sequences": [row + [2] * (width - len(row)) for row in rows], "max_new_tokens": 7}
@@ -233,7 +233,7 @@ def write_member(folder: Path, name: str, sizes: Sizes, files: dict[str, Tensors
     extra = 1 if sizes.variant == "vicuna" else 0
     llm = make_llm(llm_folder, sizes, words.get_piece_size(), extra)
     (llm_folder / "tokenizer.model").write_bytes(vocabulary_file)
-    seen = {"pixel_values": torch.stack([pixels(image, sizes.image) for image in PICTURES.values()])}
+    seen = {"pixel_values": torch.stack([pixels(image, sizes.image) for image in IMAGES.values()])}
     side = sizes.image // sizes.patch
     if side != sizes.trained:
         seen["pos_embed"] = positions(sizes, files["vision"], side)
@@ -252,7 +252,8 @@ def write_member(folder: Path, name: str, sizes: Sizes, files: dict[str, Tensors
         rank, alpha = sizes.lora or (1, 1.0)
         for target in ("q_proj", "v_proj"):
             weight = getattr(llm.model.layers[layer].self_attn, target).weight
-            a, b = numbers(rank, weight.shape[1]), numbers(weight.shape[0], rank)
+            a = numbers(rank, weight.shape[1])
+            b = numbers(weight.shape[0], rank)
             stem = f"llama_model.base_model.model.model.layers.{layer}.self_attn.{target}.lora"
             trained |= {f"{stem}_A.weight": a, f"{stem}_B.weight": b}
             weight.data += alpha / rank * b @ a
@@ -298,9 +299,10 @@ def write_member(folder: Path, name: str, sizes: Sizes, files: dict[str, Tensors
 
 
 def spelled(words: sentencepiece.SentencePieceProcessor, ids: Sequence[int]) -> str:
-    """Text with special tokens written out; the original's library put a blank before what stands before one."""
+    """Text with special tokens; the original's library inserts a space before text that precedes one."""
     special = {0: "<unk>", 1: "<s>", 2: "</s>"}
-    text, ordinary = "", []
+    text = ""
+    ordinary = []
     for i in ids:
         if i in special:
             text += (" " if ordinary else "") + words.decode(ordinary) + special[i]
@@ -316,7 +318,7 @@ def write_set(folder: Path) -> Path:
     torch.manual_seed(4)
     (folder / "models").mkdir(parents=True)
     (folder / "inputs").mkdir()
-    for name, image in PICTURES.items():
+    for name, image in IMAGES.items():
         image.save(folder / "inputs" / name)
     vicuna = MEMBERS["little_vicuna"]
     # Small numbers keep float32's own error far below the tolerance of the comparison.
@@ -328,7 +330,7 @@ def write_set(folder: Path) -> Path:
     lora = MEMBERS["little_minigpt_v2"].lora
     assert vicuna.qformer is not None
     assert lora is not None
-    told = {
+    config = {
         "vit_heads": vicuna.heads,
         "vit_depth": vicuna.depth,
         "v1_image_size": vicuna.image,
@@ -336,6 +338,6 @@ def write_set(folder: Path) -> Path:
         "qf_heads": vicuna.qformer[1],
         "lora_alpha": lora[1],
     }
-    manifest = {"config": told, "images": list(PICTURES), "variants": dict.fromkeys(MEMBERS, "")}
+    manifest = {"config": config, "images": list(IMAGES), "variants": dict.fromkeys(MEMBERS, "")}
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))
     return folder

@@ -106,7 +106,8 @@ class _ScriptedEngine:
         return getattr(self._real, name)
 
     async def generate(self, prompt: object, sampling: object, *, request_id: str) -> AsyncGenerator[Delta]:
-        server, request = self._server, _request.get()
+        server = self._server
+        request = _request.get()
         if server.failures:
             raise server.failures.popleft()
         server.running += 1

@@ -1,4 +1,4 @@
-"""The real command line as a process of its own, as people run it."""
+"""The command line as a separate process, the way people run it."""
 
 import os
 import queue
@@ -8,19 +8,23 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from waiting import wait_until
+
+from minigpt4_serve.process_tree import descendants
 
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 
 def _ports() -> Iterator[int]:
-    """Ports for this process to try, each one once; other processes of the same test run have others.
+    """Ports for this process to try, each one once; other processes of the same test run have other ports.
 
-    None of those that the system hands out by itself, from 32768 on: until a process that was just started listens,
-    some connection may have got it.
+    All are below 32768, where the ports begin that the system assigns: it could assign one of those to a connection
+    before the process that is meant to listen there does.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -32,7 +36,7 @@ _untried = _ports()
 
 
 def free_port() -> int:
-    """A port on loopback that nobody uses now, and that no other call returns."""
+    """A port on loopback that is free now, and that no other call returns."""
     for port in _untried:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -43,7 +47,7 @@ def free_port() -> int:
 def run(
     *words: str, timeout: float = 280, stdin: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """``minigpt4 WORDS`` to its end."""
+    """Run ``minigpt4 WORDS`` to its end."""
     return subprocess.run(
         [MINIGPT4, *words],
         capture_output=True,
@@ -61,7 +65,7 @@ class Server:
 
     Attributes:
         url: without ``/v1``.
-        metrics_port: where Ray shows metrics, if it was told where to.
+        metrics_port: of Ray's metrics, 0 if the settings name none.
     """
 
     url: str
@@ -70,7 +74,11 @@ class Server:
     metrics_port: int = 0
 
     def wait_for(self, beginning: str, timeout: float) -> None:
-        """Until it prints a line that begins so."""
+        """Wait until it prints a line that begins with ``beginning``.
+
+        Raises:
+            AssertionError: it ended, or printed nothing for ``timeout`` seconds.
+        """
         printed = []
         while not (printed and printed[-1].startswith(beginning)):
             try:
@@ -84,22 +92,22 @@ class Server:
         """Process ids of a deployment's replicas."""
         return self.workers(f"ServeReplica:minigpt4:{deployment}")
 
+    async def until_replaced(self, deployment: str, old: Collection[int], within_s: float = 240) -> None:
+        """Wait until none of a deployment's replicas is one of ``old``, and there is another.
+
+        Old ones finish their answers and may end shortly after the new ones answer.
+        """
+
+        def replaced() -> bool:
+            replicas = self.replicas(deployment)
+            return bool(replicas) and not set(old) & set(replicas)
+
+        await wait_until(replaced, within_s, every_s=0.2)
+
     def workers(self, title: str) -> list[int]:
-        """Process ids of Ray's workers whose title begins so, an actor's class for instance."""
+        """Process ids of Ray's workers whose title begins with ``title``, such as an actor's class."""
         title = f"ray::{title}"
-        return [pid for pid in _descendants(self.process.pid) if _title(pid).startswith(title)]
-
-
-def _descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it may be gone by now
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
+        return [pid for pid in descendants(self.process.pid) if _title(pid).startswith(title)]
 
 
 def _title(pid: int) -> str:
@@ -110,14 +118,14 @@ def _title(pid: int) -> str:
 
 @contextmanager
 def running_server(*words: str, timeout: float = 420, **environment: str) -> Iterator[str]:
-    """``minigpt4 serve`` on a free port; yields its address when it says that it is ready, stops it by Ctrl-C."""
+    """``minigpt4 serve`` on a free port; yields its address once it is ready, and stops it by Ctrl-C."""
     with serving(*words, timeout=timeout, **environment) as server:
         yield server.url
 
 
 @contextmanager
 def serving(*words: str, timeout: float = 420, **environment: str) -> Iterator[Server]:
-    """As ``running_server``, for tests that do things to its processes."""
+    """Like ``running_server``, for tests that signal or inspect its processes."""
     port = free_port()
     with _started("serve", "--port", str(port), *words, **environment) as (process, lines):
         server = Server(f"http://127.0.0.1:{port}", process, lines)
@@ -151,7 +159,7 @@ def running(
 def _started(
     *words: str, folder: Path | None = None, **environment: str
 ) -> Iterator[tuple["subprocess.Popen[str]", "queue.Queue[str]"]]:
-    """A process and the lines it prints; stopped by Ctrl-C."""
+    """Yields a process and the lines that it prints; stops it by Ctrl-C."""
     process = subprocess.Popen(
         [MINIGPT4, *words],
         stdout=subprocess.PIPE,
@@ -179,9 +187,9 @@ def _started(
 
 
 def _inherited(words: tuple[str, ...]) -> dict[str, str]:
-    """What a command gets of this process's environment: all, but commands that start Ray aren't measured by coverage.
+    """This process's environment for a command. Commands that start Ray aren't measured by coverage.
 
-    Ray ends its workers without Python's exit handlers. Measured, they would be slower and write nothing.
+    Ray ends its workers without Python's exit handlers: measured ones would be slower and write no data.
     """
     starts_ray = words[0] != "web" or "--server" not in words
     return {name: value for name, value in os.environ.items() if not (starts_ray and name == "COVERAGE_PROCESS_CONFIG")}

@@ -40,7 +40,9 @@ async def record_discord(base_url: str, image: bytes, questions: list[str], fold
     async with running_discord() as discord:
         environment = discord_bot.environment(discord, base_url)
         async with running_bot("minigpt4-discord", folder=folder, settings=discord_bot.GENEROUS, **environment):
-            channel, ann, last = await discord.channel(), discord.user("ann"), None
+            channel = await discord.channel()
+            ann = discord.user("ann")
+            last = None
             for question in questions:
                 files = [Upload(image)] if last is None else []
                 asked = await discord.says(
@@ -57,10 +59,11 @@ async def record_discord(base_url: str, image: bytes, questions: list[str], fold
 async def record_telegram(base_url: str, image: bytes, questions: list[str], folder: Path) -> Messages:
     """A private chat; the first question is the caption of the image."""
     messages: Messages = []
-    ann = telegram_bot.somebody()
+    ann = telegram_bot.new_user()
     async with FakeTelegram().running() as telegram:
         environment = telegram_bot.environment(telegram, base_url)
-        settings, ready = telegram_bot.GENEROUS, "Running."
+        settings = telegram_bot.GENEROUS
+        ready = "Running."
         async with running_bot("minigpt4-telegram", ready=ready, folder=folder, settings=settings, **environment):
             for number, question in enumerate(questions):
                 photo = {} if number else telegram.photo(image)

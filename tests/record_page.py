@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.server.http.routes import create_app
-from minigpt4_serve.server.ray.replica import load_engine
+from minigpt4_serve.server.local_engine import load_engine
 from minigpt4_serve.settings import EngineSettings, ServeSettings
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""A chat model that does what a test says and keeps every message it was sent: no network, no chance."""
+"""A LangChain chat model that follows a script and records the messages it receives."""
 
 import base64
 import json
@@ -14,19 +14,19 @@ from pydantic import Field
 Turn = AIMessage | Callable[[Sequence[BaseMessage]], AIMessage]
 
 
-def looks(question: str, *images: str, call_id: str = "call_1") -> AIMessage:
-    """The model calls the vision tool."""
+def call_vision_tool(question: str, *images: str, call_id: str = "call_1") -> AIMessage:
+    """A turn that calls the vision tool."""
     call = {"name": "look_at_pictures", "args": {"question": question, "images": list(images)}, "id": call_id}
     return AIMessage("", tool_calls=[call])
 
 
-def repeats(messages: Sequence[BaseMessage]) -> AIMessage:
-    """The model passes on what the tool said."""
+def repeat_tool_answer(messages: Sequence[BaseMessage]) -> AIMessage:
+    """A turn that repeat_tool_answer the tool's answer."""
     return AIMessage(str(messages[-1].content).split("<picture_answer>\n")[-1].split("\n</picture_answer>")[0])
 
 
 class ScriptedModel(BaseChatModel):
-    """Takes one turn of its script at each call."""
+    """Answers each call with the next turn of its script; ``sent`` holds the messages of all calls."""
 
     script: list[Any]
     sent: list[list[BaseMessage]] = Field(default_factory=list)
@@ -44,18 +44,18 @@ class ScriptedModel(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=turn if isinstance(turn, AIMessage) else turn(messages))])
 
 
-def no_picture_in(sent: Sequence[Sequence[BaseMessage]], pictures: Sequence[bytes]) -> None:
-    """Nothing of a picture's bytes, in any encoding's guise, went to the model."""
+def assert_no_image_sent(sent: Sequence[Sequence[BaseMessage]], images: Sequence[bytes]) -> None:
+    """Assert that no message contains image data in any encoding."""
     for messages in sent:
         for message in messages:
             wire = json.dumps(message_to_dict(message))
             assert not re.search(r"[A-Za-z0-9+/_-]{120,}", wire), wire[:500]
             assert "data:image" not in wire
-            for picture in pictures:
-                middle = base64.b64encode(picture).decode()[80:104]
+            for image in images:
+                middle = base64.b64encode(image).decode()[80:104]
                 assert middle not in wire
 
 
-def size_of(messages: Sequence[BaseMessage]) -> int:
-    """Characters of the messages' contents as JSON."""
+def content_length(messages: Sequence[BaseMessage]) -> int:
+    """Total length of the messages' contents as JSON, in characters."""
     return sum(len(json.dumps(message.content)) for message in messages)

@@ -13,7 +13,7 @@ import pytest
 from code_blocks import code_blocks
 from drawing import draw, encode
 from fakes.openai_server import vision_server
-from scripted_model import ScriptedModel, looks, repeats
+from scripted_model import ScriptedModel, call_vision_tool, repeat_tool_answer
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def _run_python(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: 
     """Everything a reader would paste, one block after another; only the paid model is replaced."""
     import langchain.chat_models
 
-    model = ScriptedModel(script=[looks("What color is the circle?", "image_1"), repeats])
+    model = ScriptedModel(script=[call_vision_tool("What color is the circle?", "image_1"), repeat_tool_answer])
     monkeypatch.setattr(langchain.chat_models, "init_chat_model", lambda _: model)
     monkeypatch.setenv("MINIGPT4_BASE_URL", url)
     monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)

@@ -1,4 +1,4 @@
-"""What docs/api.md shows is what happens: its requests are sent to the embedded model, its tables are compared."""
+"""docs/api.md: its requests are sent to the embedded model, its tables are compared with the code."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def answers(address: str) -> list[str]:
-    """What the page's requests print, in order."""
+    """The output of each of the page's requests, in order."""
     picture, *requests = [block for block in code_blocks(PAGE, "bash") if "curl" in block or "picture=" in block]
     return [
         subprocess.run(
@@ -94,17 +94,17 @@ def test_the_tables_are_true() -> None:
     assert settings.max_request_s == 600
     kinds = [getattr(errors, name) for name in errors.__all__]
     real = {(str(kind.status), kind.code) for kind in kinds}
-    told = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", PAGE, re.MULTILINE))
-    assert told <= real
+    documented = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", PAGE, re.MULTILINE))
+    assert documented <= real
     inner = {"cut_short", "internal_error", "server_unreachable", "weights_error"}
-    assert {code for _, code in real} - inner == {code for _, code in told}
+    assert {code for _, code in real} - inner == {code for _, code in documented}
 
 
 def test_every_refused_field_is_named() -> None:
     from minigpt4_serve.server.openai.chat_request import _REFUSED as CHAT
     from minigpt4_serve.server.openai.responses_request import _REFUSED as RESPONSES
 
-    refused = " ".join(PAGE.split("Fields that this server can't honour")[1].split("Unknown fields")[0].split())
+    refused = " ".join(PAGE.split("Fields that this server doesn't support")[1].split("Unknown fields")[0].split())
     words = {
         "tools": "tools",
         "audio": "audio",

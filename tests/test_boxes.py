@@ -9,18 +9,20 @@ from minigpt4_serve.boxes import Box, Grounding, colour_phrases, draw_boxes, par
 
 def test_answers_parse_as_in_the_originals_demo(golden: Path) -> None:
     recorded = json.loads((golden / "boxes.json").read_text(encoding="utf-8"))
-    width, height = 500, 314  # what the demo drew on
+    width = 500  # what the demo drew on
+    height = 314
     assert len(recorded["cases"]) >= 10
     for case in recorded["cases"]:
         groundings = parse_groundings(case["text"])
         ours = [box.pixels(width, height) for grounding in groundings for box in grounding.boxes]
         theirs = []
         for (x1, y1), (x2, y2), _, _ in case["rectangles"]:
-            # It drew boxes past the edge and with swapped corners; ours are clamped and in order.
-            xs, ys = sorted((x1, x2)), sorted((y1, y2))
+            # The demo drew boxes beyond the edge and with swapped corners; ours are clamped and ordered.
+            xs = sorted((x1, x2))
+            ys = sorted((y1, y2))
             theirs.append((max(xs[0], 0), max(ys[0], 0), min(xs[1], width), min(ys[1], height)))
         if "four numbers" in case["text"]:
-            theirs = []  # any four integers became a box there
+            theirs = []  # the demo takes any four integers for a box
         assert ours == theirs, case["text"]
         labels = [label.strip() for label, _ in case["labels"]]
         assert [g.phrase for g in groundings for _ in g.boxes if g.phrase] == labels
@@ -48,7 +50,7 @@ def test_boxes_read_back_as_written() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 25), (640, 480), (90, 1200), (3000, 200)])
-def test_drawing_keeps_the_proportions_and_the_original(size: tuple[int, int]) -> None:
+def test_drawing_keeps_proportions_and_the_original_image(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, "white")
     phrases = [Grounding("a rather long phrase about something", (Box(0, 0, 100, 100), Box(50, 50, 50, 50)))] * 3
     drawn = draw_boxes(image, phrases)
@@ -62,14 +64,14 @@ def test_labels_do_not_overlap() -> None:
     image = Image.new("RGB", (600, 400), "white")
     groundings = [Grounding(f"thing number {i}", (Box(30, 30, 60, 60),)) for i in range(10)]
     drawn = draw_boxes(image, groundings)
-    colours = {colour: count for count, colour in drawn.getcolors(maxcolors=2**16) or []}
-    plates = [colours.get(rgb, 0) for rgb in ((230, 25, 75), (60, 180, 75), (67, 99, 216), (0, 0, 117))]
-    # Every plate keeps its area of colour: about a hundred by twenty pixels, less the letters.
-    assert min(plates) > 1200
+    colors = {color: count for count, color in drawn.getcolors(maxcolors=2**16) or []}
+    backgrounds = [colors.get(rgb, 0) for rgb in ((230, 25, 75), (60, 180, 75), (67, 99, 216), (0, 0, 117))]
+    # No background is covered: each is about a hundred by twenty pixels, less the letters.
+    assert min(backgrounds) > 1200
 
 
 @pytest.mark.parametrize(
-    ("text", "pieces"),
+    ("text", "segments"),
     [
         ("", []),
         ("A dog & a cat.", [("A dog & a cat.", None)]),
@@ -83,13 +85,13 @@ def test_labels_do_not_overlap() -> None:
         ),
     ],
 )
-def test_phrases_have_the_colours_of_their_boxes(text: str, pieces: list[tuple[str, str | None]]) -> None:
-    assert colour_phrases(text) == pieces
+def test_phrases_have_the_colors_of_their_boxes(text: str, segments: list[tuple[str, str | None]]) -> None:
+    assert colour_phrases(text) == segments
     drawn = draw_boxes(Image.new("RGB", (500, 500), "white"), parse_groundings(text))
-    colours = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in drawn.getcolors(2**24) or []}
-    assert {colour for _, colour in pieces if colour} <= colours
+    colors = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in drawn.getcolors(2**24) or []}
+    assert {color for _, color in segments if color} <= colors
 
 
 @pytest.mark.parametrize("tail", ["", " {", " {<1", " {<1><22", "<", "</p", "<delim"])
-def test_half_written_notation_is_hidden(tail: str) -> None:
+def test_incomplete_notation_is_hidden(tail: str) -> None:
     assert colour_phrases(f"a dog{tail}", finished=False) == [("a dog", None)]

@@ -1,4 +1,4 @@
-"""docs/checkpoints.md does what it shows: options exist, the table is computed, boxes are read, messages are real."""
+"""docs/checkpoints.md: options exist, the table is computed, the boxes are parsed, messages are those of the code."""
 
 import re
 from pathlib import Path
@@ -26,11 +26,11 @@ def test_every_model_named_is_known() -> None:
 
 
 def test_the_memory_table_is_the_computed_one() -> None:
-    from minigpt4_serve.weights.memory import gib, table
+    from minigpt4_serve.weights.footprint import gib, published_footprints
 
     rows: dict[str, list[str]] = {}
     positions: dict[str, int] = {}
-    for name, kind, footprint in table():
+    for name, kind, footprint in published_footprints():
         rows.setdefault(name, []).append(gib(footprint.weights))
         if kind == "bfloat16":
             positions[name] = footprint.kv_per_token // 1024
@@ -70,6 +70,6 @@ def test_the_boxes_are_read_and_drawn(
 def test_the_messages_of_the_table_are_those_of_the_code() -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "minigpt4_serve" / "weights").glob("*.py"))
     joined = re.sub(r'"\s*\n\s*f?"', "", code)
-    shown = re.findall(r"^\| ([a-z][^|]+) \|[^|]+\|$", DOCS.split("## When it says no")[1], re.MULTILINE)
+    shown = re.findall(r"^\| ([a-z][^|]+) \|[^|]+\|$", DOCS.split("## Troubleshooting")[1], re.MULTILINE)
     assert len(shown) >= 8
     assert [message for message in shown if message not in joined] == []

@@ -1,4 +1,4 @@
-"""What lies in ``configs/`` is right: by our settings, by the schemas that Ray ships, by the metrics that exist."""
+"""The files in ``configs/`` are valid: for our settings, for Ray's schemas, for the metrics that exist."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ from ray.serve._private import constants
 from ray.serve.schema import ServeDeploySchema
 
 from minigpt4_serve.server import ray as ray_environment
-from minigpt4_serve.server.metrics import METRICS
+from minigpt4_serve.server.ray.metrics import METRICS
 from minigpt4_serve.settings import ServeSettings, read_serve_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -34,19 +34,19 @@ def test_settings_of_minigpt4_serve(file: Path, monkeypatch: pytest.MonkeyPatch)
     [(CONFIGS / "ray-serve.yaml").read_text(), KUBERAY["spec"]["serveConfigV2"]],
     ids=["ray-serve.yaml", "kuberay.yaml"],
 )
-def test_serve_configs_have_rays_shape_and_our_settings(text: str) -> None:
+def test_serve_configs_fit_rays_schema_and_our_settings(text: str) -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(text))
     (application,) = config.applications
     assert application.import_path is not None
     module, _, name = application.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
     settings = ServeSettings.model_validate(application.args)
-    # The application can't see where Serve listens; what it is told must be that, or the door may stand open.
+    # The application can't see where Serve listens. With another host here it might allow access without a key.
     assert config.http_options.host == settings.host
     assert config.http_options.port == settings.port
 
 
-def test_kuberay_is_a_cluster_that_rays_autoscaler_understands() -> None:
+def test_rays_autoscaler_accepts_the_kuberay_cluster() -> None:
     assert (KUBERAY["apiVersion"], KUBERAY["kind"]) == ("ray.io/v1", "RayService")
     cluster = KUBERAY["spec"]["rayClusterConfig"]
     assert cluster["rayVersion"] == version("ray")
@@ -76,7 +76,7 @@ def test_kuberay_is_a_cluster_that_rays_autoscaler_understands() -> None:
     [(CONFIGS / "ray-serve.yaml").read_text(), KUBERAY["spec"]["serveConfigV2"]],
     ids=["ray-serve.yaml", "kuberay.yaml"],
 )
-def test_an_engine_asks_for_its_gpu_although_no_node_has_one_yet(text: str) -> None:
+def test_engines_request_a_gpu_before_any_node_has_one(text: str) -> None:
     (application,) = yaml.safe_load(text)["applications"]
     assert application["args"]["scale"]["gpus_per_engine"] > 0
 
@@ -87,11 +87,11 @@ def test_cluster_nodes_use_the_local_servers_transport() -> None:
     )
     assert len(ours) == 6
     longest = int(dict(ours)["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"])
-    assert longest > 2 * ServeSettings().max_body_bytes, "a body, and as much again in fetched images"
+    assert longest > 2 * ServeSettings().max_body_bytes, "a body, and fetched images of the same size"
     lines = (CONFIGS / "ray-cluster.env").read_text().splitlines()
     (head,) = KUBERAY["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
     for name, value in ours:
-        assert hasattr(constants, name) or not name.startswith("RAY_SERVE_"), "Ray doesn't know it any more"
+        assert hasattr(constants, name) or not name.startswith("RAY_SERVE_"), "Ray no longer has it"
         assert f"{name}={value}" in lines
         assert {"name": name, "value": value} in head["env"]
 

@@ -11,7 +11,7 @@ import pytest
 from drawing import draw, encode
 from fakes.openai_replies import ENDLESS, KEY, USAGE, Answer, Cut, ErrorEvent, Feed, Gate, Reply, refusal
 from fakes.openai_server import MODEL, OpenAIServer, bots_server, vision_server
-from waiting import until
+from waiting import wait_until
 
 
 def image(data: bytes, kind: str = "image/png") -> dict[str, Any]:
@@ -121,7 +121,8 @@ def test_replies_go_by_text_then_word_then_queue() -> None:
 
 @pytest.mark.parametrize(("end", "code"), [(Cut(), None), (ErrorEvent("late"), "late")])
 def test_streams_break_where_the_script_says(end: Cut | ErrorEvent, code: str | None) -> None:
-    received, cut = "", False
+    received = ""
+    cut = False
     with OpenAIServer(answers=[Reply(["half ", end, "rest"])]) as server, httpx.Client(verify=False) as client:
         try:
             with client.stream("POST", f"{server.url}/chat/completions", json=question()) as response:
@@ -136,7 +137,8 @@ def test_streams_break_where_the_script_says(end: Cut | ErrorEvent, code: str | 
 
 
 async def test_gates_and_feeds_are_opened_from_other_threads() -> None:
-    gate, feed = Gate(), Feed()
+    gate = Gate()
+    feed = Feed()
     with bots_server() as server:
         server.on("gate", Reply(["before ", gate, "after"]))
         server.on("feed", Reply(feed))
@@ -144,7 +146,7 @@ async def test_gates_and_feeds_are_opened_from_other_threads() -> None:
         async with httpx.AsyncClient(verify=False) as client:
             bodies = [question("gate"), question("feed"), question("hold")]
             asking = [asyncio.create_task(client.post(f"{server.url}/chat/completions", json=body)) for body in bodies]
-            await until(lambda: server.active == 3)
+            await wait_until(lambda: server.active == 3)
             feed.add("one")
             threading.Thread(target=lambda: (feed.add("two"), feed.end(), gate.open())).start()
             answers = [deltas((await response).text) for response in asking]
@@ -157,9 +159,9 @@ async def test_clients_that_leave_early_are_recorded(answer: Answer) -> None:
     with OpenAIServer(answers=[answer]) as server:
         async with httpx.AsyncClient(verify=False) as client:
             asking = asyncio.create_task(client.post(f"{server.url}/chat/completions", json=question("left")))
-            await until(lambda: server.active)
+            await wait_until(lambda: server.active)
             asking.cancel()
-            await until(lambda: server.aborted)
+            await wait_until(lambda: server.aborted)
     assert [request.text for request in server.aborted] == ["left"]
     assert server.active == 0
 
@@ -169,7 +171,7 @@ async def test_a_stopped_server_comes_back_at_its_address() -> None:
     async with httpx.AsyncClient(verify=False) as client:
         with server:
             asking = asyncio.create_task(client.post(f"{server.url}/chat/completions", json=question()))
-            await until(lambda: server.active)
+            await wait_until(lambda: server.active)
             server.stop()
             with pytest.raises(httpx.TransportError):
                 await asking

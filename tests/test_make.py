@@ -1,4 +1,4 @@
-"""The Makefile's targets, with a stand-in for uv that notes what it is asked to do."""
+"""The Makefile's targets, with a stand-in for uv that logs its arguments."""
 
 import os
 import re
@@ -18,7 +18,11 @@ Make = Callable[..., list[str]]
 UV = """#!/bin/sh
 echo "$*" >> {log}
 case "$1" in
-    export) case "$*" in *--no-hashes*) echo torch==2.0 ;; *) touch .venv/.cpu ;; esac ;;
+    export)
+        case "$*" in
+            *--no-hashes*) test ! -e {broken} && echo torch==2.0 ;;
+            *) while [ "$1" != --output-file ]; do shift; done; echo other==1.0 >"$2" ;;
+        esac ;;
     venv | sync) mkdir -p .venv ;;
 esac
 """
@@ -26,13 +30,15 @@ esac
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Runs make in a folder of its own; returns what uv was asked to do."""
+    """Runs make in a folder of its own; returns the arguments of each call of uv. ``uv export`` fails while there is a
+    file "broken" in the test's folder.
+    """
     (project := tmp_path / "project").mkdir()
     (programs := tmp_path / "programs").mkdir()
     log = tmp_path / "log"
     for name in ("Makefile", "pyproject.toml", "uv.lock"):
         shutil.copyfile(ROOT / name, project / name)
-    (uv := programs / "uv").write_text(UV.format(log=log))
+    (uv := programs / "uv").write_text(UV.format(log=log, broken=tmp_path / "broken"))
     uv.chmod(0o755)
     environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
 
@@ -47,7 +53,7 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-def test_every_target_that_a_page_names_is_there() -> None:
+def test_every_target_that_a_page_names_exists() -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", pages, re.MULTILINE))
     assert {"demo", "test", "test-slow", "test-nightly", "coverage", "lint"} <= named
@@ -80,6 +86,17 @@ def test_without_cuda_torch_comes_from_the_cpu_index(make: Make) -> None:
     assert make("env", "env-dev", "CPU=1") == []
 
 
+def test_a_failed_export_of_constraints_is_repeated(make: Make, tmp_path: Path) -> None:
+    (broken := tmp_path / "broken").touch()
+    calls = make("env", "CPU=1", status=2)
+    assert calls[-1].startswith("export ")
+    broken.unlink()
+    *exports, install = make("env", "CPU=1")
+    assert [call.split()[0] for call in exports] == ["export", "export"]
+    assert install.startswith("pip install ")
+    assert (tmp_path / "project" / ".venv" / ".cpu").read_text() == "other==1.0\ntorch==2.0\n"
+
+
 def test_an_environment_with_cuda_is_not_mixed_with_one_without(make: Make) -> None:
     make("env")
     assert make("env", "CPU=1", status=2) == []
@@ -107,6 +124,7 @@ def test_tests_of_a_module_run_on_one_worker(request: pytest.FixtureRequest) -> 
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there are no workers")
 def test_tests_that_share_a_server_run_on_one_worker(request: pytest.FixtureRequest) -> None:
-    for item in request.session.items:
-        if "cluster" in getattr(item, "fixturenames", ()):
-            assert item.nodeid.endswith("@cluster")
+    sharing = [item.nodeid for item in request.session.items if "cluster" in getattr(item, "fixturenames", ())]
+    if not sharing:
+        pytest.skip("no test that uses the cluster is selected")
+    assert [name for name in sharing if not name.endswith("@cluster")] == []

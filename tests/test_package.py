@@ -1,4 +1,4 @@
-"""What users rely on before they run anything: names, light imports, layers that hold."""
+"""Public names, light imports, dependencies of the extras, names of tests."""
 
 import re
 import subprocess
@@ -22,13 +22,14 @@ def _modules_after(statement: str) -> set[str]:
     "statement",
     [
         "import minigpt4_serve",
-        "import minigpt4_serve.cli",
-        "import minigpt4_serve.settings, minigpt4_serve.answering, minigpt4_serve.images",
+        "import minigpt4_serve.cli, minigpt4_serve.cli.status, minigpt4_serve.entry_point",
+        "import minigpt4_serve.settings, minigpt4_serve.cli.sources, minigpt4_serve.images",
         "import minigpt4_serve.images.fetch, minigpt4_serve.protocol, minigpt4_serve.prompt.encoder",
         "import langchain_minigpt4",
         "import mcp_minigpt4",
         "import minigpt4_bots",
         "import minigpt4_serve.web, minigpt4_serve.client.chat_client",
+        "import tools.tiny.shards, tools.tiny.worker",
     ],
 )
 def test_light_imports_load_neither_torch_nor_ray(statement: str) -> None:
@@ -45,6 +46,34 @@ def test_deploying_loads_no_torch_in_the_driver() -> None:
 
 def test_public_names() -> None:
     assert set(minigpt4_serve.__all__) == {"MiniGPT4Error", "__version__"}
+    import minigpt4_serve.client as client
+
+    assert set(client.__all__) == {
+        "DEFAULT_BASE_URL",
+        "DEFAULT_QUESTION",
+        "MAX_IMAGES",
+        "ChatClient",
+        "Completed",
+        "Event",
+        "FoundBox",
+        "ModelCard",
+        "PictureSources",
+        "Progress",
+        "Queued",
+        "Retrying",
+        "SyncChatClient",
+        "TextDelta",
+        "TokenUsage",
+        "VisionAnswer",
+        "VisionClient",
+        "find_model",
+        "find_model_async",
+        "is_handle",
+        "read_each",
+        "server_address",
+        "server_key",
+        "wait_for",
+    }
     import minigpt4_serve.model as model
 
     assert set(model.__all__) == {
@@ -74,12 +103,13 @@ def test_the_error_tree_is_the_one_its_docstring_draws() -> None:
 
 @pytest.mark.parametrize("extra", ["", "langchain", "mcp", "discord", "telegram"])
 def test_clients_install_without_torch_or_ray(extra: str) -> None:
-    """Everything that the lock would install for one extra, markers aside."""
+    """Covers all packages that the lock has for an extra, on any platform."""
     lock = tomllib.loads((Path(__file__).parent.parent / "uv.lock").read_text(encoding="utf-8"))
     packages: dict[str, list[dict[str, Any]]] = {}
     for package in lock["package"]:
         packages.setdefault(package["name"], []).append(package)
-    wanted, seen = [("minigpt4-serve", extra)], set()
+    wanted = [("minigpt4-serve", extra)]
+    seen = set()
     while wanted:
         name, chosen = wanted.pop()
         if (name, chosen) in seen:

@@ -1,3 +1,5 @@
+"""Settings from a file, the command line and the environment; mistakes are one sentence."""
+
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ def test_defaults_listen_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
 
 
-def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("port: 9000\nmodel:\n  path: here\n  device: cpu\r\n")
     settings = read_serve_settings(file, {"port": 9001, "model": {"path": Path("there")}})
@@ -70,7 +72,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read_serve_settings(tmp_path / "none.yaml", {})
 
 
-def test_a_key_opens_the_door_and_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_allows_any_host_and_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(API_KEY_VARIABLE, "very-secret")
     settings = read_serve_settings(None, {"host": "0.0.0.0"})
     assert settings.api_key is not None

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from tools.tiny.config import TrainingBudget
-from tools.tiny.trainer import Step, Trainer, end_with_parent, random_seeds
+from tools.tiny.config import DataConfig, TrainingBudget
+from tools.tiny.shards import render_shards
+from tools.tiny.trainer import Step, Trainer, random_seeds
+from tools.tiny.worker import end_with_parent
 
 
 def train_until_killed(arguments: Sequence[str], step: int, *, while_saving: bool = False) -> int:
@@ -54,7 +56,7 @@ def _train_until_killed(arguments: list[str], step: int, while_saving: bool) -> 
 
 
 class Regression:
-    """Learns y = 3x + 1 from the step's own random numbers; remembers the number of points it has seen."""
+    """Learns y = 3x + 1 from the step's random numbers; its state is the number of points so far."""
 
     name = "regression"
 
@@ -91,7 +93,7 @@ class Regression:
 
 
 def train_in_process(rank: int, folder: Path, processes: int) -> None:
-    """Train a ``Regression`` in one of several processes; writes its weights to a file of its own."""
+    """Train a ``Regression`` in one of several processes; each writes its weights to its own file."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=processes)
     task = Regression()
@@ -109,8 +111,13 @@ def train_in_process(rank: int, folder: Path, processes: int) -> None:
     distributed.destroy_process_group()
 
 
+def render(folder: Path, ended: Connection) -> None:
+    """Render for hours, in two workers that hold ``ended`` open, too."""
+    render_shards(folder, DataConfig(shard_size=20, dense_shards=100_000), processes=2)
+
+
 def start_worker(ready: Connection) -> None:
-    """Start a worker that does nothing, and do nothing, either."""
+    """Start a worker that idles, and idle."""
     multiprocessing.get_context("spawn").Process(target=_idle, args=(ready,)).start()
     ready.close()
     threading.Event().wait()

@@ -1,15 +1,15 @@
-"""Waiting in tests for what nothing announces."""
+"""Waiting in tests for conditions that no event announces."""
 
 import asyncio
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], within_s: float = 120) -> None:
-    """Look again and again.
+async def wait_until(condition: Callable[[], object], within_s: float = 120, *, every_s: float = 0.005) -> None:
+    """Check ``condition`` every ``every_s`` seconds until it holds.
 
     Raises:
         TimeoutError: after ``within_s``.
     """
     async with asyncio.timeout(within_s):
         while not condition():
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(every_s)

@@ -1,10 +1,10 @@
-"""Draw docs/discord.png and docs/telegram.png: real conversations with the bots, in imitations of the two programs.
+"""Draw docs/discord.png and docs/telegram.png: real conversations with the bots, in imitations of the two apps.
 
     python -m tools.draw_bots
 
 ``tests/record_bots.py`` runs the real server with the embedded model and both real bots against the tests' fakes of
-Discord and Telegram; this paints what they said. Words and buttons are theirs, looks are approximate. It takes a minute
-on two cores. Run it after a change of how answers look.
+Discord and Telegram; this module paints the messages. Texts and buttons are real, the layout is approximate. It takes a
+minute on two cores. Run it after a change of how answers look.
 """
 
 import argparse
@@ -23,7 +23,8 @@ __all__ = ["Message", "main", "paint_discord", "paint_telegram"]
 QUESTIONS = ("What is in this picture?", "Where is the green square?")
 
 _RECORDER = Path(__file__).resolve().parents[1] / "tests" / "record_bots.py"
-_WIDTH, _LINE = 1120, 36  # pixels: of the picture, and from line to line
+_WIDTH = 1120  # pixels, of the picture
+_LINE = 36  # pixels, from line to line
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw_image() -> Image.Image:
-    """The image that is asked about."""
+    """The image of the conversation."""
     image = Image.new("RGB", (360, 270), "white")
     draw = ImageDraw.Draw(image)
     draw.ellipse((50, 60, 170, 180), fill="red")
@@ -62,7 +63,7 @@ def draw_image() -> Image.Image:
 
 
 def record(image: Image.Image) -> dict[str, list[Message]]:
-    """Ask both bots about the image; each platform's messages, the image with the first one.
+    """Ask both bots about the image. Returns each platform's messages; the first one carries the image.
 
     Raises:
         CalledProcessError: the recorder failed; its errors are on stderr.
@@ -81,7 +82,8 @@ def paint_discord(messages: Sequence[Message]) -> Image.Image:
     """Discord's dark theme."""
     image = Image.new("RGB", (_WIDTH, 2000), "#313338")
     draw = ImageDraw.Draw(image)
-    y, before = 24, ""
+    y = 24
+    before = ""
     for message in messages:
         if before:
             draw.line([(58, y + 24), (58, y + 12), (100, y + 12)], fill="#4e5058", width=4)

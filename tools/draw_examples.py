@@ -1,4 +1,4 @@
-"""Draw the example images of ``minigpt4 web`` from the scenes that the embedded model knows, and the page's icon.
+"""Draw the example images of ``minigpt4 web``, scenes like those in the embedded model's training, and the page's icon.
 
     python -m tools.draw_examples
 
@@ -19,7 +19,7 @@ __all__ = ["draw_examples", "main"]
 
 _SIDE = 280  # pixels: the square root of each image's area
 _ICON_SIDE = 64
-_SUPERSAMPLING = 4  # drawn so much larger and scaled down, for smooth edges
+_SUPERSAMPLING = 4  # images are drawn larger by this factor and scaled down, for smooth edges
 
 SCENES = {
     "village": Scene(
@@ -55,7 +55,7 @@ SCENES = {
 
 
 ICON = Scene((Thing("star", "yellow", 0.5, 0.53, 0.42),), "black", seed=8)
-"""As a browser's tab shows it."""
+"""The icon of a browser's tab."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

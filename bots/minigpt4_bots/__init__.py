@@ -1,10 +1,7 @@
-"""Chat bots that forward people's pictures to an OpenAI-compatible vision server.
+"""Discord and Telegram bots that answer questions about pictures with an OpenAI-compatible vision server.
 
-The core knows no platform: ``settings``, ``texts``, ``vision``, ``conversation``, ``markup``, ``streaming``,
-``access``, ``privacy``, ``storage`` and ``answering``, which brings them together. ``telegram_*`` and ``discord_*``
-know one platform each and call the core; the core never calls them except through the protocols in ``answering``.
-
-An adapter's work: translate an incoming message into ``answering.Question``, implement ``answering.Outlet`` for one
-place in a chat, and call ``Answering.ask``, ``stop``, ``regenerate``, ``reset`` and ``forget``. Everything else (who
-may ask, what the model is sent, when to edit, how to split, what is said when something fails) is decided here, once.
+* ``core`` imports no chat platform. It decides who may ask, what the model gets, when to edit a message, how to split
+  an answer, and what people read when something fails.
+* ``discord`` and ``telegram`` adapt one platform each: they turn an incoming message into a ``core.question.Question``,
+  implement ``core.streaming.MessageTarget`` for one place in a chat, and call ``core.answer_service.AnswerService``.
 """

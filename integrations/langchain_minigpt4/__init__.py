@@ -1,6 +1,6 @@
-"""Eyes for LangChain agents: a vision tool, a middleware that keeps pictures out of the context, and a chat model.
+"""Vision for LangChain agents: a tool, a middleware that keeps images out of the context, and a chat model.
 
-Works with any OpenAI-compatible vision server; loads neither torch nor Ray.
+Works with any OpenAI-compatible vision server; imports neither torch nor Ray.
 """
 
 from langchain_minigpt4.chat_models import ChatMiniGPT4

@@ -1,4 +1,4 @@
-"""A chat model for the server, on LangChain's own OpenAI-compatible base. Knows defaults and what can't be done."""
+"""A LangChain chat model for the server, on the base class of OpenAI-compatible models."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ __all__ = ["ChatMiniGPT4"]
 
 
 class ChatMiniGPT4(BaseChatOpenAI):
-    """MiniGPT-4 as a chat model that sees.
+    """MiniGPT-4 as a chat model with vision.
 
     Pictures are standard content blocks::
 
@@ -25,8 +25,7 @@ class ChatMiniGPT4(BaseChatOpenAI):
         picture = {"type": "image", "base64": data, "mime_type": "image/png"}
         model.invoke([HumanMessage([picture, question])]).text
 
-    It calls no tools, because the model can't: to give an agent eyes, give a model that calls tools the
-    ``MiniGPT4VisionTool``.
+    The model can't call tools. For an agent with vision, give ``MiniGPT4VisionTool`` to a model that can.
 
     Raises:
         InvalidRequest: ``base_url`` isn't an address.
@@ -54,37 +53,37 @@ class ChatMiniGPT4(BaseChatOpenAI):
         self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         payload = super()._get_request_payload(input_, stop=stop, **kwargs)
-        # The base keeps connections beyond their event loop, where nobody can use or close them: let none be kept.
+        # The base class keeps connections beyond their event loop, where they can be neither used nor closed.
         payload["extra_headers"] = {"Connection": "close", **(payload.get("extra_headers") or {})}
         return payload
 
     def _generate(
         self, messages: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        return super()._generate(messages, stop, run_manager, **self._named(kwargs))
+        return super()._generate(messages, stop, run_manager, **self._with_model(kwargs))
 
     def _stream(
         self, messages: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
-        yield from super()._stream(messages, stop, run_manager, **self._named(kwargs))
+        yield from super()._stream(messages, stop, run_manager, **self._with_model(kwargs))
 
     async def _agenerate(
         self, messages: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        return await super()._agenerate(messages, stop, run_manager, **await self._named_async(kwargs))
+        return await super()._agenerate(messages, stop, run_manager, **await self._with_model_async(kwargs))
 
     async def _astream(
         self, messages: Any, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async for chunk in super()._astream(messages, stop, run_manager, **await self._named_async(kwargs)):
+        async for chunk in super()._astream(messages, stop, run_manager, **await self._with_model_async(kwargs)):
             yield chunk
 
-    def _named(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's options with the model that is meant if the developer names none."""
+    def _with_model(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The call's options, with the server's only model if none is named."""
         named = self.model_name or kwargs.get("model")
         return kwargs if named else {**kwargs, "model": find_model(self.root_client)}
 
-    async def _named_async(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    async def _with_model_async(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         named = self.model_name or kwargs.get("model")
         return kwargs if named else {**kwargs, "model": await find_model_async(self.root_async_client)}
 
@@ -94,21 +93,19 @@ class ChatMiniGPT4(BaseChatOpenAI):
         Raises:
             NotImplementedError: always, with advice.
         """
-        raise NotImplementedError(
-            "MiniGPT-4 can't call tools. Give MiniGPT4VisionTool to a model that can, and it sees through it."
-        )
+        raise NotImplementedError("MiniGPT-4 can't call tools. Give MiniGPT4VisionTool to a model that can.")
 
     def with_structured_output(
         self, schema: dict[str, Any] | type | None = None, *, method: str = "json_schema", **options: Any
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """Answers that follow a schema: the server lets the model choose no token that would leave it.
+        """Answers that follow a schema: the server masks tokens that would violate it.
 
-        The shape is right, the facts are the model's: MiniGPT-4 never learnt to write JSON, so ask for few and short
+        The shape is guaranteed, the content isn't: MiniGPT-4 wasn't trained to write JSON, so ask for few and short
         fields, and give enumerations.
 
         Args:
             method: ``json_schema``, or ``json_mode`` for any JSON object.
-            options: ``include_raw``, ``strict`` (true if not given) and what else the base takes.
+            options: ``include_raw``, ``strict`` (true if not given) and the other options of the base class.
 
         Raises:
             NotImplementedError: ``method`` is ``function_calling``.
@@ -116,5 +113,5 @@ class ChatMiniGPT4(BaseChatOpenAI):
         if method == "function_calling":
             raise NotImplementedError("MiniGPT-4 can't call functions: leave method at its default, 'json_schema'.")
         if method == "json_schema":
-            options.setdefault("strict", True)  # no fields but those that are asked for
+            options.setdefault("strict", True)  # no additional fields
         return super().with_structured_output(schema, method=method, **options)  # type: ignore[arg-type]

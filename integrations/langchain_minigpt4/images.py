@@ -1,6 +1,6 @@
-"""Pictures in LangChain messages, in every form of block in use ↔ opaque handles. Knows messages, no server.
+"""Images in LangChain messages, in every kind of content block in use → opaque handles.
 
-A picture becomes one line of text with its handle (``image_1``); its bytes go into the conversation's state.
+An image becomes one line of text with its handle (``image_1``); its bytes go into the conversation's state.
 """
 
 import base64
@@ -10,9 +10,9 @@ from typing import Any, TypedDict, TypeVar
 
 from langchain_core.messages import BaseMessage
 
-__all__ = ["StoredImage", "images_in", "take_images"]
+__all__ = ["StoredImage", "all_images", "extract_images"]
 
-# A picture's address inside running text, as people paste it.
+# An image's data URL inside running text, as people paste it.
 _PASTED = re.compile(r"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<!\d)\d+$")
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
@@ -21,12 +21,12 @@ _M = TypeVar("_M", bound=BaseMessage)
 
 
 class StoredImage(TypedDict, total=False):
-    """One picture of a conversation, as any checkpointer can store it. Exactly one of the keys is there.
+    """One image of a conversation, as any checkpointer can store it, with exactly one of the keys.
 
     Attributes:
         base64: the encoded file.
-        url: where it lies; nobody has fetched it.
-        refused: why it can't be looked at.
+        url: its address; it hasn't been fetched.
+        refused: why it can't be used.
     """
 
     base64: str
@@ -34,38 +34,38 @@ class StoredImage(TypedDict, total=False):
     refused: str
 
 
-def take_images(
+def extract_images(
     messages: Sequence[BaseMessage], known: Mapping[str, StoredImage], *, max_bytes: int
 ) -> tuple[list[BaseMessage], dict[str, StoredImage]]:
-    """The messages that hold pictures, rewritten with handles, and the pictures that are new by their handles.
+    """The messages with images, rewritten with handles, and the new images by their handles.
 
-    A picture that is known already keeps its handle.
+    An image that is known already keeps its handle.
     """
-    shelf = _Shelf(known, max_bytes)
-    changed = [after for before in messages if (after := _rewrite(before, shelf)) is not before]
-    return changed, shelf.new
+    handles = _Handles(known, max_bytes)
+    changed = [after for before in messages if (after := _rewrite(before, handles)) is not before]
+    return changed, handles.new
 
 
-def images_in(
+def all_images(
     messages: Sequence[BaseMessage], known: Mapping[str, StoredImage], *, max_bytes: int
 ) -> dict[str, StoredImage]:
-    """All pictures of a conversation by their handles, whether they were taken out before or still stand in it."""
-    return {**known, **take_images(messages, known, max_bytes=max_bytes)[1]}
+    """All images of a conversation by their handles, whether they were extracted before or are still in messages."""
+    return {**known, **extract_images(messages, known, max_bytes=max_bytes)[1]}
 
 
-class _Shelf:
-    """Gives each picture its handle."""
+class _Handles:
+    """Assigns a handle to each image."""
 
     def __init__(self, known: Mapping[str, StoredImage], max_bytes: int) -> None:
         self._handles = {_identity(image): handle for handle, image in known.items()}
-        # After the highest, not after the last: a developer may have taken pictures away.
+        # After the highest, not after the last: a developer may have removed images.
         self._count = max((int(found[0]) for handle in known if (found := _NUMBER.search(handle))), default=0)
         self._max_base64 = (max_bytes + 2) // 3 * 4
         self._limit = f"{max_bytes / 2**20:.0f} MiB"
         self.new: dict[str, StoredImage] = {}
 
-    def put(self, image: StoredImage) -> str:
-        """The line of text that stands for the picture."""
+    def assign(self, image: StoredImage) -> str:
+        """The line of text that replaces the image."""
         if len(image.get("base64", "")) > self._max_base64:
             image = {"refused": f"This picture has more than {self._limit}; a smaller one is needed."}
         handle = None if "refused" in image else self._handles.get(_identity(image))
@@ -81,65 +81,65 @@ def _identity(image: StoredImage) -> tuple[tuple[str, Any], ...]:
     return tuple(image.items())
 
 
-def _rewrite(message: _M, shelf: _Shelf) -> _M:
-    content = _without_pictures(message.content, shelf)
+def _rewrite(message: _M, handles: _Handles) -> _M:
+    content = _replace_images(message.content, handles)
     return message if content is message.content else message.model_copy(update={"content": content})
 
 
-def _without_pictures(content: Any, shelf: _Shelf) -> Any:
-    """The content with text in the place of pictures; the very same object if there are none."""
+def _replace_images(content: Any, handles: _Handles) -> Any:
+    """The content with text in place of its images; the same object if there are none."""
     if isinstance(content, str):
         if _PASTED.search(content) is None:
             return content
-        return _PASTED.sub(lambda found: shelf.put({"base64": found[1]}), content)
+        return _PASTED.sub(lambda found: handles.assign({"base64": found[1]}), content)
     if isinstance(content, list):
-        parts = [_without_pictures(part, shelf) for part in content]
+        parts = [_replace_images(part, handles) for part in content]
         return content if all(after is before for after, before in zip(parts, content, strict=True)) else parts
     if not isinstance(content, dict):
         return content
-    if (image := _picture(content)) is not None:
-        return {"type": "text", "text": shelf.put(image)}
-    for key in ("text", "content", "output", "value"):  # words; a block that wraps others, such as a tool's result
-        if key in content and (inner := _without_pictures(content[key], shelf)) is not content[key]:
+    if (image := _find_image(content)) is not None:
+        return {"type": "text", "text": handles.assign(image)}
+    for key in ("text", "content", "output", "value"):  # text, or a block that wraps others, such as a tool's result
+        if key in content and (inner := _replace_images(content[key], handles)) is not content[key]:
             return {**content, key: inner}
     return content
 
 
-def _picture(block: Mapping[str, Any]) -> StoredImage | None:
-    """The picture of a block, None if it is another kind of block.
+def _find_image(block: Mapping[str, Any]) -> StoredImage | None:
+    """The image of a block; None if it is another kind of block.
 
-    Known forms: LangChain's standard blocks of both generations, OpenAI's for both of its APIs, Anthropic's, Google's,
+    Kinds: LangChain's standard blocks of both generations, OpenAI's for both of its APIs, Anthropic's, Google's,
     Amazon's and MCP's.
     """
     kind = block.get("type")
     if kind == "image_url":
         address = block.get("image_url")
-        return _located(address.get("url") if isinstance(address, Mapping) else address)
+        return _linked_image(address.get("url") if isinstance(address, Mapping) else address)
     if kind in ("input_image", "computer_screenshot"):
-        return _located(block.get("image_url"))
+        return _linked_image(block.get("image_url"))
     mime = str(block.get("mime_type") or block.get("mimeType") or block.get("media_type") or "")
     if kind == "image_generation_call":
-        return _held(block.get("result"))
+        return _inline_image(block.get("result"))
     inner = block.get("source")
     if kind in ("image", "file", "media") and (kind == "image" or mime.lower().startswith("image/")):
         source = inner if isinstance(inner, Mapping) else block
         data = source.get("base64") or source.get("data") or source.get("bytes")
-        return _held(data) if data else _located(source.get("url") or source.get("file_uri"))
+        return _inline_image(data) if data else _linked_image(source.get("url") or source.get("file_uri"))
     if kind is None and isinstance(block.get("image"), Mapping):
         inner = block["image"].get("source")
-        return _held(inner.get("bytes") if isinstance(inner, Mapping) else None)
+        return _inline_image(inner.get("bytes") if isinstance(inner, Mapping) else None)
     return None
 
 
-def _held(data: Any) -> StoredImage:
+def _inline_image(data: Any) -> StoredImage:
     if isinstance(data, (bytes, bytearray)):
         return {"base64": base64.b64encode(data).decode()}
     if not isinstance(data, str) or data[:5].lower() == "data:":
-        return _located(data)
+        return _linked_image(data)
     return {"base64": "".join(data.split()) if "\n" in data else data}
 
 
-def _located(url: Any) -> StoredImage:
+def _linked_image(url: Any) -> StoredImage:
     if not isinstance(url, str) or not url:
         return {"refused": "This picture is stored where it can't be opened; it must be sent itself."}
     found = _DATA_URL.match(url)

@@ -1,4 +1,4 @@
-"""Takes pictures out of an agent's messages and leaves handles. Knows LangChain's agents, no vision server."""
+"""An agent middleware that replaces images in messages with handles."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -9,42 +9,42 @@ from langchain.agents.middleware.types import OmitFromOutput
 from langgraph.channels import DeltaChannel
 from langgraph.runtime import Runtime
 
-from langchain_minigpt4.images import StoredImage, take_images
+from langchain_minigpt4.images import StoredImage, extract_images
 from minigpt4_serve.images import ImageLimits
 
 __all__ = ["ImageHandles", "ImageHandlesState"]
 
 
-def _add(known: Mapping[str, StoredImage], news: Sequence[Mapping[str, StoredImage]]) -> dict[str, StoredImage]:
+def _merge(known: Mapping[str, StoredImage], updates: Sequence[Mapping[str, StoredImage]]) -> dict[str, StoredImage]:
     merged = dict(known)
-    for new in news:
-        merged.update(new)
+    for update in updates:
+        merged.update(update)
     return merged
 
 
 class ImageHandlesState(AgentState[Any]):
-    """The agent's state with its pictures: handle → picture.
+    """The agent's state with its images: handle → image.
 
-    No output of the agent; an input only for an agent that shall know another one's pictures. A checkpointer stores
-    each picture once, not all of them with every step.
+    They aren't part of the agent's output, and of its input only to share another agent's images. A checkpointer stores
+    each image once, not all of them with every step.
     """
 
-    minigpt4_images: NotRequired[Annotated[dict[str, StoredImage], OmitFromOutput, DeltaChannel(_add, dict)]]
+    minigpt4_images: NotRequired[Annotated[dict[str, StoredImage], OmitFromOutput, DeltaChannel(_merge, dict)]]
 
 
 class ImageHandles(AgentMiddleware[ImageHandlesState, Any, Any]):
-    """Makes a text-only model fit for conversations with pictures.
+    """Keeps images out of the messages, for text-only models and small contexts.
 
-    Before the model is called, each picture in a message, of people or of tools, is moved to the agent's state and one
-    line with its handle (``image_1``) stands in its place. ``MiniGPT4VisionTool`` finds it there::
+    Before each call of the model, every image in a message, of people or of tools, is moved to the agent's state and
+    replaced by one line with its handle (``image_1``). ``MiniGPT4VisionTool`` finds it there::
 
         agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
 
-    The model never receives a byte of a picture. Follow-ups find pictures of earlier turns if the agent has a
-    checkpointer or is given the whole conversation again.
+    The model never receives an image. Follow-ups find images of earlier turns if the agent has a checkpointer or is
+    given the whole conversation again.
 
     Args:
-        max_image_bytes: larger pictures are not kept; asking about one tells why.
+        max_image_bytes: larger images aren't kept; a question about one is answered with the reason.
     """
 
     state_schema = ImageHandlesState
@@ -54,14 +54,14 @@ class ImageHandles(AgentMiddleware[ImageHandlesState, Any, Any]):
         self._max_bytes = max_image_bytes
 
     def before_model(self, state: ImageHandlesState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Move pictures that arrived since the last call."""
+        """Move images that were added since the last call."""
         known = state.get("minigpt4_images") or {}
-        messages, images = take_images(state["messages"], known, max_bytes=self._max_bytes)
+        messages, images = extract_images(state["messages"], known, max_bytes=self._max_bytes)
         if not messages:
             return None
         # Messages keep their ids, so they replace what they were.
         return {"messages": messages, "minigpt4_images": images}
 
     async def abefore_model(self, state: ImageHandlesState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """The same for agents that run in an event loop, which goes on meanwhile."""
+        """``before_model`` in a thread, for agents that run in an event loop."""
         return await asyncio.to_thread(self.before_model, state, runtime)

@@ -1,4 +1,4 @@
-"""The tool that lets an agent ask its own question about pictures. Knows LangChain's tools and our vision client."""
+"""The LangChain tool with which an agent asks its own questions about images."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from langchain_core.tools import ArgsSchema, BaseTool, InjectedToolArg, ToolException
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator
 
-from langchain_minigpt4.images import StoredImage, images_in
+from langchain_minigpt4.images import StoredImage, all_images
 from minigpt4_serve.client import (
     DEFAULT_QUESTION,
     MAX_IMAGES,
@@ -38,14 +38,14 @@ _BAD_ARGUMENTS = "Call this tool with 'question', a text, and 'images', a list o
 
 _HANDLE = re.compile(r"\bimage_\d+\b", re.IGNORECASE)
 _HANDLES = re.compile(r"[\s\[\]\"',]*(?:image_\d+[\s\[\]\"',]*)+", re.IGNORECASE)
-# What stands for a picture in the conversation, copied with more of it than the name.
+# The line that replaces an image in the conversation, copied with more of it than the handle.
 _COPIED = re.compile(r"[\s\[\"'`]*(image_\d+)(?:: .*|[\s\]\"'`]*)", re.IGNORECASE | re.DOTALL)
 
 Result = tuple[str, dict[str, Any]]
 
 
 class _Arguments(BaseModel):
-    """What the model fills in; ``runtime`` is the agent's business and hidden from it."""
+    """The arguments that the model writes; ``runtime`` is filled in by the agent."""
 
     question: str = Field(DEFAULT_QUESTION, description="What you want to know about the picture or pictures.")
     images: list[str] = Field(description="The pictures to look at: their names in this conversation, such as image_1.")
@@ -53,7 +53,7 @@ class _Arguments(BaseModel):
 
     @field_validator("images", mode="before")
     @classmethod
-    def _text_is_a_list(cls, value: Any) -> Any:
+    def _split_text(cls, value: Any) -> Any:
         """Models also write ``image_1``, ``image_1, image_2`` or a list inside a text."""
         if not isinstance(value, str):
             return value
@@ -61,15 +61,15 @@ class _Arguments(BaseModel):
 
 
 class MiniGPT4VisionTool(BaseTool):
-    """Eyes for an agent: a question about pictures goes to a vision server, text comes back.
+    """Vision for an agent: sends a question about images to a vision server and returns its answer as text.
 
-    The model names pictures by handles (``image_1``), found in the conversation's state or its messages; by https
-    addresses and paths only where ``allow_urls`` and ``allowed_folders`` say so. The result's text is marked as data
-    and limited in length; its artifact has ``digests``, ``usage``, ``timings``, ``boxes`` and more (see
-    ``VisionAnswer``). A failure is a ``ToolException`` that agents receive as a message with status ``error``. While
-    the server works, the agent's stream of ``custom`` events shows the pieces.
+    The model names images by handles (``image_1``), which are looked up in the conversation's state and messages; by
+    https addresses and paths only if ``allow_urls`` and ``allowed_folders`` permit it. The result's text is marked as
+    data and limited in length; its artifact has the fields of ``VisionAnswer``. A failure is a ``ToolException`` that
+    agents receive as a message with status ``error``. While the server works, the agent's stream of ``custom`` events
+    shows queue positions, retries and deltas.
 
-    Any server that speaks the OpenAI API and sees pictures will do.
+    Works with any OpenAI-compatible server of a vision model.
     """
 
     name: str = "look_at_pictures"
@@ -84,29 +84,29 @@ class MiniGPT4VisionTool(BaseTool):
     api_key: SecretStr | None = Field(default_factory=server_key)
     """Not needed for a server without a key."""
     model: str | None = None
-    """The server's only model if not given."""
+    """The only model that the server lists if not given."""
     allow_urls: bool | list[str] = False
-    """True for every public https address, or a list of hosts: a model can put words of a chat into an address."""
+    """True for every public https address, or a list of hosts: a model can put text of a chat into an address."""
     allowed_folders: list[Path] = []
-    """Folders whose pictures may be read, with all below them."""
+    """Images in and below these folders may be read."""
     timeout_s: float = 60.0
-    """Longest silence of the server."""
+    """Longest silence of the server, in seconds."""
     max_wait_s: float = 10.0
-    """How long a busy server is waited for, in all."""
+    """All waits for a busy server within one call, in seconds."""
     max_images: int = MAX_IMAGES
-    """Pictures of one question."""
+    """Most images of one question."""
     max_image_bytes: int = ImageLimits().max_bytes
     max_answer_chars: int = 2000
     temperature: float | None = 0.0
-    """None leaves it to the server."""
+    """None for the server's default."""
     cache_size: int = 128
-    """Answers that are remembered by pictures, question and model."""
+    """Number of cached answers, by images, question and model."""
 
     _client: VisionClient = PrivateAttr()
     _sources: PictureSources = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Build what the fields describe.
+        """Build client and sources from the fields.
 
         Raises:
             InvalidRequest: ``base_url`` isn't an address.
@@ -141,8 +141,9 @@ class MiniGPT4VisionTool(BaseTool):
         return answer.for_model(), answer.model_dump(mode="json")
 
     async def _open(self, references: Sequence[str], state: Mapping[str, Any]) -> list[EncodedImage]:
-        messages, taken = state.get("messages") or [], state.get("minigpt4_images") or {}
-        known = await asyncio.to_thread(images_in, messages, taken, max_bytes=self.max_image_bytes)
+        messages = state.get("messages") or []
+        extracted = state.get("minigpt4_images") or {}
+        known = await asyncio.to_thread(all_images, messages, extracted, max_bytes=self.max_image_bytes)
         return await read_each(references, lambda name: self._open_one(_name(name), known), limit=self.max_images)
 
     async def _open_one(self, reference: str, known: Mapping[str, StoredImage]) -> EncodedImage:
@@ -157,7 +158,7 @@ class MiniGPT4VisionTool(BaseTool):
         return await self._sources.read(image["url"] if "url" in image else f"data:;base64,{image['base64']}")
 
     def _may_open_others(self, reference: str) -> bool:
-        """A plain word, where no folders are allowed, is a mistaken name rather than a path."""
+        """Whether it may be a path or an address; a plain word without allowed folders is a mistaken handle."""
         return bool(self.allowed_folders) or ":" in reference or "/" in reference or "\\" in reference
 
     async def _ask(self, question: str, pictures: Sequence[EncodedImage], runtime: Any) -> VisionAnswer:
@@ -172,7 +173,7 @@ class MiniGPT4VisionTool(BaseTool):
 
 
 def _state(runtime: Any) -> Mapping[str, Any]:
-    """The graph's state as a mapping, whichever way the developer declared it; empty outside of graphs."""
+    """The graph's state as a mapping, however it is declared; empty outside of graphs."""
     state = getattr(runtime, "state", None)
     if isinstance(state, Mapping):
         return state
@@ -192,13 +193,13 @@ def _custom_event(progress: Progress, tool_call_id: str | None) -> dict[str, Any
 
 
 def _name(reference: str) -> str:
-    """The bare handle if the reference is one, however it is written."""
+    """The bare handle, if the reference contains one."""
     found = _COPIED.fullmatch(reference)
     return found[1].lower() if found else reference.strip()
 
 
 def _without_handles(question: str, references: Sequence[str]) -> str:
-    """The question in words that the vision model understands: it knows no handles, only the order of pictures."""
+    """The question with the numbers of images in place of handles, which mean nothing to the vision model."""
     names = [_name(reference) for reference in references]
 
     def words(found: re.Match[str]) -> str:

@@ -1,9 +1,8 @@
 """``minigpt4-mcp``: settings from the command line and the environment, then the server on stdio or HTTP.
 
-Standard output belongs to the protocol: people are told things on standard error.
+Standard output belongs to the protocol: messages for people go to standard error.
 """
 
-import ipaddress
 import signal
 import sys
 from enum import StrEnum
@@ -12,13 +11,15 @@ from typing import Annotated
 
 import typer
 
-from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
+from minigpt4_serve.entry_point import run_program
+from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.settings import is_loopback
 
 __all__ = ["main"]
 
 
 class Transport(StrEnum):
-    """How clients reach the server."""
+    """The transport between clients and this server."""
 
     STDIO = "stdio"
     HTTP = "http"
@@ -54,7 +55,7 @@ def serve(
     The server's key, if it wants one, is read from MINIGPT4_API_KEY. On stdio, the client's roots are allowed folders.
     """
     on_stdio = transport is Transport.STDIO
-    if not on_stdio and not _is_loopback(host):
+    if not on_stdio and not is_loopback(host):
         raise InvalidRequest(
             f"There is no key for this server, so it listens on this machine only, not on {host}. "
             "Put a proxy that asks for one in front of it."
@@ -77,24 +78,6 @@ def serve(
         server.run("streamable-http", host=host, port=port)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def main() -> None:
-    """The command line's entry: what a person can mend is one line and exit code 2, Ctrl-C is 130."""
-    try:
-        _app()
-    except MiniGPT4Error as error:
-        typer.echo(f"minigpt4-mcp: {error.message}", err=True)
-        raise SystemExit(2) from None
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("mcp", "mcp_types", "httpx"):
-            raise
-        typer.echo('minigpt4-mcp: the MCP SDK 2 is not installed: pip install "minigpt4-serve[mcp]"', err=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    """The console script ``minigpt4-mcp``; exit codes as ``minigpt4_serve.entry_point``."""
+    run_program("minigpt4-mcp", _app, dict.fromkeys(("mcp", "mcp_types", "httpx"), "mcp"))

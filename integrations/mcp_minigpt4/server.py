@@ -1,4 +1,4 @@
-"""The vision tool as an MCP server. Knows the protocol's tools, progress and roots; not how pictures are looked at."""
+"""The vision tool as an MCP server, with the protocol's progress and roots."""
 
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -29,10 +29,10 @@ def create_server(client: VisionClient, sources: PictureSources, *, trust_roots:
     """An MCP server with one tool, ``look_at_pictures``.
 
     Args:
-        client: who answers.
+        client: of the vision server.
         sources: which folders and addresses pictures may come from; ``data:`` URLs always work.
         trust_roots: also allow the folders that the client names as its roots. Only for a client that started this
-            process itself: one that came over a network could name any folder.
+            process itself: a client on a network could name any folder.
     """
     server = MCPServer(
         "minigpt4",
@@ -48,7 +48,7 @@ def create_server(client: VisionClient, sources: PictureSources, *, trust_roots:
 
     @server.tool(
         title="Look at pictures",
-        description=_DESCRIPTION + _sources_in_words(sources, trust_roots),
+        description=_DESCRIPTION + _describe_sources(sources, trust_roots),
         annotations=ToolAnnotations(read_only_hint=True, open_world_hint=bool(sources.urls)),
     )
     async def look_at_pictures(
@@ -70,20 +70,22 @@ def create_server(client: VisionClient, sources: PictureSources, *, trust_roots:
 async def _ask(
     client: VisionClient, question: str, pictures: Sequence[EncodedImage], context: Context
 ) -> CallToolResult:
-    steps, said = 0, ""
+    steps = 0
+    text = ""
     async with aclosing(client.stream(question, pictures)) as events:
         async for event in events:
             if isinstance(event, VisionAnswer):
                 content = TextContent(type="text", text=event.for_model())
                 return CallToolResult(content=[content], structured_content=event.model_dump(mode="json"))
-            steps, said = steps + 1, said + event.text
-            await context.report_progress(steps, message=_in_words(event, said))
+            steps += 1
+            text += event.text
+            await context.report_progress(steps, message=_describe_progress(event, len(text)))
     raise AssertionError("a stream ends with its answer or an error")
 
 
-def _in_words(progress: Progress, said: str) -> str:
+def _describe_progress(progress: Progress, characters: int) -> str:
     if progress.text:
-        return f"answering, {len(said)} characters so far"
+        return f"answering, {characters} characters so far"
     if progress.ahead is not None:
         return f"waiting, {progress.ahead} ahead"
     return f"the server is busy, next try in {progress.wait_s or 0:.0f} s"
@@ -95,7 +97,7 @@ def _folders(roots: ListRootsResult) -> list[Path]:
     return [Path(url2pathname(address.path)) for address in addresses if address.scheme == "file" and address.path]
 
 
-def _sources_in_words(sources: PictureSources, trust_roots: bool) -> str:
+def _describe_sources(sources: PictureSources, trust_roots: bool) -> str:
     words = [" Pictures are paths of files in the allowed folders."] if sources.folders or trust_roots else []
     words += [" Public https addresses of pictures work."] if sources.urls else []
     return "".join([*words, " data: URLs of pictures work."])

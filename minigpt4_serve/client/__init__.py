@@ -1,27 +1,32 @@
-"""What agents' integrations, bots and the page share: asking any OpenAI-compatible vision server about pictures.
+"""Clients of any OpenAI-compatible vision server, for agents' integrations, bots, the page and the command line.
 
-Knows HTTP, pictures and the error tree; no LangChain, no MCP, no torch. Everything that could be wrong with a picture
-is found here, before the server is bothered; every failure is a ``MiniGPT4Error`` whose sentence an agent can act on.
+Imports neither torch nor Ray. Images are checked before anything is sent; every failure is a ``MiniGPT4Error``.
 """
 
-from minigpt4_serve.client.address import (
-    DEFAULT_BASE_URL,
-    find_model,
-    find_model_async,
-    server_address,
-    server_key,
-)
+from minigpt4_serve.client.address import DEFAULT_BASE_URL, server_address, server_key
 from minigpt4_serve.client.answers import FoundBox, Progress, TokenUsage, VisionAnswer
+from minigpt4_serve.client.chat_client import ChatClient
+from minigpt4_serve.client.events import Completed, Event, Queued, Retrying, TextDelta
+from minigpt4_serve.client.models import ModelCard, find_model, find_model_async
 from minigpt4_serve.client.references import MAX_IMAGES, PictureSources, is_handle, read_each
-from minigpt4_serve.client.vision import DEFAULT_QUESTION, VisionClient, wait_for
+from minigpt4_serve.client.sync import SyncChatClient, wait_for
+from minigpt4_serve.client.vision import DEFAULT_QUESTION, VisionClient
 
 __all__ = [
     "DEFAULT_BASE_URL",
     "DEFAULT_QUESTION",
     "MAX_IMAGES",
+    "ChatClient",
+    "Completed",
+    "Event",
     "FoundBox",
+    "ModelCard",
     "PictureSources",
     "Progress",
+    "Queued",
+    "Retrying",
+    "SyncChatClient",
+    "TextDelta",
     "TokenUsage",
     "VisionAnswer",
     "VisionClient",

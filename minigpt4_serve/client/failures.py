@@ -1,6 +1,6 @@
-"""What the OpenAI client raises → one error of ours, with a sentence an agent can act on. Knows no pictures.
+"""Failures of the OpenAI client → errors of ``errors.py``, each with a sentence that an agent can act on.
 
-Nothing that a server wrote is repeated: it may quote the key, or the picture. Status and code go to the log.
+No message repeats what a server wrote: it may quote the key, or the image. Status and code are logged.
 """
 
 import logging
@@ -11,6 +11,7 @@ from time import time
 
 import openai
 
+from minigpt4_serve.durations import describe_wait
 from minigpt4_serve.errors import (
     AuthenticationFailed,
     ContextLengthExceeded,
@@ -24,17 +25,30 @@ from minigpt4_serve.errors import (
     PayloadTooLarge,
     RateLimited,
     ServerUnreachable,
+    StreamInterrupted,
 )
 
-__all__ = ["describe_wait", "error_of_code", "retry_after", "to_minigpt4_error"]
+__all__ = [
+    "connection_lost",
+    "describe_wait",
+    "error_of_code",
+    "retry_after",
+    "server_message",
+    "to_minigpt4_error",
+    "unreadable_response",
+]
 
 _log = logging.getLogger(__name__)
 
-_AWAY = "The vision server can't be reached; try again later or go on without looking."
+_UNREACHABLE = "The vision server can't be reached; try again later or go on without looking."
+_TIMED_OUT = "The vision server did not answer in time; try again later."
+_INTERRUPTED = "The connection to the vision server was lost in the middle of the answer; try again."
 _FAILED = "The vision server failed while answering; try again later."
 _UNREADABLE = (
     "The vision server's answer can't be understood; its operator must check that it is an OpenAI-compatible one."
 )
+
+_DEFAULT_WAIT_S = 5.0
 
 _BY_CODE: dict[str, MiniGPT4Error] = {
     "invalid_image": InvalidImage("The vision server can't read one of the pictures; use another file or format."),
@@ -59,23 +73,23 @@ _BY_STATUS: dict[int, MiniGPT4Error] = {
     408: _BY_CODE["deadline_exceeded"],
     413: _BY_CODE["payload_too_large"],
     422: InvalidRequest("The vision server refused this request; ask a plain question about fewer pictures."),
-    502: ServerUnreachable(_AWAY),
-    504: ServerUnreachable(_AWAY),
+    502: ServerUnreachable(_UNREACHABLE),
+    504: ServerUnreachable(_UNREACHABLE),
 }
 
 
 def to_minigpt4_error(error: Exception) -> MiniGPT4Error:
-    """The error of our tree for what a call of the OpenAI client raised."""
+    """The error for what a call of the OpenAI client raised."""
     status = getattr(error, "status_code", None)
     code = getattr(error, "code", None)
     code = code if isinstance(code, str) and re.fullmatch(r"[\w.-]{1,64}", code) else None
     _log.warning("vision server: %s, status %s, code %s", type(error).__name__, status, code)
     if isinstance(error, openai.APITimeoutError):
-        return ServerUnreachable("The vision server did not answer in time; try again later.")
+        return ServerUnreachable(_TIMED_OUT)
     if isinstance(error, openai.APIConnectionError):
-        return ServerUnreachable(_AWAY)
+        return ServerUnreachable(_UNREACHABLE)
     if status == 429 or code in (Overloaded.code, RateLimited.code):
-        wait = retry_after(error) or 5.0
+        wait = retry_after(error) or _DEFAULT_WAIT_S
         if code == RateLimited.code:
             used_up = f"The key's share of the vision server is used up; try again in {describe_wait(wait)}."
             return RateLimited(used_up, retry_after=wait)
@@ -87,23 +101,36 @@ def to_minigpt4_error(error: Exception) -> MiniGPT4Error:
         return InvalidRequest(_BY_STATUS[400].message)
     if isinstance(error, openai.APIError):
         return EngineFailed(_FAILED)
-    return EngineFailed(_UNREADABLE)
+    return unreadable_response()
 
 
 def error_of_code(code: object) -> MiniGPT4Error:
-    """The error of our tree for the ``code`` of an error that arrives inside a stream, after its status line."""
+    """The error for the ``code`` of an error inside a stream, whose status line was sent before."""
     known = _BY_CODE.get(code) if isinstance(code, str) else None
     return type(known)(known.message) if known else EngineFailed(_FAILED)
 
 
-def describe_wait(wait_s: float) -> str:
-    """A wait for people and agents: ``33 seconds``, ``12 hours``; rounded up, so that nobody comes back too early."""
-    if wait_s <= 1:
-        return "1 second"
-    for limit, unit, name in ((90, 1, "seconds"), (90 * 60, 60, "minutes"), (48 * 3600, 3600, "hours")):
-        if wait_s < limit:
-            return f"{math.ceil(wait_s / unit)} {name}"
-    return f"{math.ceil(wait_s / 86400)} days"
+def unreadable_response() -> MiniGPT4Error:
+    """The error for a response that isn't of OpenAI's shape."""
+    return EngineFailed(_UNREADABLE)
+
+
+def connection_lost(*, in_answer: bool, timed_out: bool) -> MiniGPT4Error:
+    """The error for a response that breaks; ``in_answer``: part of its text was received."""
+    if in_answer:
+        return StreamInterrupted(_TIMED_OUT if timed_out else _INTERRUPTED)
+    return ServerUnreachable(_TIMED_OUT if timed_out else _UNREACHABLE)
+
+
+def server_message(error: BaseException | None) -> str | None:
+    """The sentence of the server's own error, for people who run the server; None if it sent none.
+
+    Args:
+        error: what the OpenAI client raised: the ``__cause__`` of an error of this package.
+    """
+    body = error.body if isinstance(error, openai.APIError) else None
+    message = body.get("message") if isinstance(body, dict) else None
+    return message if isinstance(message, str) else None
 
 
 def retry_after(error: Exception) -> float | None:

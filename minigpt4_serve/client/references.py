@@ -1,7 +1,7 @@
-"""A reference to a picture, chosen by a language model → its checked bytes. Knows folders and rules, no server.
+"""References to images, chosen by a language model → their checked bytes.
 
-A reference is a path, an https address or a ``data:`` URL. What is not allowed is refused before anything is opened, in
-the same words whether it exists or not. No message repeats a path or an address.
+A reference is a path, an https address or a ``data:`` URL. One that isn't allowed is refused before anything is opened,
+with the same message whether the target exists or not. No message repeats a path or an address.
 """
 
 import asyncio
@@ -19,26 +19,26 @@ from minigpt4_serve.images.fetch import ImageFetcher
 __all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each"]
 
 MAX_IMAGES = 8
-"""Pictures of one question."""
+"""Most images of one question."""
 
 _OUTSIDE = "This path is outside the folders whose pictures may be read; use another picture."
 _HANDLE = re.compile(r"image_[1-9][0-9]{0,5}")
 
 
 def is_handle(reference: str) -> bool:
-    """Is it the name of a picture in a conversation, such as ``image_1``?"""
+    """Whether a reference is the name of an image in a conversation, such as ``image_1``."""
     return _HANDLE.fullmatch(reference) is not None
 
 
 @dataclass(frozen=True)
 class PictureSources:
-    """Where pictures may come from.
+    """The allowed sources of images.
 
     Attributes:
         folders: files in and below these folders may be read; none if empty.
         urls: True for any public https address, or the only hosts that are allowed. An address that a model makes up
-            can carry words of the conversation out: name the hosts where that matters.
-        limits: of one picture.
+            can carry text of the conversation out: name the hosts where that matters.
+        limits: of one image.
         fetcher: replaced in tests; made from ``urls`` and ``limits`` if not given.
     """
 
@@ -48,14 +48,14 @@ class PictureSources:
     fetcher: ImageFetcher | None = None
 
     def with_folders(self, folders: Sequence[Path]) -> "PictureSources":
-        """The same with more folders."""
+        """A copy with more folders."""
         return replace(self, folders=(*self.folders, *folders))
 
     async def read(self, reference: str) -> EncodedImage:
-        """The picture behind a reference.
+        """The image behind a reference.
 
         Raises:
-            InvalidRequest: it may not be read, or there is no such picture.
+            InvalidRequest: it isn't allowed, or there is no such image.
             InvalidImage, PayloadTooLarge: it can't be used.
         """
         reference = reference.strip()
@@ -67,7 +67,7 @@ class PictureSources:
         return await asyncio.to_thread(self._checked, lambda: validate_image(self._read_file(reference), self.limits))
 
     def _checked(self, read: Callable[[], EncodedImage]) -> EncodedImage:
-        """A picture that can be decoded: no server is sent another."""
+        """An image that can be decoded; others are never sent to a server."""
         picture = read()
         decode_image(picture.data)
         return picture
@@ -97,30 +97,37 @@ class PictureSources:
         return data
 
     def _allowed(self, reference: str) -> Path:
-        """The real path, links resolved, if it lies in an allowed folder. Relative paths are tried in each folder."""
+        """The real path, with links resolved. Relative paths are tried in each allowed folder.
+
+        Raises:
+            InvalidRequest: it is outside of them.
+        """
         if not self.folders:
             raise InvalidRequest("Reading files is not allowed here; use a picture that was given.")
-        if reference.replace("\\", "/").startswith("//"):  # Windows would ask that host, with the user's password
+        if reference.replace("\\", "/").startswith("//"):  # Windows would log in to that host as the user
             raise InvalidRequest(_OUTSIDE)
-        inside: list[tuple[bool, Path]] = []
+        candidates: list[Path] = []
+        existing: list[Path] = []
         for folder in self.folders:
             try:
                 root = folder.expanduser().resolve()
                 path = (root / reference).resolve()
-                there = path.exists()
+                exists = path.exists()
             except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links, far too long
                 continue
             if path.is_relative_to(root):
-                inside.append((there, path))
-        if not inside:
+                candidates.append(path)
+                if exists:
+                    existing.append(path)
+        if not candidates:
             raise InvalidRequest(_OUTSIDE)
-        return next((path for there, path in inside if there), inside[0][1])
+        return (existing or candidates)[0]
 
 
 async def read_each(
     references: Sequence[str], read: Callable[[str], Awaitable[EncodedImage]], *, limit: int = MAX_IMAGES
 ) -> list[EncodedImage]:
-    """The pictures behind several references, in order; an error says which one of several it is about.
+    """The images behind several references, in order; the message of an error names the number of its image.
 
     Raises:
         InvalidRequest: more than ``limit``.
@@ -134,7 +141,6 @@ async def read_each(
             pictures.append(await read(reference))
         except MiniGPT4Error as error:
             if len(references) > 1:
-                error.message = f"Picture {number} of {len(references)}: {error.message}"
-                error.args = (error.message,)
+                error.reword(f"Picture {number} of {len(references)}: {error.message}")
             raise
     return pictures

@@ -1,93 +1,99 @@
-"""Which block of the KV cache holds what: allocation, sharing of equal prefixes, eviction. Touches no tensor.
+"""Allocation of the KV cache's blocks, sharing of equal prefixes, and eviction. Imports no torch.
 
-A block is *held* while sequences refer to it; released, it keeps its content for whoever asks the same again, until its
-space is needed. Evicted first is what was released longest ago.
+A block is held while sequences reference it. A freed block keeps its content, so that a later prompt with the same
+prefix can use it, until its space is needed; the block freed longest ago is evicted first.
 """
 
 import hashlib
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Sequence as Ids
+from collections.abc import Sequence
 
 __all__ = ["BlockManager"]
 
-_ROOT = b""
-
 
 class BlockManager:
-    """Bookkeeping of ``num_blocks`` blocks of ``block_size`` positions each."""
+    """Reference counts and content hashes of ``num_blocks`` blocks of ``block_size`` positions each."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._references = [0] * num_blocks
-        self._blank = deque(range(num_blocks))  # free, without content
-        self._idle: OrderedDict[int, None] = OrderedDict()  # free, content kept; oldest first
-        self._hash_of: dict[int, bytes] = {}
-        self._block_of: dict[bytes, int] = {}
+        self._empty = deque(range(num_blocks))  # free, without content
+        self._evictable: OrderedDict[int, None] = OrderedDict()  # free, with content; oldest first
+        self._block_hashes: dict[int, bytes] = {}
+        self._cached_blocks: dict[bytes, int] = {}  # hash → block
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be taken now, evicting cached content where needed."""
-        return len(self._blank) + len(self._idle)
+        """Blocks that can be allocated, evicting cached content where needed."""
+        return len(self._empty) + len(self._evictable)
 
     def blocks_for(self, positions: int) -> int:
-        """Blocks that hold so many positions."""
+        """Blocks needed for this many positions."""
         return -(-positions // self.block_size)
 
-    def take(self) -> int:
-        """A block to write to, held once. The caller has checked ``num_free``."""
-        if self._blank:
-            block = self._blank.popleft()
+    def allocate(self) -> int:
+        """A block to write to, referenced once. The caller has checked ``num_free``."""
+        if self._empty:
+            block = self._empty.popleft()
         else:
-            block, _ = self._idle.popitem(last=False)
-            del self._block_of[self._hash_of.pop(block)]
+            block, _ = self._evictable.popitem(last=False)
+            del self._cached_blocks[self._block_hashes.pop(block)]
         assert self._references[block] == 0
         self._references[block] = 1
         return block
 
-    def hold(self, blocks: Ids[int]) -> None:
-        """One more sequence refers to these blocks."""
+    def incref(self, blocks: Sequence[int]) -> None:
+        """Add a reference to each block."""
         for block in blocks:
             if self._references[block] == 0:
-                del self._idle[block]
+                del self._evictable[block]
             self._references[block] += 1
 
-    def release(self, blocks: Ids[int]) -> None:
-        """A sequence lets go. Of a prefix, the end is evicted before the beginning: others may share the latter."""
+    def free(self, blocks: Sequence[int]) -> None:
+        """Drop a reference to each block of a sequence.
+
+        Blocks are freed from the last to the first, so that the end of a prefix is evicted before its beginning, which
+        more prompts share.
+        """
         for block in reversed(blocks):
-            assert self._references[block] > 0, "a block was released twice"
+            assert self._references[block] > 0, "a block was freed twice"
             self._references[block] -= 1
             if self._references[block] == 0:
-                if block in self._hash_of:
-                    self._idle[block] = None
+                if block in self._block_hashes:
+                    self._evictable[block] = None
                 else:
-                    self._blank.append(block)
+                    self._empty.append(block)
 
     def is_shared(self, block: int) -> bool:
-        """More than one sequence refers to it, so nobody may write to it."""
+        """True if several sequences reference the block, which must then not be written to."""
         return self._references[block] > 1
 
-    def chain(self, content: Ids[int], known: Ids[bytes]) -> list[bytes]:
-        """Hashes of all full blocks of ``content``; ``known`` are its first. Each stands for all before it, too."""
+    def hash_blocks(self, content_ids: Sequence[int], known: Sequence[bytes]) -> list[bytes]:
+        """Hashes of all full blocks of ``content_ids``, of which ``known`` are the first.
+
+        Each hash covers its block and all blocks before it.
+        """
         hashes = list(known)
-        for i in range(len(hashes), len(content) // self.block_size):
-            part = array("q", content[i * self.block_size : (i + 1) * self.block_size]).tobytes()
-            hashes.append(hashlib.blake2b((hashes[-1] if hashes else _ROOT) + part, digest_size=16).digest())
+        for i in range(len(hashes), len(content_ids) // self.block_size):
+            block = array("q", content_ids[i * self.block_size : (i + 1) * self.block_size]).tobytes()
+            previous = hashes[-1] if hashes else b""
+            hashes.append(hashlib.blake2b(previous + block, digest_size=16).digest())
         return hashes
 
-    def find(self, hashes: Ids[bytes]) -> list[int]:
-        """Blocks of the longest known prefix, not yet held."""
-        found: list[int] = []
-        for value in hashes:
-            block = self._block_of.get(value)
+    def match_prefix(self, hashes: Sequence[bytes]) -> list[int]:
+        """Blocks of the longest cached prefix. Adds no reference."""
+        blocks: list[int] = []
+        for block_hash in hashes:
+            block = self._cached_blocks.get(block_hash)
             if block is None:
                 break
-            found.append(block)
-        return found
+            blocks.append(block)
+        return blocks
 
-    def remember(self, block: int, value: bytes) -> None:
-        """A held block is full and computed: from now on it can be found. The first of equal blocks is kept."""
-        if value not in self._block_of and block not in self._hash_of:
-            self._block_of[value] = block
-            self._hash_of[block] = value
+    def register(self, block: int, block_hash: bytes) -> None:
+        """Make a held, full and computed block available to ``match_prefix``. Of equal blocks the first is kept."""
+        if block_hash not in self._cached_blocks and block not in self._block_hashes:
+            self._cached_blocks[block_hash] = block
+            self._block_hashes[block] = block_hash

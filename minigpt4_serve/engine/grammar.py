@@ -1,7 +1,7 @@
-"""Answers of a given shape: which tokens a JSON schema allows next. Knows llguidance and vocabularies, no requests.
+"""Answers that follow a JSON schema: which tokens may come next, computed by llguidance.
 
-llguidance was chosen over xgrammar and outlines-core: it takes any vocabulary as bytes (SentencePiece models have no
-tokenizer.json), depends on nothing, compiles in milliseconds and masks a step in about 0.1 ms.
+llguidance was chosen over xgrammar and outlines-core: it accepts any vocabulary as bytes (SentencePiece models have no
+tokenizer.json), has no dependencies, compiles in milliseconds and computes a step's mask in about 0.1 ms.
 """
 
 import json
@@ -13,81 +13,83 @@ import torch
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import MiniGPT4Tokenizer
 
-__all__ = ["Grammar", "Grammars"]
+__all__ = ["Grammar", "GrammarCompiler"]
 
 
 class Grammar:
-    """One answer's way through a shape. Whatever goes wrong inside the library fails the request, never the engine."""
+    """One answer's state in a grammar. Errors inside llguidance are reported by ``failed``, never raised."""
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
     def fork(self) -> "Grammar":
-        """The same state, for another answer."""
+        """A copy with the same state, for another answer."""
         return Grammar(self._matcher.deep_copy())
 
     @property
     def finished(self) -> bool:
-        """Nothing can follow any more."""
+        """True if the answer is complete: no token can follow."""
         return bool(self._matcher.is_stopped())
 
     @property
     def failed(self) -> bool:
-        """The library gave up, mostly because the schema takes more computing than it allows for one token."""
-        return _guarded(self._matcher.is_error) is not False
+        """True if llguidance gave up, mostly because the schema exceeds its computing limit for one token."""
+        return _call_guarded(self._matcher.is_error) is not False
 
     def accept(self, token: int) -> None:
-        """The answer has grown by this token."""
-        _guarded(lambda: self._matcher.consume_token(token))
+        """Advance the state by a sampled token."""
+        _call_guarded(lambda: self._matcher.consume_token(token))
 
     def allowed(self) -> bytes:
-        """One bit per token, lowest bit first; empty if nothing is allowed."""
-        return bytes(_guarded(self._matcher.compute_bitmask) or b"")
+        """Mask of the tokens allowed next: one bit per token, lowest bit first; empty if none is allowed."""
+        return bytes(_call_guarded(self._matcher.compute_bitmask) or b"")
 
 
-class Grammars:
-    """Makes grammars for one vocabulary.
+class GrammarCompiler:
+    """Compiles JSON schemas for one vocabulary.
 
     Args:
-        size: rows of the model's logits; ids past the vocabulary are never allowed.
+        size: columns of the model's logits; ids beyond the vocabulary are never allowed.
     """
 
     def __init__(self, tokenizer: MiniGPT4Tokenizer, eos_ids: Sequence[int], size: int) -> None:
-        self._tokenizer, self._eos_ids, self._size = tokenizer, list(eos_ids), size
-        self._vocabulary: Any = None  # made when first needed: most servers never need it
+        self._tokenizer = tokenizer
+        self._eos_ids = list(eos_ids)
+        self._size = size
+        self._vocabulary: Any = None  # created at first use, which most servers never see
 
     def compile(self, schema: str) -> Grammar:
-        """The grammar of JSON that follows ``schema``, a JSON schema as text. Takes milliseconds.
+        """The grammar of a JSON schema, given as JSON text. Takes milliseconds.
 
         Raises:
-            InvalidRequest: not a schema, one that uses what llguidance doesn't know, or llguidance isn't installed.
+            InvalidRequest: the schema is invalid or uses features that llguidance lacks, or llguidance isn't installed.
         """
         try:
             from llguidance import JsonCompiler, LLMatcher, LLTokenizer, TokenizerWrapper
         except ImportError:
             raise InvalidRequest(
-                "This server can't honour 'response_format': llguidance isn't installed there.", param="response_format"
+                "This server doesn't support 'response_format': llguidance isn't installed.", param="response_format"
             ) from None
         if self._vocabulary is None:
             vocabulary = _Vocabulary(self._tokenizer, self._eos_ids[0])
             self._vocabulary = LLTokenizer(TokenizerWrapper(vocabulary), n_vocab=self._size, eos_token=self._eos_ids)
 
-        def make() -> Any:
-            # With a free choice of blanks, a small model may write blanks for ever.
+        def make_matcher() -> Any:
+            # If whitespace is flexible, a small model may write nothing else until max_tokens.
             grammar = JsonCompiler(whitespace_flexible=False).compile(schema)
             return LLMatcher(self._vocabulary, grammar, log_level=0)
 
-        matcher = _guarded(make) if isinstance(json.loads(schema), dict) else None
+        matcher = _call_guarded(make_matcher) if isinstance(json.loads(schema), dict) else None
         if matcher is None or matcher.is_error():
             raise InvalidRequest(
-                "The JSON schema can't be followed: it is not valid, or it uses what this server doesn't know, such as "
-                "'not' or references to elsewhere.",
+                "The JSON schema is not supported: it is invalid, or it uses a feature that this server lacks, such as "
+                "'not' or external references.",
                 param="response_format",
             )
         return Grammar(matcher)
 
     def forbidden(self, grammars: Sequence[Grammar | None], device: torch.device) -> torch.Tensor:
-        """What each row may not write ``[S, size]``; nothing is forbidden where there is no grammar."""
+        """Mask of forbidden tokens ``[S, size]``; all False in rows without a grammar."""
         width = -(-self._size // 8)
         full = b"\xff" * width
         rows = [full if grammar is None else grammar.allowed()[:width].ljust(width, b"\0") for grammar in grammars]
@@ -97,31 +99,32 @@ class Grammars:
 
 
 class _Vocabulary:
-    """The vocabulary as llguidance wants it: the bytes that each token writes, none for those that write nothing."""
+    """The vocabulary in llguidance's interface: the bytes of each token, none for tokens without text."""
 
     def __init__(self, tokenizer: MiniGPT4Tokenizer, eos_id: int) -> None:
-        self._pieces = pieces = tokenizer.sentencepiece
-        silent = {0, 1, 2, tokenizer.pad_token_id, eos_id}
-        self.eos_token_id, self.bos_token_id = eos_id, tokenizer.bos_token_id
-        self.special_token_ids = sorted(silent)
-        self.tokens = [self._bytes(i) if i not in silent else b"" for i in range(tokenizer.vocab_size)]
-        self._newline = pieces.piece_to_id("<0x0A>")
+        self._sentencepiece = tokenizer.sentencepiece
+        special = {0, 1, 2, tokenizer.pad_token_id, eos_id}
+        self.eos_token_id = eos_id
+        self.bos_token_id = tokenizer.bos_token_id
+        self.special_token_ids = sorted(special)
+        self.tokens = [self._token_bytes(i) if i not in special else b"" for i in range(tokenizer.vocab_size)]
+        self._newline = self._sentencepiece.piece_to_id("<0x0A>")
 
-    def _bytes(self, token: int) -> bytes:
-        piece = self._pieces.id_to_piece(token)
-        if self._pieces.is_byte(token):
+    def _token_bytes(self, token: int) -> bytes:
+        piece = self._sentencepiece.id_to_piece(token)
+        if self._sentencepiece.is_byte(token):
             return bytes([int(piece[3:5], 16)])
-        return b"" if self._pieces.is_control(token) else str(piece).replace("▁", " ").encode()
+        return b"" if self._sentencepiece.is_control(token) else str(piece).replace("▁", " ").encode()
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Ids of a text in the middle of an answer: after a line break, SentencePiece adds no blank of its own."""
-        words = text if isinstance(text, str) else text.decode()
-        ids: list[int] = self._pieces.encode("\n" + words)
+        """Token ids of text inside an answer. SentencePiece adds no leading space after a line break."""
+        string = text if isinstance(text, str) else text.decode()
+        ids: list[int] = self._sentencepiece.encode("\n" + string)
         return ids[ids.index(self._newline) + 1 :] if self._newline in ids else ids
 
 
-def _guarded(call: Callable[[], Any]) -> Any:
-    """The result, or None when the library fails: it may panic, which is no ordinary exception."""
+def _call_guarded(call: Callable[[], Any]) -> Any:
+    """The result, or None if llguidance fails. A Rust panic is a BaseException that isn't an Exception."""
     try:
         return call()
     except (KeyboardInterrupt, SystemExit):

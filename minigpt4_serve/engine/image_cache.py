@@ -1,6 +1,6 @@
-"""Pictures on their way to the model: decoded in a few threads, encoded features kept by digest. Knows no scheduling.
+"""Images on their way to the model: decoded in a thread pool, their encoded features cached by digest.
 
-A picture is looked up by the SHA-256 of its bytes before anything is decoded, so that a known one costs nothing.
+An image is looked up by the SHA-256 of its bytes before it is decoded, so a cached one is not decoded at all.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ __all__ = ["ImageCache", "ImageEntry"]
 
 @dataclass(eq=False)
 class ImageEntry:
-    """A picture as the model sees it. All requests that show it share this one, and keep it until their end.
+    """One image's pixels and features. Requests with the same image share the entry and keep it until they end.
 
     Attributes:
-        pixels: ``[3, side, side]``, being decoded or there.
-        features: rows for the LLM ``[slots, hidden size]``, once it is encoded.
+        pixels: ``[3, side, side]``; empty once the image is encoded.
+        features: rows for the LLM ``[image tokens, hidden size]``, once the image is encoded.
     """
 
     digest: str
@@ -34,17 +34,21 @@ class ImageEntry:
     features: torch.Tensor | None = None
 
     def __del__(self) -> None:
-        """Nobody waits any more: what is still in the line to be decoded leaves it."""
+        """Cancel a queued decode once no request references it."""
         self.pixels.cancel()
 
 
 class ImageCache:
-    """Features of pictures, least recently used ones dropped.
+    """Image features, of which the least recently used are evicted. Thread-safe.
 
     Args:
-        to_tensor: an upright RGB picture as pixels ``[3, side, side]``.
-        max_bytes: of all features kept; the latest is kept in any case.
-        decode_threads: pictures decoded and resized at a time.
+        to_tensor: an upright RGB image as pixels ``[3, side, side]``.
+        max_bytes: of all cached features; the latest is kept in any case.
+        decode_threads: images decoded and resized at the same time.
+
+    Attributes:
+        decodes: images decoded.
+        hits: lookups that found features.
     """
 
     def __init__(
@@ -54,58 +58,59 @@ class ImageCache:
         self.hits = 0
         self._to_tensor = to_tensor
         self._max_bytes = max_bytes
-        self._alive: WeakValueDictionary[str, ImageEntry] = (
-            WeakValueDictionary()
-        )  # whatever a request or the next one holds
-        self._kept: OrderedDict[str, ImageEntry] = OrderedDict()
+        # Every entry that a request or ``_cached`` references.
+        self._alive: WeakValueDictionary[str, ImageEntry] = WeakValueDictionary()
+        self._cached: OrderedDict[str, ImageEntry] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()  # event loops ask, the engine's thread stores
+        self._lock = threading.Lock()  # event loops look up, the engine thread stores
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="minigpt4-decode")
 
-    async def resolve(self, pictures: Sequence[EncodedImage]) -> list[ImageEntry]:
-        """Each picture decoded, or already encoded. Equal ones are one, and are decoded once.
+    async def resolve(self, images: Sequence[EncodedImage]) -> list[ImageEntry]:
+        """Entries of these images, decoded or already encoded. Equal images share one entry and one decode.
 
         Raises:
-            InvalidImage: a picture is damaged.
+            InvalidImage: an image is damaged.
             EngineFailed: the cache is closed.
         """
         with self._lock:
-            seen = [self._find(picture) for picture in pictures]
-            decoding = {one.pixels for one in seen if one.features is None}
+            entries = [self._find_or_decode(image) for image in images]
+            decoding = {entry.pixels for entry in entries if entry.features is None}
         try:
-            # Shielded: a caller who leaves must not cancel what another one waits for, too.
+            # Shielded: a canceled caller must not cancel a decode that another one awaits.
             await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(pixels)) for pixels in decoding))
         except BaseException:
-            seen.clear()  # the error's traceback would keep them, as if somebody still waited
+            entries.clear()  # the exception's traceback references this frame and would keep the entries alive
             raise
-        return seen
+        return entries
 
-    def _find(self, picture: EncodedImage) -> ImageEntry:
-        seen = self._alive.get(picture.digest)
-        if seen is None:
+    def _find_or_decode(self, image: EncodedImage) -> ImageEntry:
+        entry = self._alive.get(image.digest)
+        if entry is None:
             try:
-                pixels = self._pool.submit(lambda: self._to_tensor(decode_image(picture.data)))
+                pixels = self._pool.submit(lambda: self._to_tensor(decode_image(image.data)))
             except RuntimeError as error:
                 raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.") from error
             self.decodes += 1
-            self._alive[picture.digest] = seen = ImageEntry(picture.digest, pixels)
-        elif seen.features is not None:
+            entry = ImageEntry(image.digest, pixels)
+            self._alive[image.digest] = entry
+        elif entry.features is not None:
             self.hits += 1
-            if picture.digest in self._kept:
-                self._kept.move_to_end(picture.digest)
-        return seen
+            if image.digest in self._cached:
+                self._cached.move_to_end(image.digest)
+        return entry
 
-    def put(self, seen: ImageEntry, features: torch.Tensor) -> None:
-        """It is encoded: keep its features; the least recently used ones make room."""
+    def put(self, entry: ImageEntry, features: torch.Tensor) -> None:
+        """Store an encoded image's features, evicting the least recently used ones if there are too many."""
         with self._lock:
-            seen.features, seen.pixels = features, Future()  # the pixels' memory is free
-            self._kept[seen.digest] = seen
+            entry.features = features
+            entry.pixels = Future()  # frees the pixels' memory
+            self._cached[entry.digest] = entry
             self._bytes += features.nbytes
-            while self._bytes > self._max_bytes and len(self._kept) > 1:
-                _, dropped = self._kept.popitem(last=False)
-                assert dropped.features is not None
-                self._bytes -= dropped.features.nbytes
+            while self._bytes > self._max_bytes and len(self._cached) > 1:
+                _, evicted = self._cached.popitem(last=False)
+                assert evicted.features is not None
+                self._bytes -= evicted.features.nbytes
 
     def close(self) -> None:
-        """Take nothing more. What is being decoded ends by itself: somebody may be waiting for it."""
+        """Accept no more images. Decodes in progress finish, because a caller may await them."""
         self._pool.shutdown(wait=False)

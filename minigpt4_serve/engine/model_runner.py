@@ -1,8 +1,7 @@
-"""Spans of sequences → logits, on the device. Owns the KV cache and the CUDA graphs; knows no requests and no time."""
+"""Scheduled chunks → logits, on the device. Owns the KV cache and the CUDA graphs."""
 
 import itertools
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -12,34 +11,38 @@ from minigpt4_serve.engine.scheduler import ScheduledChunk
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration
 from minigpt4_serve.settings import EngineSettings
-from minigpt4_serve.weights.memory import gib
+from minigpt4_serve.weights.footprint import gib
 
 __all__ = ["ModelRunner"]
 
-_MAX_PICTURES = 32  # in one batch: more gain nothing, and their intermediate results would need memory of their own
-_ASIDE = 2**30  # bytes of a GPU that the cache never takes: libraries, CUDA graphs and intermediate results come later
+_MAX_IMAGES = 32  # per batch: more are no faster, and their intermediate results need more memory
+_RESERVED_BYTES = 2**30  # of a GPU, for libraries, CUDA graphs and intermediate results allocated after the cache
 
 
 class ModelRunner:
     """Runs one model on one device.
 
     Raises:
-        InvalidRequest: the LLM isn't of Llama's layout, or the device has no room for the cache.
+        InvalidRequest: the LLM's architecture isn't Llama's, or the device lacks memory for the cache.
     """
 
     def __init__(self, model: MiniGPT4ForConditionalGeneration, settings: EngineSettings) -> None:
-        self._model, self._image_token_id = model, model.config.image_token_id
-        self._decoder = decoder = Decoder(model.language_model)
-        self.device, self.context_length, self.vocab_size = decoder.device, decoder.context_length, decoder.vocab_size
+        decoder = Decoder(model.language_model)
+        self._model = model
+        self._decoder = decoder
+        self._image_token_id = model.config.image_token_id
+        self.device = decoder.device
+        self.context_length = decoder.context_length
+        self.vocab_size = decoder.vocab_size
         self.bind_thread()
         self.block_size = settings.block_size
         row_bytes = 2 * decoder.num_layers * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
         self.num_blocks = _num_blocks(settings, self.device, self.context_length, row_bytes * self.block_size)
-        # One block more than is managed: padding rows of CUDA graphs write there.
+        # One block more than the block manager allocates: padding rows of CUDA graphs write to it.
         shape = (2, self.num_blocks + 1, self.block_size, decoder.kv_heads, decoder.head_dim)
         layers = range(decoder.num_layers)
-        # int8 products look at their input's values on the host, which can't be captured.
-        capturable = self.device.type == "cuda" and decoder.plain
+        # int8 products read their input's values on the host, which can't be captured.
+        capturable = self.device.type == "cuda" and decoder.unquantized
         try:
             self._cache = [torch.empty(shape, device=self.device, dtype=decoder.dtype) for _ in layers]
             self._graphs = _DecodeGraphs(self, settings) if settings.cuda_graphs and capturable else None
@@ -53,119 +56,124 @@ class ModelRunner:
             ) from error
 
     def bind_thread(self) -> None:
-        """To be called in the thread that calls ``step``: kernels are launched on a thread's current GPU."""
+        """Make the device the calling thread's current GPU. Call it in the thread that calls ``step``."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
-    def encode(self, pixels: Rows[torch.Tensor]) -> list[torch.Tensor]:
-        """Pictures ``[3, side, side]`` as rows for the LLM ``[slots, hidden size]``, as many at a time as is wise."""
+    def encode(self, pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Features ``[image tokens, hidden size]`` of each image ``[3, side, side]``, encoded in batches."""
         features: list[torch.Tensor] = []
-        for at in range(0, len(pixels), _MAX_PICTURES):
-            batch = torch.stack(list(pixels[at : at + _MAX_PICTURES])).to(self.device)
+        for start in range(0, len(pixels), _MAX_IMAGES):
+            batch = torch.stack(list(pixels[start : start + _MAX_IMAGES])).to(self.device)
             rows = self._model.get_image_features(batch).to(self._decoder.dtype)
-            features += [row.clone() for row in rows]  # a view would keep the whole batch alive as long as itself
+            features += [row.clone() for row in rows]  # a view would keep the whole batch in memory
         return features
 
     def copy_block(self, source: int, target: int) -> None:
-        """Copy a block in all layers: a sequence wants to write where others read, too."""
+        """Copy a block's keys and values in all layers."""
         for cache in self._cache:
             cache[:, target] = cache[:, source]
 
     def step(
-        self, spans: Rows[ScheduledChunk], features: Callable[[ScheduledChunk], Rows[torch.Tensor]]
+        self, chunks: Sequence[ScheduledChunk], features: Callable[[ScheduledChunk], Sequence[torch.Tensor]]
     ) -> torch.Tensor:
-        """Compute the spans; logits ``[S, vocabulary]`` of those that sample, in their order.
+        """Compute the chunks. Returns logits ``[S, vocabulary]`` of those that sample, in their order.
 
         Args:
-            spans: as ``Scheduler.schedule`` orders them, single positions first.
-            features: rows of a sequence's pictures; asked for only where a span holds image slots.
+            chunks: in the order of ``Scheduler.schedule``, single positions first.
+            features: returns the features of all images of a chunk's sequence; called for chunks with image tokens.
         """
-        ids = [token for span in spans for token in span.sequence.token_ids[span.start : span.end]]
-        positions = [i for span in spans for i in range(span.start, span.end)]
-        slots = [self._slot(span, i) for span in spans for i in range(span.start, span.end)]
-        if self._graphs is not None and self._graphs.fit(spans) and self._image_token_id not in ids:
-            hidden = self._graphs.run([ids, positions, slots], *self._tables(spans))
+        ids = [token for chunk in chunks for token in chunk.sequence.token_ids[chunk.start : chunk.end]]
+        positions = [i for chunk in chunks for i in range(chunk.start, chunk.end)]
+        kv_slots = [self._kv_slot(chunk, i) for chunk in chunks for i in range(chunk.start, chunk.end)]
+        if self._graphs is not None and self._graphs.supports(chunks) and self._image_token_id not in ids:
+            hidden = self._graphs.run([ids, positions, kv_slots], *self._block_tables(chunks))
         else:
-            at = torch.tensor([positions, slots], device=self.device)
-            hidden = self._decoder.forward(self._rows(spans, ids, features), at[0], self._attention(spans, at[1]))
-        ends = itertools.accumulate(span.end - span.start for span in spans)
-        sampled = [end - 1 for end, span in zip(ends, spans, strict=True) if span.samples]
+            inputs = self._embed(chunks, ids, features)
+            position_tensor, kv_slot_tensor = torch.tensor([positions, kv_slots], device=self.device)
+            hidden = self._decoder.forward(inputs, position_tensor, self._attention(chunks, kv_slot_tensor))
+        ends = itertools.accumulate(chunk.size for chunk in chunks)
+        sampled = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
         logits: torch.Tensor = self._decoder.logits(hidden if len(sampled) == len(hidden) else hidden[sampled])
         return logits
 
-    def _slot(self, span: ScheduledChunk, position: int) -> int:
-        return span.sequence.block_table[position // self.block_size] * self.block_size + position % self.block_size
+    def _kv_slot(self, chunk: ScheduledChunk, position: int) -> int:
+        return chunk.sequence.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
-    def _tables(self, singles: Rows[ScheduledChunk]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Block tables ``[B, most blocks]``, filled up with block 0, and lengths ``[B]``."""
-        tables = [span.sequence.block_table for span in singles]
+    def _block_tables(self, decodes: Sequence[ScheduledChunk]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Block tables ``[B, most blocks]``, padded with block 0, and lengths ``[B]`` of single positions."""
+        tables = [chunk.sequence.block_table for chunk in decodes]
         width = max(map(len, tables))
-        filled = [table + [0] * (width - len(table)) for table in tables]
-        lengths = [span.end for span in singles]
-        return torch.tensor(filled, device=self.device), torch.tensor(lengths, device=self.device)
+        padded = [table + [0] * (width - len(table)) for table in tables]
+        lengths = [chunk.end for chunk in decodes]
+        return torch.tensor(padded, device=self.device), torch.tensor(lengths, device=self.device)
 
-    def _rows(
-        self, spans: Rows[ScheduledChunk], ids: list[int], features: Callable[[ScheduledChunk], Rows[torch.Tensor]]
+    def _embed(
+        self,
+        chunks: Sequence[ScheduledChunk],
+        ids: list[int],
+        features: Callable[[ScheduledChunk], Sequence[torch.Tensor]],
     ) -> torch.Tensor:
-        """What enters the first layer ``[T, hidden size]``: embeddings, and pictures in their slots."""
-        slot = self._image_token_id
-        words = [0 if token == slot else token for token in ids]
-        rows: torch.Tensor = self._decoder.embed(torch.tensor(words, device=self.device))
-        at = 0
-        for span in spans:
-            places = [i for i in range(at, at + span.end - span.start) if ids[i] == slot]
-            if places:
-                before = span.sequence.token_ids[: span.start].count(slot)
-                seen = torch.cat(list(features(span)))  # [slots of all pictures, hidden size]
-                rows[places] = seen[before : before + len(places)]
-            at += span.end - span.start
+        """Inputs of the first layer ``[T, hidden size]``: embeddings of text, features at image tokens."""
+        image_token = self._image_token_id
+        text_ids = [0 if token == image_token else token for token in ids]
+        rows: torch.Tensor = self._decoder.embed(torch.tensor(text_ids, device=self.device))
+        start = 0
+        for chunk in chunks:
+            image_rows = [i for i in range(start, start + chunk.size) if ids[i] == image_token]
+            if image_rows:
+                first = chunk.sequence.token_ids[: chunk.start].count(image_token)
+                all_features = torch.cat(list(features(chunk)))  # [image tokens of all images, hidden size]
+                rows[image_rows] = all_features[first : first + len(image_rows)]
+            start += chunk.size
         return rows
 
-    def _attention(self, spans: Rows[ScheduledChunk], slots: torch.Tensor) -> Attend:
-        """Store and attend: on GPUs all single positions in one kernel, the others sequence by sequence."""
-        count = sum(span.end - span.start == 1 for span in spans) if self.device.type == "cuda" else 0
-        tables = self._tables(spans[:count]) if count else ()
-        chunks: list[tuple[slice, SequenceAttention]] = []
-        at = count
-        for span in spans[count:]:
-            table = span.sequence.block_table[: -(-span.end // self.block_size)]
-            reading = SequenceAttention(table, start=span.start, end=span.end, device=self.device)
-            chunks.append((slice(at, at + span.end - span.start), reading))
-            at += span.end - span.start
+    def _attention(self, chunks: Sequence[ScheduledChunk], kv_slots: torch.Tensor) -> Attend:
+        """The ``attend`` function of a step. On GPUs one kernel computes all single positions."""
+        count = sum(1 for chunk in chunks if chunk.size == 1) if self.device.type == "cuda" else 0
+        tables = self._block_tables(chunks[:count]) if count else ()
+        attentions: list[tuple[slice, SequenceAttention]] = []
+        start = count
+        for chunk in chunks[count:]:
+            table = chunk.sequence.block_table[: -(-chunk.end // self.block_size)]
+            attention = SequenceAttention(table, start=chunk.start, end=chunk.end, device=self.device)
+            attentions.append((slice(start, start + chunk.size), attention))
+            start += chunk.size
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             cache = self._cache[layer]
-            store(cache, slots, key, value)
+            store(cache, kv_slots, key, value)
             parts = [_paged_decode(query[:count], cache, *tables)] if count else []
-            parts += [reading.attend(query[rows], cache) for rows, reading in chunks]
+            parts += [attention.attend(query[rows], cache) for rows, attention in attentions]
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
         return attend
 
 
 class _DecodeGraphs:
-    """CUDA graphs of the decode step at a few batch sizes: one launch instead of hundreds.
+    """CUDA graphs of the decode step at several batch sizes: one launch instead of hundreds.
 
-    Smaller batches are padded; a padding row has length 0 and writes to the cache's spare block.
+    Other batches are padded; a padding row has length 0 and writes to the cache's spare block.
     """
 
     def __init__(self, runner: ModelRunner, settings: EngineSettings) -> None:
-        self._decoder, self._cache = runner._decoder, runner._cache
+        self._decoder = runner._decoder
+        self._cache = runner._cache
         largest = settings.max_running
         self._sizes = [*sorted(size for size in settings.decode_buckets if size < largest), largest]
-        self._spare = runner.num_blocks * runner.block_size
+        self._spare_kv_slot = runner.num_blocks * runner.block_size
 
         def buffer(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.long, device=runner.device)
 
-        self._columns = buffer(3, largest)  # ids, positions, slots
-        self._columns[2] = self._spare
+        self._columns = buffer(3, largest)  # ids, positions, KV slots
+        self._columns[2] = self._spare_kv_slot
         self._lengths = buffer(largest)
         self._tables = buffer(largest, -(-runner.context_length // runner.block_size))
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         pool = None
-        for size in reversed(self._sizes):  # the largest first: the smaller ones fit into its memory
-            self._compute(size)  # outside a graph first, so that kernels are compiled and libraries initialised
+        for size in reversed(self._sizes):  # the largest first: the smaller ones reuse its memory
+            self._compute(size)  # outside of a graph first, to compile kernels and initialize libraries
             torch.cuda.synchronize(runner.device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
@@ -174,25 +182,30 @@ class _DecodeGraphs:
             self._graphs[size] = (graph, hidden)
 
     def _compute(self, size: int) -> torch.Tensor:
-        ids, positions, slots = self._columns[:, :size]
+        ids, positions, kv_slots = self._columns[:, :size]
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            store(self._cache[layer], slots, key, value)
+            store(self._cache[layer], kv_slots, key, value)
             return _paged_decode(query, self._cache[layer], self._tables[:size], self._lengths[:size])
 
         return self._decoder.forward(self._decoder.embed(ids), positions, attend)
 
-    def fit(self, spans: Rows[ScheduledChunk]) -> bool:
-        """Is there a graph for these: single positions, and not too many?"""
-        return len(spans) <= self._sizes[-1] and all(span.end - span.start == 1 for span in spans)
+    def supports(self, chunks: Sequence[ScheduledChunk]) -> bool:
+        """True if all chunks are single positions and the largest graph has enough rows."""
+        return len(chunks) <= self._sizes[-1] and all(chunk.size == 1 for chunk in chunks)
 
     def run(self, columns: list[list[int]], tables: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``[B, hidden size]`` of one position of each sequence: ids, positions, slots."""
+        """Hidden states ``[B, hidden size]`` of one position of each sequence.
+
+        Args:
+            columns: ids, positions and KV slots, ``B`` each.
+            tables, lengths: as ``_block_tables`` returns them.
+        """
         count = len(lengths)
         size = next(size for size in self._sizes if size >= count)
-        padding = [0, 0, self._spare]
-        filled = [column + [blank] * (size - count) for column, blank in zip(columns, padding, strict=True)]
-        self._columns[:, :size] = torch.tensor(filled, device=lengths.device)
+        padding = [0, 0, self._spare_kv_slot]
+        padded = [column + [value] * (size - count) for column, value in zip(columns, padding, strict=True)]
+        self._columns[:, :size] = torch.tensor(padded, device=lengths.device)
         self._tables[:count, : tables.shape[1]] = tables
         self._lengths[:count] = lengths
         self._lengths[count:size] = 0
@@ -204,26 +217,28 @@ class _DecodeGraphs:
 def _paged_decode(
     query: torch.Tensor, cache: torch.Tensor, tables: torch.Tensor, lengths: torch.Tensor
 ) -> torch.Tensor:
-    from minigpt4_serve.engine.paged_kernel import paged_decode  # Triton is there only where GPUs are
+    from minigpt4_serve.engine.paged_kernel import paged_decode  # Triton is installed on Linux only
 
     return paged_decode(query, cache[0], cache[1], tables, lengths)
 
 
 def _num_blocks(settings: EngineSettings, device: torch.device, context: int, block_bytes: int) -> int:
-    """Blocks that fit the memory given, but no more than all slots can ever use."""
-    useful = settings.max_running * -(-context // settings.block_size)
+    """Blocks that fit the memory limit, but no more than all running slots together can use."""
+    usable = settings.max_running * -(-context // settings.block_size)
     if settings.num_blocks is not None:
         return settings.num_blocks
     if settings.kv_cache_bytes is not None:
-        room = settings.kv_cache_bytes
+        available = settings.kv_cache_bytes
     elif device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        # The share is of this process alone: another engine on the same GPU has its own. Both only have to fit.
+        # The share is of this process alone: another engine on the same GPU has its own.
         share = int(total * settings.gpu_memory_share) - torch.cuda.memory_reserved(device)
-        room = min(share, free - _ASIDE)
+        available = min(share, free - _RESERVED_BYTES)
     else:
-        room = 2**30
-    blocks = min(useful, room // block_bytes)
+        available = 2**30
+    blocks = min(usable, available // block_bytes)
     if blocks < 1:
-        raise InvalidRequest("There is no memory left for the KV cache. Use a smaller model, int8 or more memory.")
+        raise InvalidRequest(
+            "There is no memory left for the KV cache. Use a smaller model, quantization int8 or int4, or more memory."
+        )
     return int(blocks)

@@ -1,16 +1,15 @@
-"""One caller's request on its way through the engine: its answers, and what the caller hears. Touches no tensor."""
+"""A request in the engine: its answers, their text, and the deltas made of it."""
 
-import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from minigpt4_serve.engine.beam_search import BeamSearch
 from minigpt4_serve.engine.detokenizer import Detokenizer
 from minigpt4_serve.engine.grammar import Grammar
 from minigpt4_serve.engine.image_cache import ImageEntry
+from minigpt4_serve.engine.outputs import OutputStream
 from minigpt4_serve.engine.sequence import Sequence
-from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.protocol import Delta, FinishReason, Timings, TokenLogprob, Usage
 
 __all__ = ["Answer", "Request"]
@@ -18,80 +17,105 @@ __all__ = ["Answer", "Request"]
 
 @dataclass(eq=False)
 class Answer:
-    """One of a request's answers: its sequence, its text, and what is not told yet: text and its tokens."""
+    """One of a request's answers.
+
+    Attributes:
+        grammar: restricts the next token, if the answer must follow a JSON schema.
+        pending_text, pending_ids, pending_logprobs: generated and not yet part of a delta.
+        emitted_at: ``time.monotonic`` of the latest delta.
+    """
 
     sequence: Sequence
-    text: Detokenizer
-    held: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    told: float = 0.0
+    detokenizer: Detokenizer
     grammar: Grammar | None = None
+    pending_text: str = ""
+    pending_ids: list[int] = field(default_factory=list)
+    pending_logprobs: list[TokenLogprob] = field(default_factory=list)
+    emitted_at: float = 0.0
 
-    def take(
+    def append(
         self, ids: Iterable[int], logprobs: Iterable[TokenLogprob], reason: FinishReason | None
     ) -> FinishReason | None:
-        """These tokens join; why the answer ends, if it does: for this ``reason``, or because of a stop string."""
-        new = list(ids)
-        self.ids += new
-        self.logprobs += logprobs
-        self.held += self.text.push(new, last=reason is not None)
-        return "stop" if self.text.stopped else reason
+        """Add generated tokens. Returns why the answer ends: ``reason``, or "stop" after a stop string."""
+        new_ids = list(ids)
+        self.pending_ids += new_ids
+        self.pending_logprobs += logprobs
+        self.pending_text += self.detokenizer.push(new_ids, last=reason is not None)
+        return "stop" if self.detokenizer.stopped else reason
 
 
 @dataclass(eq=False)
 class Request:
-    """What one caller wants, and the way back to the caller. ``time.monotonic`` tells its times.
+    """One caller's request. All times are ``time.monotonic``.
 
     Attributes:
-        pictures: in the order of the prompt's slots.
-        search: for beam search; the answers then get their tokens when it is over.
-        submitted: when it was handed to the engine's thread, ``images_s`` after it came.
+        images: in the order of the prompt's image tokens.
+        search: set for beam search; the answers receive their tokens when it ends.
+        submitted: when the request was handed to the engine thread.
+        images_s: seconds spent on decoding images before that.
+        outputs: the way back to the caller.
+        admitted: when its first sequence got a running slot.
+        encode_s: seconds of image encoding in the request's steps.
+        first_token: when its first token was sampled.
     """
 
     id: str
     answers: list[Answer]
-    pictures: list[ImageEntry]
+    images: list[ImageEntry]
     search: BeamSearch | None
     submitted: float
     images_s: float
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    outbox: "asyncio.Queue[Delta | MiniGPT4Error]" = field(default_factory=asyncio.Queue)
+    outputs: OutputStream = field(default_factory=OutputStream)
     admitted: float | None = None
     encode_s: float = 0.0
     first_token: float | None = None
 
     @property
-    def growing(self) -> list[Sequence]:
-        """What the scheduler works on: the answers, or a search's hypotheses."""
+    def sequences(self) -> list[Sequence]:
+        """The sequences that the scheduler works on: one for each answer, or the live hypotheses of a beam search."""
         return self.search.live if self.search else [answer.sequence for answer in self.answers]
 
     @property
-    def width(self) -> int:
-        """Slots that it takes."""
-        rules = self.answers[0].sequence.sampling
-        return max(rules.n, rules.beams)
+    def num_sequences(self) -> int:
+        """Running slots that the request takes."""
+        return self.answers[0].sequence.sampling.num_sequences
 
     @property
-    def done(self) -> bool:
-        """Do all its answers have their end?"""
+    def finished(self) -> bool:
+        """True once all answers have a finish reason."""
         return all(answer.sequence.finish_reason for answer in self.answers)
 
-    def piece(self, answer: Answer) -> Delta:
-        """What is held, with the tokens that it took; the request's last piece with the balance."""
+    def take_delta(self, answer: Answer) -> Delta:
+        """A delta of the answer's pending output, which becomes empty; the request's last one has usage and timings."""
         sequence = answer.sequence
-        delta = Delta(sequence.index, answer.held, tuple(answer.ids), tuple(answer.logprobs), sequence.finish_reason)
-        answer.held, answer.ids, answer.logprobs, answer.told = "", [], [], time.monotonic()
-        return replace(delta, usage=self._usage(), timings=self._timings()) if self.done else delta
+        finished = self.finished
+        delta = Delta(
+            index=sequence.index,
+            text=answer.pending_text,
+            token_ids=tuple(answer.pending_ids),
+            logprobs=tuple(answer.pending_logprobs),
+            finish_reason=sequence.finish_reason,
+            usage=self._usage() if finished else None,
+            timings=self._timings() if finished else None,
+        )
+        answer.pending_text = ""
+        answer.pending_ids = []
+        answer.pending_logprobs = []
+        answer.emitted_at = time.monotonic()
+        return delta
 
     def _usage(self) -> Usage:
         first = self.answers[0].sequence
-        written = sum(answer.sequence.num_output for answer in self.answers)
-        return Usage(first.num_prompt, first.cached_tokens or 0, written)
+        return Usage(
+            prompt_tokens=first.num_prompt,
+            cached_tokens=first.cached_tokens or 0,
+            completion_tokens=sum(answer.sequence.num_output for answer in self.answers),
+        )
 
     def _timings(self) -> Timings:
         now = time.monotonic()
-        admitted, first_token = self.admitted or now, self.first_token or now
+        admitted = self.admitted or now
+        first_token = self.first_token or now
         return Timings(
             images_s=self.images_s,
             queue_s=admitted - self.submitted,

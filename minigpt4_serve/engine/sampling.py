@@ -1,6 +1,6 @@
-"""How the next token is chosen for a whole batch, on the device."""
+"""Sampling of the next token for a whole batch, on the device of its logits."""
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,24 +10,29 @@ from minigpt4_serve.protocol import SamplingParams
 
 __all__ = ["SampledToken", "beam_candidates", "sample"]
 
-_GREEDY = 1e-5
+_GREEDY = 1e-5  # temperatures up to here are greedy: divided by less, scores overflow
 
 
 class Row(Protocol):
-    """What ``sample`` needs to know of a sequence."""
+    """What sampling reads of a sequence."""
 
     sampling: SamplingParams
     seed: int
 
     @property
-    def output_ids(self) -> Rows[int]: ...
+    def output_ids(self) -> Sequence[int]: ...
     @property
     def num_output(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class SampledToken:
-    """A chosen token. ``top`` holds (token, log probability), best first, if asked for."""
+    """A sampled token.
+
+    Attributes:
+        logprob: its log probability, if the request reports log probabilities.
+        top: (token, log probability) of the likeliest tokens, best first.
+    """
 
     token: int
     logprob: float | None = None
@@ -35,89 +40,95 @@ class SampledToken:
 
 
 def sample(
-    logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int], *, forbidden: torch.Tensor | None = None
+    logits: torch.Tensor, rows: Sequence[Row], eos_ids: Sequence[int], *, forbidden: torch.Tensor | None = None
 ) -> list[SampledToken]:
-    """One token for each row of ``logits`` ``[S, vocabulary]``, any float type, on any device.
+    """One token for each row of ``logits``.
 
-    ``forbidden``, of the same shape, marks tokens that can't be chosen; log probabilities stay the model's own.
+    A token depends on the logits, sampling parameters, seed and position of its own row only: one uniform number,
+    derived from seed and position, is looked up in the row's cumulative distribution.
 
-    A row depends on its own logits, rules, seed and position only: one uniform number, drawn from (seed, position), is
-    looked up in the row's cumulative distribution.
+    Args:
+        logits: ``[S, vocabulary]``, any float type, on any device.
+        forbidden: same shape; True for tokens that can't be sampled. Log probabilities are reported without it.
     """
     scores = logits.float()
-    rules = [row.sampling for row in rows]
-    reported = [i for i, rule in enumerate(rules) if rule.logprobs]
-    plain = torch.log_softmax(scores[reported], dim=-1) if reported else None  # [R, vocabulary]
-    scores = _penalise(scores, rows, eos_ids)
+    reported = [i for i, row in enumerate(rows) if row.sampling.logprobs]
+    logprobs = torch.log_softmax(scores[reported], dim=-1) if reported else None  # [R, vocabulary]
+    scores = _apply_penalties(scores, rows, eos_ids)
     if forbidden is not None:
         scores = scores.masked_fill(forbidden, float("-inf"))
     tokens = scores.argmax(dim=-1)  # [S]
-    drawing = [i for i, rule in enumerate(rules) if rule.temperature > _GREEDY]
-    if drawing:
-        tokens[drawing] = _draw(scores[drawing], [rows[i] for i in drawing])
-    chosen = tokens.tolist()
-    choices = [SampledToken(token) for token in chosen]
-    if plain is not None:
-        width = max(1, *(rules[i].top_logprobs for i in reported))
-        values, ids = (t.tolist() for t in plain.topk(width, dim=-1))
-        own = plain.gather(1, tokens[reported].unsqueeze(1)).squeeze(1).tolist()
+    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > _GREEDY]
+    if drawn:
+        tokens[drawn] = _draw(scores[drawn], [rows[i] for i in drawn])
+    token_ids = tokens.tolist()
+    sampled = [SampledToken(token) for token in token_ids]
+    if logprobs is not None:
+        width = max(1, *(rows[i].sampling.top_logprobs for i in reported))
+        top_values, top_ids = (part.tolist() for part in logprobs.topk(width, dim=-1))
+        values = logprobs.gather(1, tokens[reported].unsqueeze(1)).squeeze(1).tolist()
         for k, i in enumerate(reported):
-            top = tuple(zip(ids[k], values[k], strict=True))[: rules[i].top_logprobs]
-            choices[i] = SampledToken(chosen[i], own[k], top)
-    return choices
+            top = tuple(zip(top_ids[k], top_values[k], strict=True))[: rows[i].sampling.top_logprobs]
+            sampled[i] = SampledToken(token_ids[i], values[k], top)
+    return sampled
 
 
-def beam_candidates(logits: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> list[list[tuple[int, float]]]:
-    """For beam search: each row's likeliest tokens with their log probabilities, as many as could be needed."""
-    scores = _penalise(torch.log_softmax(logits.float(), dim=-1), rows, eos_ids)
+def beam_candidates(logits: torch.Tensor, rows: Sequence[Row], eos_ids: Sequence[int]) -> list[list[tuple[int, float]]]:
+    """For beam search: each row's likeliest tokens with their log probabilities, best first.
+
+    There are enough of them to continue all beams even if every end-of-sequence token is among the best.
+    """
+    scores = _apply_penalties(torch.log_softmax(logits.float(), dim=-1), rows, eos_ids)
     width = max(row.sampling.beams for row in rows) * max(2, 1 + len(eos_ids))
-    values, ids = (t.tolist() for t in scores.topk(min(width, scores.shape[1]), dim=-1))
+    values, ids = (part.tolist() for part in scores.topk(min(width, scores.shape[1]), dim=-1))
     return [list(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
 
 
-def _penalise(scores: torch.Tensor, rows: Rows[Row], eos_ids: Rows[int]) -> torch.Tensor:
-    """Repetition penalty and minimum length, for the rows that want them; ``scores`` may be changed."""
-    strict = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1 and row.num_output]
-    if strict:
-        seen = [list(rows[i].output_ids) for i in strict]
-        longest = max(map(len, seen))
-        # Filled up with an id that is there already: all writes to one place are equal.
-        ids = torch.tensor([own + own[:1] * (longest - len(own)) for own in seen], device=scores.device)
-        factor = torch.tensor([[rows[i].sampling.repetition_penalty] for i in strict], device=scores.device)
-        mine = scores[strict]
-        old = mine.gather(1, ids)
-        scores[strict] = mine.scatter(1, ids, torch.where(old > 0, old / factor, old * factor))
-    endless = [i for i, row in enumerate(rows) if row.sampling.ignore_eos or row.num_output < row.sampling.min_tokens]
-    for eos in eos_ids if endless else ():
-        scores[endless, eos] = float("-inf")
+def _apply_penalties(scores: torch.Tensor, rows: Sequence[Row], eos_ids: Sequence[int]) -> torch.Tensor:
+    """Apply repetition penalty and minimum length where rows have them; may modify ``scores`` in place."""
+    penalized = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1 and row.num_output]
+    if penalized:
+        outputs = [list(rows[i].output_ids) for i in penalized]
+        longest = max(map(len, outputs))
+        # Padded with an id that the row holds already: repeated writes to one position write the same value.
+        padded = [ids + ids[:1] * (longest - len(ids)) for ids in outputs]
+        ids = torch.tensor(padded, device=scores.device)
+        penalty = torch.tensor([[rows[i].sampling.repetition_penalty] for i in penalized], device=scores.device)
+        selected = scores[penalized]
+        old = selected.gather(1, ids)
+        scores[penalized] = selected.scatter(1, ids, torch.where(old > 0, old / penalty, old * penalty))
+    no_eos = [i for i, row in enumerate(rows) if row.sampling.ignore_eos or row.num_output < row.sampling.min_tokens]
+    for eos in eos_ids if no_eos else ():
+        scores[no_eos, eos] = float("-inf")
     return scores
 
 
-def _draw(scores: torch.Tensor, rows: Rows[Row]) -> torch.Tensor:
+def _draw(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Tokens ``[D]`` drawn from the filtered distributions of ``scores`` ``[D, vocabulary]``."""
 
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, device=scores.device).unsqueeze(1)  # [D, 1]
 
-    rules = [row.sampling for row in rows]
-    ordered, ids = (scores / column([rule.temperature for rule in rules])).sort(dim=-1, descending=True, stable=True)
+    params = [row.sampling for row in rows]
+    scaled = scores / column([each.temperature for each in params])
+    ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(ordered.shape[1], device=scores.device)  # [vocabulary]
-    ordered = ordered.masked_fill(rank >= column([rule.top_k or ordered.shape[1] for rule in rules]), float("-inf"))
+    ordered = ordered.masked_fill(rank >= column([each.top_k or ordered.shape[1] for each in params]), float("-inf"))
     probs = ordered.softmax(dim=-1)
-    # A token stays while the mass before it is below top_p: the first one always does.
-    outside = probs.cumsum(dim=-1) - probs >= column([rule.top_p for rule in rules])
-    outside[:, 0] = False
-    outside |= probs < probs[:, :1] * column([rule.min_p for rule in rules])
-    mass = probs.masked_fill(outside, 0).cumsum(dim=-1)
+    # A token is kept while the mass before it is below top_p; the first one always is.
+    removed = probs.cumsum(dim=-1) - probs >= column([each.top_p for each in params])
+    removed[:, 0] = False
+    removed |= probs < probs[:, :1] * column([each.min_p for each in params])
+    mass = probs.masked_fill(removed, 0).cumsum(dim=-1)
     target = column([_uniform(row.seed, row.num_output) for row in rows]) * mass[:, -1:]
-    # The first place whose cumulative mass exceeds the target; rounding may put it past the end.
-    place = torch.searchsorted(mass, target, right=True).clamp(max=ordered.shape[1] - 1)
-    kept = (~outside).sum(dim=-1, keepdim=True)
-    return ids.gather(1, torch.minimum(place, kept - 1)).squeeze(1)
+    # The first index whose cumulative mass exceeds the target; rounding may put it past the last kept token.
+    index = torch.searchsorted(mass, target, right=True).clamp(max=ordered.shape[1] - 1)
+    kept = (~removed).sum(dim=-1, keepdim=True)
+    return ids.gather(1, torch.minimum(index, kept - 1)).squeeze(1)
 
 
 def _uniform(seed: int, position: int) -> float:
-    """A uniform number in [0, 1) from (seed, position): SplitMix64's finaliser (Steele, Lea, Flood 2014)."""
+    """A uniform number in [0, 1) from (seed, position): SplitMix64's finalizer (Steele, Lea, Flood 2014)."""
     mask = (1 << 64) - 1
     z = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask

@@ -1,27 +1,28 @@
-"""Sequences in progress and the names of what their positions hold. Touches no tensor."""
+"""Sequences in progress, and content ids, which identify what their positions hold. Imports no torch."""
 
 import copy
 import hashlib
-from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 
 from minigpt4_serve.images import EncodedImage
 from minigpt4_serve.protocol import FinishReason, SamplingParams
 
-__all__ = ["Sequence", "content_ids"]
+__all__ = ["Sequence", "make_content_ids"]
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One answer in progress: its ids so far, how many of them are computed, and the blocks that hold them.
+    """One answer in progress: its token ids, how many of them are computed, and the blocks that hold them.
 
     Attributes:
-        content_ids: what each position holds, for the prefix cache: text ids as they are, image slots named after
-            picture and place. Two prompts share a block only if these are equal.
+        index: of the answer among the request's ``n``.
+        content_ids: what each position holds, for the prefix cache; see ``make_content_ids``.
+        running_slots: running slots that it takes; more than one if it is about to fork.
+        num_prompt: leading positions that are the prompt.
         num_computed: leading positions whose keys and values are in the cache.
         block_table: block ids, ``block_size`` positions each.
-        slots: places it takes among the running; more than one if it is about to fork.
-        cached_tokens: prompt positions that were found in the cache when the sequence was first admitted.
+        block_hashes: of its full blocks, from the first on.
+        cached_tokens: prompt positions that were in the cache when the sequence was first admitted.
     """
 
     request_id: str
@@ -30,7 +31,7 @@ class Sequence:
     content_ids: list[int]
     sampling: SamplingParams
     seed: int
-    slots: int = 1
+    running_slots: int = 1
     num_prompt: int = field(init=False)
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
@@ -46,40 +47,45 @@ class Sequence:
 
     @property
     def output_ids(self) -> list[int]:
-        """Ids of the answer so far."""
+        """Token ids of the answer."""
         return self.token_ids[self.num_prompt :]
 
     @property
     def num_output(self) -> int:
-        """Tokens of the answer so far."""
+        """Tokens of the answer."""
         return len(self.token_ids) - self.num_prompt
 
     def fork(self) -> "Sequence":
-        """A second one that has computed the same in the same blocks and goes on for itself."""
+        """A copy that shares the blocks computed so far and takes one running slot."""
         other = copy.copy(self)
-        other.token_ids, other.content_ids = list(self.token_ids), list(self.content_ids)
-        other.block_table, other.block_hashes = list(self.block_table), list(self.block_hashes)
-        other.slots = 1
+        other.token_ids = list(self.token_ids)
+        other.content_ids = list(self.content_ids)
+        other.block_table = list(self.block_table)
+        other.block_hashes = list(self.block_hashes)
+        other.running_slots = 1
         return other
 
     def append(self, token: int) -> None:
-        """The answer grows by one token."""
+        """Append a generated token."""
         self.token_ids.append(token)
         self.content_ids.append(token)
 
 
-def content_ids(token_ids: Ids[int], images: Ids[EncodedImage], *, image_token_id: int, slots: int) -> list[int]:
-    """Name what every position holds: equal names mean equal keys and values after an equal prefix.
+def make_content_ids(
+    token_ids: tuple[int, ...], images: tuple[EncodedImage, ...], *, image_token_id: int, num_image_tokens: int
+) -> list[int]:
+    """Identify what each position holds: two prompts share a block only if these ids are equal up to its end.
 
-    A slot's id alone says nothing of its picture: caching by it would answer a question about one picture with
-    another's. Slots get a 63-bit name from picture and place, above every text id.
+    Text ids stay as they are. All image tokens have the same token id, so each is replaced by a 63-bit hash of its
+    image's digest and its index in the image, larger than any text id. Otherwise one image's cached features would be
+    used for another.
     """
-    names = list(token_ids)
-    slot = 0
-    for i, token in enumerate(token_ids):
+    content_ids = list(token_ids)
+    image_tokens = 0
+    for position, token in enumerate(token_ids):
         if token == image_token_id:
-            digest = images[slot // slots].digest
-            place = hashlib.blake2b(f"{digest}:{slot % slots}".encode(), digest_size=8).digest()
-            names[i] = int.from_bytes(place, "big") >> 1 | 1 << 62
-            slot += 1
-    return names
+            digest = images[image_tokens // num_image_tokens].digest
+            key = f"{digest}:{image_tokens % num_image_tokens}".encode()
+            content_ids[position] = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1 | 1 << 62
+            image_tokens += 1
+    return content_ids

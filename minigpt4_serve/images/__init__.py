@@ -1,4 +1,4 @@
-"""Encoded images: formats, checks, decoding, ``data:`` URLs, and fetching from https addresses. Needs no torch."""
+"""Encoded images: formats, validation, decoding, ``data:`` URLs, downloads. Imports no torch."""
 
 from minigpt4_serve.images.data_urls import image_url_part, parse_data_url, to_data_url
 from minigpt4_serve.images.decoding import decode_image, to_rgb

@@ -5,8 +5,8 @@ import binascii
 from typing import TYPE_CHECKING
 
 from minigpt4_serve.errors import InvalidImage, InvalidRequest, PayloadTooLarge
-from minigpt4_serve.images.formats import IMAGE_FORMATS, find_format
-from minigpt4_serve.images.validation import EncodedImage, ImageLimits, validate_image
+from minigpt4_serve.images.formats import find_format
+from minigpt4_serve.images.validation import EncodedImage, ImageLimits, unsupported_format, validate_image
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionContentPartImageParam
@@ -15,7 +15,7 @@ __all__ = ["image_url_part", "parse_data_url", "to_data_url"]
 
 
 def parse_data_url(url: str, limits: ImageLimits, *, param: str | None = None) -> EncodedImage:
-    """The picture inside a ``data:image/…;base64,…`` URL. The declared type is ignored: the bytes tell.
+    """The image in a ``data:image/…;base64,…`` URL. The declared media type is ignored; the signature determines it.
 
     Raises:
         InvalidRequest: not a base64 ``data:`` URL.
@@ -24,7 +24,7 @@ def parse_data_url(url: str, limits: ImageLimits, *, param: str | None = None) -
     header, comma, payload = url.partition(",")
     if not header.lower().startswith("data:") or not comma:
         raise InvalidRequest(
-            "Pictures must be sent as data: URLs (data:image/png;base64,…); no addresses are fetched here.",
+            "Pictures must be sent as data: URLs (data:image/png;base64,…); addresses are not fetched here.",
             param=param,
         )
     if not header.lower().endswith(";base64"):
@@ -42,12 +42,11 @@ def to_data_url(data: bytes) -> str:
     """``data`` as a ``data:`` URL with its actual media type.
 
     Raises:
-        InvalidImage: the bytes have none of the known signatures.
+        InvalidImage: unsupported format.
     """
     found = find_format(data)
     if found is None:
-        names = ", ".join(one.name for one in IMAGE_FORMATS)
-        raise InvalidImage(f"This is not an image in a known format. Send one of {names}.")
+        raise unsupported_format()
     return f"data:{found.mime_type};base64,{base64.b64encode(data).decode()}"
 
 

@@ -1,8 +1,7 @@
-"""Pictures from https addresses that a stranger or a language model chose. Knows addresses and HTTP, no pictures.
+"""Downloads images from untrusted https URLs, protected against server-side request forgery.
 
-Shared by the server and by the agents' tool. The name is resolved once, every address behind it must be public, and the
-connection goes to exactly the address that was checked: a second look-up could answer differently. Redirects are walked
-here, each checked the same way.
+A host name is resolved once, all of its addresses must be public, and the connection is made to the address that was
+checked: a second lookup could return another one. Every redirect is checked in the same way.
 """
 
 import asyncio
@@ -22,28 +21,32 @@ __all__ = ["ImageFetcher", "is_public"]
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
-# IPv6 ranges that carry an IPv4 address inside: a private one could hide there.
-_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("2002::/16", "2001::/32")))
-_EXAMPLES = ipaddress.IPv6Network("3fff::/20")  # for documentation; older Pythons take it for public
-_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")  # the only part that is given out to anybody
+# IPv6 ranges (6to4, Teredo) that embed an IPv4 address, which may be private.
+_EMBEDDED_IPV4 = tuple(map(ipaddress.IPv6Network, ("2002::/16", "2001::/32")))
+_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")  # older Pythons consider it public
+_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")  # the only allocated unicast range
 
 Resolve = Callable[[str, int], Awaitable[Collection[str]]]
 
 
 def is_public(address: str) -> bool:
-    """Does the address belong to the open internet? Loopback, private, link-local, multicast and so on do not."""
+    """Whether an address is on the public internet: not loopback, private, link-local, multicast or reserved."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if ip.scope_id is not None or ip not in _GLOBAL_IPV6 or any(ip in net for net in (*_TRANSLATED, _EXAMPLES)):
+        if (
+            ip.scope_id is not None
+            or ip not in _GLOBAL_IPV6
+            or any(ip in net for net in (*_EMBEDDED_IPV4, _DOCUMENTATION))
+        ):
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
-    """Reading the authorities' certificates takes tens of milliseconds: once."""
+def _ssl_context() -> ssl.SSLContext:
+    """Cached: loading the root certificates takes tens of milliseconds."""
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -54,14 +57,14 @@ async def _resolve(host: str, port: int) -> Collection[str]:
 
 @dataclass(frozen=True)
 class ImageFetcher:
-    """Fetches what lies at an https address, within limits.
+    """Downloads the content of https URLs, within limits.
 
     Attributes:
-        max_bytes: the body is counted while it is read.
-        timeout_s: seconds for everything: look-up, redirects, body.
-        hosts: only these hosts, redirects included; None allows every public one.
-        resolve: name and port → addresses.
-        transport: how connections are made; httpx's own way if None.
+        max_bytes: largest body.
+        timeout_s: seconds for lookups, redirects and the body together.
+        hosts: allowed hosts, for redirects as well; None allows every public one.
+        resolve: resolves (host name, port) to addresses.
+        transport: httpx transport; httpx's default if None.
     """
 
     max_bytes: int
@@ -71,11 +74,11 @@ class ImageFetcher:
     transport: httpx.AsyncBaseTransport | None = None
 
     async def fetch(self, url: str) -> bytes:
-        """The body behind ``url``.
+        """The body at ``url``.
 
         Raises:
             InvalidRequest: not https, a host that isn't allowed or isn't public, too many redirects.
-            InvalidImage: nothing came back, or not in time.
+            InvalidImage: the server failed or didn't respond in time.
             PayloadTooLarge: more than ``max_bytes``.
         """
         try:
@@ -89,9 +92,9 @@ class ImageFetcher:
             raise InvalidImage("Nothing could be fetched from the picture's address; check it for typos.") from error
 
     async def _follow(self, url: str) -> bytes:
-        # Without the environment's proxies: a proxy would look the name up again.
+        # trust_env=False: a proxy would resolve the name again.
         async with httpx.AsyncClient(
-            verify=_tls(), trust_env=False, transport=self.transport, timeout=self.timeout_s
+            verify=_ssl_context(), trust_env=False, transport=self.transport, timeout=self.timeout_s
         ) as client:
             for _ in range(_MAX_REDIRECTS + 1):
                 request = await self._checked_request(client, url)
@@ -105,7 +108,7 @@ class ImageFetcher:
         raise InvalidRequest(f"The picture's address redirects more than {_MAX_REDIRECTS} times; use the last address.")
 
     async def _checked_request(self, client: httpx.AsyncClient, url: str) -> httpx.Request:
-        """A request to the very address that was checked, for the host by its name."""
+        """A request to the checked address, with the host's name in the Host header and in TLS."""
         target = httpx.URL(url)
         if target.scheme != "https" or not target.host:
             raise InvalidRequest("Only https addresses of pictures are fetched.")
@@ -115,7 +118,7 @@ class ImageFetcher:
         if self.hosts is not None and host not in self.hosts:
             raise InvalidRequest("Pictures from this host are not allowed; use one of the allowed hosts or a file.")
         port = target.port or 443
-        # IPv4 first: many a container has addresses of the other kind and no way to them.
+        # IPv4 first: many containers have IPv6 addresses but no IPv6 route.
         addresses = sorted(await self.resolve(host, port), key=lambda address: ":" in address)
         if not addresses or not all(map(is_public, addresses)):
             raise InvalidRequest("The picture's address is not on the public internet; only public ones are fetched.")
@@ -135,7 +138,7 @@ class ImageFetcher:
         if response.status_code != httpx.codes.OK:
             raise InvalidImage(f"The picture's address answered with status {response.status_code}; use another.")
         body = bytearray()
-        # Raw: a small compressed body could unfold into a huge one.
+        # Raw bytes: a small compressed body could expand to a huge one.
         async for chunk in response.aiter_raw():
             body += chunk
             if len(body) > self.max_bytes:

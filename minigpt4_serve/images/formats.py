@@ -1,8 +1,8 @@
-"""The image formats that are read, in one table. Imports nothing of the project."""
+"""The supported image formats, in one table."""
 
 from dataclasses import dataclass
 
-__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "ImageFormat", "find_format"]
+__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "ImageFormat", "find_format", "format_names"]
 
 
 @dataclass(frozen=True)
@@ -10,11 +10,11 @@ class ImageFormat:
     """One format of encoded images.
 
     Attributes:
-        name: Pillow's name of it.
-        mime_type: the media type of a ``data:`` URL or an HTTP response.
-        suffixes: endings of file names, lower case, with the dot.
-        magic: what the bytes begin with, at offset 0.
-        marker: what follows at an offset, if the beginning alone doesn't tell: (offset, bytes).
+        name: Pillow's name for it.
+        mime_type: the media type in ``data:`` URLs and HTTP responses.
+        suffixes: file name suffixes, lower case, with the dot.
+        magic: possible first bytes.
+        marker: (offset, bytes) that must match as well, if ``magic`` is ambiguous.
     """
 
     name: str
@@ -29,6 +29,7 @@ class ImageFormat:
         return data.startswith(self.magic) and data[offset : offset + len(marker)] == marker
 
 
+# JPEG includes files with several images (MPO), which Pillow's JPEG plugin opens as well.
 IMAGE_FORMATS = (
     ImageFormat("PNG", "image/png", (".png",), (b"\x89PNG\r\n\x1a\n",)),
     ImageFormat("JPEG", "image/jpeg", (".jpg", ".jpeg"), (b"\xff\xd8\xff",)),
@@ -40,5 +41,11 @@ IMAGE_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixe
 
 
 def find_format(data: bytes) -> ImageFormat | None:
-    """The format whose signature ``data`` has; None if it has none of the table's."""
+    """The format whose signature ``data`` has, or None."""
     return next((one for one in IMAGE_FORMATS if one.matches(data)), None)
+
+
+def format_names() -> str:
+    """All formats, as part of a sentence: ``PNG, JPEG or WEBP``."""
+    *others, last = (one.name for one in IMAGE_FORMATS)
+    return f"{', '.join(others)} or {last}"

@@ -1,4 +1,4 @@
-"""MiniGPT-4 as a Hugging Face citizen. Importing this package registers it with transformers' Auto classes."""
+"""MiniGPT-4 for transformers. Importing this package registers the classes with transformers' Auto classes."""
 
 from transformers import (
     AutoConfig,
@@ -12,7 +12,8 @@ from minigpt4_serve.model.image_processing_minigpt4 import MiniGPT4ImageProcesso
 from minigpt4_serve.model.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4_serve.model.processing_minigpt4 import EncodedChat, MiniGPT4Processor
 from minigpt4_serve.model.tokenization_minigpt4 import MiniGPT4Tokenizer
-from minigpt4_serve.prompt.templates import TEMPLATES, ConversationTemplate, Turn
+from minigpt4_serve.prompt.templates import ConversationTemplate, Turn
+from minigpt4_serve.prompt.variants import TEMPLATES
 
 __all__ = [
     "TEMPLATES",
@@ -26,7 +27,7 @@ __all__ = [
     "Turn",
 ]
 
-# A second import under another name (a worker that unpickles by value, say) must not fail: exist_ok.
+# exist_ok: a second import under another name (for example in a worker that unpickles by value) must not fail.
 AutoConfig.register("minigpt4", MiniGPT4Config, exist_ok=True)
 AutoModelForImageTextToText.register(MiniGPT4Config, MiniGPT4ForConditionalGeneration, exist_ok=True)
 AutoTokenizer.register(MiniGPT4Config, slow_tokenizer_class=MiniGPT4Tokenizer, exist_ok=True)

@@ -1,8 +1,10 @@
-"""The configuration of any member of the MiniGPT-4 family. Knows shapes and names, no tensors."""
+"""The configuration class of all variants."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, PreTrainedConfig
+
+from minigpt4_serve.prompt.variants import VARIANTS
 
 __all__ = ["MiniGPT4Config"]
 
@@ -12,16 +14,19 @@ class MiniGPT4Config(PreTrainedConfig):
 
     Args:
         vision_config: the EVA ViT as ``Blip2VisionConfig``. ``layer_norm_eps`` is that of its blocks.
-        qformer_config: ``Blip2QFormerConfig``, or None: then neighbouring patches are concatenated (Llama-2, v2).
-        text_config: any decoder-only LLM that ``AutoModelForCausalLM`` knows; Llama if not given.
-        num_query_tokens: learned queries of the Q-Former, so image tokens per picture with one.
+        qformer_config: ``Blip2QFormerConfig``, or None: then adjacent patches are concatenated (Llama-2, v2).
+        text_config: any decoder-only LLM of ``AutoModelForCausalLM``; Llama if not given.
+        num_query_tokens: learned queries of the Q-Former, each of which becomes an image token.
         patches_per_token: patches that are concatenated into one image token without a Q-Former.
-        post_layernorm_eps: epsilon of ``ln_vision``; it stands outside the tower and differs from the tower's.
-        conversation_format: ``vicuna``, ``llama2`` or ``v2`` (see ``conversation.FORMATS``).
-        image_token_id: id of an image slot in ``input_ids``; the first id that the LLM's embedding doesn't have, so no
-            text can ever produce it. Never look it up in the embedding.
-        lora_config: ``{"r", "lora_alpha", "target_modules"}`` of low-rank additions that are kept beside the LLM's
-            weights (v2 with ``--keep-lora``); None when there are none or they have been merged.
+        post_layernorm_eps: epsilon of ``ln_vision``, which is outside the tower and differs from the tower's.
+        conversation_format: name of the variant, a key of ``minigpt4_serve.prompt.variants.VARIANTS``.
+        image_token_id: id of an image token in ``input_ids``: the first id beyond the LLM's embedding, so that no text
+            can produce it. It must not be looked up in the embedding.
+        lora_config: ``{"r", "lora_alpha", "target_modules"}`` of LoRA weights that are stored beside the LLM's weights
+            (v2 with ``--keep-lora``); None if there are none or they have been merged.
+
+    Raises:
+        ValueError: unknown ``conversation_format``.
     """
 
     model_type = "minigpt4"
@@ -31,19 +36,23 @@ class MiniGPT4Config(PreTrainedConfig):
         "text_config": AutoConfig,
     }
 
-    # A dict or None when given, the sub-configuration (or None for no Q-Former) ever after.
+    # A dict or None as arguments; sub-configurations (or None for no Q-Former) after __post_init__.
     vision_config: Any = None
     qformer_config: Any = None
     text_config: Any = None
     num_query_tokens: int = 32
     patches_per_token: int = 4
     post_layernorm_eps: float = 1e-5
-    conversation_format: Literal["vicuna", "llama2", "v2"] = "vicuna"
+    conversation_format: str = "vicuna"
     image_token_id: int = -1  # replaced by the LLM's vocabulary size unless given
     lora_config: dict[str, Any] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.conversation_format not in VARIANTS:
+            raise ValueError(
+                f"conversation_format must be one of {', '.join(VARIANTS)}, not {self.conversation_format!r}."
+            )
         if not isinstance(self.vision_config, PreTrainedConfig):
             self.vision_config = Blip2VisionConfig(**{"initializer_range": 0.02, **(self.vision_config or {})})
         if self.qformer_config is not None:
@@ -59,7 +68,7 @@ class MiniGPT4Config(PreTrainedConfig):
 
     @property
     def num_image_tokens(self) -> int:
-        """Image slots that one picture takes in the prompt: 32, 64 or 256 in the published models."""
+        """Image tokens per image: 32, 64 or 256 in the published models."""
         if self.qformer_config is not None:
             return self.num_query_tokens
         vision = self.vision_config
@@ -70,5 +79,5 @@ class MiniGPT4Config(PreTrainedConfig):
 
     @property
     def max_position_embeddings(self) -> int:
-        """Context length in tokens, image slots included."""
+        """Context length in tokens, image tokens included."""
         return int(self.text_config.max_position_embeddings)

@@ -1,4 +1,4 @@
-"""Pixels as the original made them: RGB, stretched to a square with PIL's bicubic filter, CLIP's mean and deviation."""
+"""Preprocessing as in the original: RGB, resized to a square by Pillow's bicubic filter, CLIP's mean and deviation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +20,8 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 class MiniGPT4ImageProcessor(BaseImageProcessor):
     """``image_size`` is the side of the square in pixels: 224, or 448 for v2.
 
-    The aspect ratio is ignored and nothing is cropped: the published weights saw pictures like this, and bit-equal
-    input needs PIL's resize (tensor resizes differ). Transparency is dropped, not composited, as there.
+    As in the original's training, the aspect ratio is ignored, nothing is cropped, and transparency is dropped instead
+    of composited. Bit-equal pixels require Pillow's resize; resizing tensors gives other values.
     """
 
     model_input_names = ["pixel_values"]
@@ -31,29 +31,30 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
         self.image_size = image_size
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
-        """One picture as float32 ``[3, image_size, image_size]``."""
-        square = _stretch(to_rgb(image), self.image_size)
+        """One image as float32 ``[3, image_size, image_size]``."""
+        square = _resize_to_square(to_rgb(image), self.image_size)
         pixels = torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float().div(255)  # [3, side, side]
-        mean, std = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_STD).view(3, 1, 1)
+        mean = torch.tensor(_MEAN).view(3, 1, 1)
+        std = torch.tensor(_STD).view(3, 1, 1)
         return (pixels - mean).div(std)
 
     def preprocess(
         self, images: Image.Image | Sequence[Image.Image], return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """Pictures as ``pixel_values`` float32 ``[N, 3, image_size, image_size]``."""
+        """Images as ``pixel_values`` float32 ``[N, 3, image_size, image_size]``."""
         batch = [images] if isinstance(images, Image.Image) else list(images)
         pixels = torch.stack([self.to_tensor(image) for image in batch])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
-def _stretch(image: Image.Image, side: int) -> Image.Image:
-    """The picture as a square, first one way and then the other.
+def _resize_to_square(image: Image.Image, side: int) -> Image.Image:
+    """Resize in two passes, one per axis.
 
-    Which way comes first changes pixels, because what overshoots is cut off in between, and for tall pictures Pillow 13
-    takes another order than the versions before. Here it is written out, as it was when the original's numbers were
-    recorded: pixels are the same with every Pillow.
+    The order of the passes changes pixels, because values that overshoot are clipped in between, and Pillow 13 changed
+    its order for tall images. Two explicit passes in the order of older versions, with which the original's numbers
+    were recorded, give the same pixels with every version of Pillow.
     """
     width, height = image.size
     tall = height - side > 2 * max(width - side, 0)
-    halfway = (width, side) if tall else (side, height)
-    return image.resize(halfway, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.BICUBIC)
+    first_pass = (width, side) if tall else (side, height)
+    return image.resize(first_pass, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.BICUBIC)

@@ -1,6 +1,6 @@
-"""The model itself, built from transformers' parts: ViT → (Q-Former) → one projection → LLM. Tensors only.
+"""The model, composed of transformers' modules: ViT → Q-Former, if any → linear projection → LLM.
 
-This plain path is the reference: every faster path is compared with it, token by token.
+This implementation is the reference for the engine's faster one; tests compare them token by token.
 """
 
 import copy
@@ -39,11 +39,13 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MiniGPT4Config) -> None:
         super().__init__(config)
-        vision, qformer, text = config.vision_config, config.qformer_config, config.text_config
-        # The LLM folder's own dtype (float16, mostly) must not make one part differ from the others.
+        vision = config.vision_config
+        qformer = config.qformer_config
+        text = config.text_config
+        # All parts get the same dtype, even if the LLM's configuration names another (usually float16).
         dtype = torch.get_default_dtype()
         self.vision_model = Blip2VisionModel._from_config(vision, dtype=dtype)
-        # ln_vision of the original: outside the tower there, with torch's default epsilon instead of the tower's.
+        # ln_vision of the original: it is outside the tower there, with torch's default epsilon.
         self.vision_model.post_layernorm.eps = config.post_layernorm_eps
         self.query_tokens: nn.Parameter | None = None
         self.qformer: Blip2QFormerModel | None = None
@@ -79,39 +81,41 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures ``[N, 3, H, W]`` as rows for the LLM ``[N, num_image_tokens, text hidden size]``."""
-        seen = self.vision_model(pixel_values.to(self.vision_model.dtype)).last_hidden_state  # [N, 1 + patches, width]
+        """Embeddings of images ``[N, 3, H, W]`` for the LLM: ``[N, num_image_tokens, text hidden size]``."""
+        # [N, 1 + patches, width]; the first row is the class token's.
+        states = self.vision_model(pixel_values.to(self.vision_model.dtype)).last_hidden_state
         if self.qformer is not None and self.query_tokens is not None:
-            queries = self.query_tokens.expand(len(seen), -1, -1)
-            seen = self.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state  # [N, queries, w]
+            queries = self.query_tokens.expand(len(states), -1, -1)
+            states = self.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
         else:
-            # Four neighbours in raster order, not a 2 × 2 square; the class token is left out.
-            patches = seen[:, 1:]
-            seen = patches.reshape(len(seen), -1, patches.shape[-1] * self.config.patches_per_token)
-        return self.language_projection(seen.to(self.language_projection.weight.dtype))
+            # Four consecutive patches in raster order, not a 2 × 2 square; the class token is dropped.
+            patches = states[:, 1:]
+            states = patches.reshape(len(states), -1, patches.shape[-1] * self.config.patches_per_token)
+        return self.language_projection(states.to(self.language_projection.weight.dtype))
 
     def embed_prompt(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
-        """Token rows ``[B, T, hidden]`` with the pictures in their slots.
+        """Input embeddings ``[B, T, hidden]``, with image features in place of the image tokens.
 
         Args:
-            input_ids: ``[B, T]``; ``config.image_token_id`` marks a slot.
-            pixel_values: ``[N, 3, H, W]``, all pictures of the batch in reading order.
+            input_ids: ``[B, T]``; image tokens are ``config.image_token_id``.
+            pixel_values: ``[N, 3, H, W]``, all images of the batch in reading order.
 
         Raises:
-            ValueError: the number of slots isn't what the pictures fill.
+            ValueError: the number of image tokens doesn't match the number of images.
         """
-        slots = torch.eq(input_ids, self.config.image_token_id)  # [B, T]
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))
-        pictures = 0 if pixel_values is None else len(pixel_values)
-        if int(slots.sum()) != pictures * self.config.num_image_tokens:
+        is_image = torch.eq(input_ids, self.config.image_token_id)  # [B, T]
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        images = 0 if pixel_values is None else len(pixel_values)
+        image_tokens = int(is_image.sum())
+        if image_tokens != images * self.config.num_image_tokens:
             raise ValueError(
-                f"{int(slots.sum())} image slots in input_ids, but {pictures} pictures fill "
-                f"{pictures * self.config.num_image_tokens}."
+                f"input_ids has {image_tokens} image tokens, but {images} images have "
+                f"{images * self.config.num_image_tokens}."
             )
-        if pixel_values is None or not pictures:
+        if pixel_values is None or not images:
             return embeds
         features = self.get_image_features(pixel_values).to(embeds.dtype)
-        return embeds.masked_scatter(slots.unsqueeze(-1), features)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), features)
 
     def forward(
         self,
@@ -128,7 +132,7 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError("Give input_ids or inputs_embeds.")
             inputs_embeds = self.embed_prompt(input_ids, pixel_values)
         if attention_mask is not None and "position_ids" not in kwargs and "past_key_values" not in kwargs:
-            # Positions follow the mask, so that a row padded on the left equals the row alone.
+            # Positions are counted without padding, so that a left-padded row gives the same result as the row alone.
             kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)
 
@@ -143,8 +147,8 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """New ids only, ``[B, ≤ max_new_tokens]``.
 
-        The prompt goes to the LLM as embeddings (``inputs_embeds`` ``[B, T, hidden]`` if they are made already), so a
-        repetition penalty sees the generated ids alone and never the prompt, as in the original.
+        The LLM gets the prompt as embeddings (``inputs_embeds`` ``[B, T, hidden]``, computed if not given), so a
+        repetition penalty covers generated ids only, not the prompt, as in the original.
         """
         embeds = inputs_embeds
         if embeds is None:
@@ -152,11 +156,11 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embeds = self.embed_prompt(input_ids, pixel_values)
         if attention_mask is None:
             attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        rules = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
-        not_rules = rules.update(**kwargs)
+        config = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
+        model_kwargs = config.update(**kwargs)
         with warnings.catch_warnings():
-            # transformers tells that the penalty won't see the prompt: that is what's wanted here.
+            # transformers warns that the penalty doesn't cover the prompt, which is intended.
             warnings.filterwarnings("ignore", message="Passing `repetition_penalty`")
             return self.language_model.generate(
-                inputs_embeds=embeds, attention_mask=attention_mask, generation_config=rules, **not_rules
+                inputs_embeds=embeds, attention_mask=attention_mask, generation_config=config, **model_kwargs
             )

@@ -1,4 +1,4 @@
-"""Chats and pictures → ids with image slots and pixels. Knows tokens and templates, no HTTP and no scheduling."""
+"""The processor: chats and images as model inputs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +12,19 @@ from transformers.processing_utils import ProcessorMixin
 from minigpt4_serve.model.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from minigpt4_serve.model.tokenization_minigpt4 import MiniGPT4Tokenizer
 from minigpt4_serve.prompt.encoder import EncodedChat, PromptEncoder
-from minigpt4_serve.prompt.templates import TEMPLATES, ConversationTemplate, Turn, render
+from minigpt4_serve.prompt.templates import ConversationTemplate, Turn, render
+from minigpt4_serve.prompt.variants import VARIANTS, Variant
 
 __all__ = ["EncodedChat", "MiniGPT4Processor"]
 
 
 class MiniGPT4Processor(ProcessorMixin):
-    """Image processor, tokenizer and conversation format of one model folder.
+    """Image processor, tokenizer and conversation template of one model folder.
 
     Args:
-        conversation_format: ``vicuna``, ``llama2`` or ``v2``.
-        num_image_tokens: slots per picture.
-        image_token_id: the id of a slot; outside the LLM's vocabulary.
+        conversation_format: name of the variant, a key of ``minigpt4_serve.prompt.variants.VARIANTS``.
+        num_image_tokens: image tokens per image.
+        image_token_id: their id; outside the LLM's vocabulary.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class MiniGPT4Processor(ProcessorMixin):
     ) -> "MiniGPT4Processor":
         """The processor of a model folder.
 
-        Reads the image processor itself: transformers' Auto class for it wants torchvision in some versions.
+        Builds the image processor directly: transformers' Auto class for it requires torchvision in some versions.
         """
         settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         image = MiniGPT4ImageProcessor(**settings.pop("image_processor", {}))
@@ -54,14 +55,19 @@ class MiniGPT4Processor(ProcessorMixin):
         return cls(image, tokenizer, **{name: settings[name] for name in own if name in settings})
 
     @property
+    def variant(self) -> Variant:
+        """The variant that ``conversation_format`` names."""
+        return VARIANTS[self.conversation_format]
+
+    @property
     def format(self) -> ConversationTemplate:
-        """The template of ``conversation_format``."""
-        return TEMPLATES[self.conversation_format]
+        """The variant's template."""
+        return self.variant.template
 
     @property
     def encoder(self) -> PromptEncoder:
-        """The part that needs no torch."""
-        return PromptEncoder(self.tokenizer.prompt_tokenizer, self.format, self.num_image_tokens, self.image_token_id)
+        """The encoder of prompts and chats."""
+        return PromptEncoder(self.tokenizer.prompt_tokenizer, self.variant, self.num_image_tokens, self.image_token_id)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """As ``PromptEncoder.encode_prompt``."""
@@ -82,9 +88,9 @@ class MiniGPT4Processor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Rendered prompts (with ``<ImageHere>``) and their pictures, in reading order, as model inputs.
+        """Rendered prompts (with ``<ImageHere>``) and their images, in reading order, as model inputs.
 
-        Returns ``input_ids`` and ``attention_mask`` ``[B, T]``, padded on the left as generation needs it, and
+        Returns ``input_ids`` and ``attention_mask`` ``[B, T]``, padded on the left for generation, and
         ``pixel_values`` ``[N, 3, H, W]``.
         """
         prompts = [text] if isinstance(text, str) else list(text or [])
@@ -98,23 +104,23 @@ class MiniGPT4Processor(ProcessorMixin):
         tokenize: bool = False,
         **kwargs: Any,
     ) -> str | BatchFeature:
-        """The usual messages, one chat or several, as prompt text or (``tokenize=True``) as model inputs.
+        """One chat or several, in transformers' message format, as prompt text or (``tokenize=True``) model inputs.
 
         Content is a string or a list of ``{"type": "text", "text": …}`` and ``{"type": "image", "image": PIL.Image}``
-        parts (``path`` works too; a bare ``{"type": "image"}`` leaves the picture to the processor's call). The
-        template is the model family's own; another can't be given.
+        parts (``path`` works too; for a bare ``{"type": "image"}`` the image is an argument of the processor's call).
+        The template is the variant's; no other can be set.
 
         Raises:
-            ValueError: a role or a part that isn't known, or a picture that is needed and isn't there.
+            ValueError: an unknown role or part, a missing image, or a ``chat_template``.
         """
         if chat_template is not None:
-            raise ValueError("MiniGPT-4 models know one template, that of their training; chat_template can't be set.")
+            raise ValueError("MiniGPT-4 models have one template, that of their training; chat_template can't be set.")
         batched = bool(conversation) and not isinstance(conversation[0], dict)
         chats = [_read_messages(chat) for chat in (conversation if batched else [conversation])]
         prompts = [render(turns, self.format) for turns, _ in chats]
         if not tokenize:
             return prompts if batched else prompts[0]  # type: ignore[return-value]
-        images = [_open(part) for _, parts in chats for part in parts]
+        images = [_open_image(part) for _, parts in chats for part in parts]
         return self._batch([self.encode_prompt(p) for p in prompts], images)
 
     def _batch(self, rows: list[list[int]], images: list[Image.Image]) -> BatchFeature:
@@ -139,30 +145,31 @@ def _as_list(images: Image.Image | Sequence[Image.Image] | None) -> list[Image.I
 
 
 def _read_messages(messages: Sequence[dict[str, Any]]) -> tuple[list[Turn], list[dict[str, Any]]]:
-    """Messages in Hugging Face's shape as turns and the image parts they hold, unopened."""
+    """Messages in transformers' format as turns and their image parts, which aren't opened."""
     turns: list[Turn] = []
     images: list[dict[str, Any]] = []
     for message in messages:
-        role, content = message["role"], message["content"]
+        role = message["role"]
+        content = message["content"]
         if role not in ("system", "user", "assistant"):
             raise ValueError(f"A message's role must be system, user or assistant, not {role!r}.")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        strangers = {part["type"] for part in parts} - {"text", "image"}
-        if strangers:
-            raise ValueError(f"A message's parts must be of type text or image, not {', '.join(sorted(strangers))}.")
-        pictures = [part for part in parts if part["type"] == "image"]
-        words = "\n".join(part["text"] for part in parts if part["type"] == "text")
-        images += pictures
-        turns.append(Turn(role, words, len(pictures)))
+        unknown = {part["type"] for part in parts} - {"text", "image"}
+        if unknown:
+            raise ValueError(f"A message's parts must be of type text or image, not {', '.join(sorted(unknown))}.")
+        image_parts = [part for part in parts if part["type"] == "image"]
+        text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        images += image_parts
+        turns.append(Turn(role, text, len(image_parts)))
     return turns, images
 
 
-def _open(part: dict[str, Any]) -> Image.Image:
+def _open_image(part: dict[str, Any]) -> Image.Image:
     image = part.get("image", part.get("path", part.get("url")))
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | Path) and "://" not in str(image):
-        # A phone's photo lying on its side is turned upright before the model sees it.
+        # The orientation in the EXIF data of photos is applied.
         with Image.open(image) as opened:
             return ImageOps.exif_transpose(opened)
     raise ValueError('An image part needs "image": a PIL image, or "path": a file; addresses are not fetched.')

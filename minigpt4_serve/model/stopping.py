@@ -1,4 +1,4 @@
-"""When plain ``generate`` ends an answer, beside the end-of-sequence token. Knows ids and the tokenizer, no model."""
+"""A stopping criterion for ``generate``: stop strings, in addition to the end-of-sequence token."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ __all__ = ["StopAtText", "reach"]
 
 
 def reach(strings: Iterable[str]) -> int:
-    """How many of an answer's newest tokens must be decoded to find a string that ends with the last; 0 without any.
+    """Number of newest tokens to decode to find any of ``strings`` at their end; 0 if there are none.
 
-    A token stands for a byte at least: characters that the vocabulary lacks are spelt in bytes. One more goes before
-    them, since a text loses the blank that it begins with.
+    A token is at least one byte: characters that aren't in the vocabulary are encoded as bytes. One more token precedes
+    them, because decoding drops the leading space of the first.
     """
     return max((len(string.encode(errors="surrogatepass")) + 1 for string in strings), default=0)
 
 
 class StopAtText(StoppingCriteria):
-    """Ends a row of a batch when its own newest text holds one of the strings, however its tokens cut it.
+    """Stops a row of a batch when its newest text contains one of the strings, wherever token boundaries are.
 
-    The original stopped a batch only when all rows ended alike, so one row's answer depended on the others'.
+    Rows stop independently. The original stopped a batch only when all rows ended with the same stop string.
     """
 
     def __init__(self, tokenizer: MiniGPT4Tokenizer, strings: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ class StopAtText(StoppingCriteria):
         self.window = reach(strings)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """``input_ids`` are the generated ids ``[B, T]``; True ``[B]`` where a row is finished."""
+        """Whether each row of the generated ids ``[B, T]`` is finished, as bool ``[B]``."""
         texts = [self.tokenizer.decode_ids(row) for row in input_ids[:, -self.window :].tolist()]
         finished = [any(string in text for string in self.strings) for text in texts]
         return torch.tensor(finished, device=input_ids.device, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Questions with the answers a model shall learn, as ids and labels. Knows tokens, no training."""
+"""Training examples as token ids and labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from minigpt4_serve.model.processing_minigpt4 import MiniGPT4Processor
 __all__ = ["IGNORED", "Exchange", "encode_supervised", "pad_supervised"]
 
 IGNORED = -100
-"""Label of positions without a loss."""
+"""Label of positions that don't contribute to the loss."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt (with ``<ImageHere>`` for pictures, in its training template) and its answer."""
+    """A prompt in its training template, with ``<ImageHere>`` for images, and the answer to learn."""
 
     prompt: str
     answer: str
@@ -24,20 +24,21 @@ class Exchange:
 def encode_supervised(
     processor: MiniGPT4Processor, exchanges: Sequence[Exchange], *, end: str, max_answer_tokens: int
 ) -> tuple[list[int], list[int]]:
-    """One conversation: (ids, labels), equally long; prompts are labelled ``IGNORED``.
+    """One conversation as (ids, labels) of equal length; prompts are labeled ``IGNORED``.
 
     Args:
-        exchanges: in order; every one after the first is opened by ``<s>``, as v2 was trained.
-        end: follows each answer and is learned: ``###``, ``</s>`` or, in the first stage, a line break.
-        max_answer_tokens: longer answers are cut, and lose their end.
+        exchanges: in order; each after the first starts with ``<s>``, as v2 was trained.
+        end: string that follows each answer and is part of its labels: ``###``, ``</s>`` or, in the first training
+            stage, a line break.
+        max_answer_tokens: longer answers are truncated, with their ``end``.
     """
     ids: list[int] = []
     labels: list[int] = []
-    for number, exchange in enumerate(exchanges):
-        prompt = processor.encode_prompt(exchange.prompt)
-        if number:
-            # Its own beginning-of-sequence id, then the <s> that the later questions are written with.
+    for exchange in exchanges:
+        if ids:
             prompt = processor.tokenizer.encode_segment("<s>" + exchange.prompt)
+        else:
+            prompt = processor.encode_prompt(exchange.prompt)
         answer = processor.tokenizer.encode_segment(exchange.answer + end)[:max_answer_tokens]
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + answer
@@ -46,8 +47,8 @@ def encode_supervised(
 
 def pad_supervised(rows: Sequence[tuple[list[int], list[int]]], *, pad_id: int) -> dict[str, torch.Tensor]:
     """Conversations as one batch ``[B, T]``, padded on the right: ``input_ids``, ``attention_mask``, ``labels``."""
-    longest = max(len(ids) for ids, _ in rows)
-    gaps = [longest - len(ids) for ids, _ in rows]
+    width = max(len(ids) for ids, _ in rows)
+    gaps = [width - len(ids) for ids, _ in rows]
     return {
         "input_ids": torch.tensor([ids + [pad_id] * gap for (ids, _), gap in zip(rows, gaps, strict=True)]),
         "attention_mask": torch.tensor([[1] * len(r[0]) + [0] * gap for r, gap in zip(rows, gaps, strict=True)]),

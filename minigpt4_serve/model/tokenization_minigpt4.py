@@ -1,4 +1,4 @@
-"""``PromptTokenizer`` as a tokenizer of transformers."""
+"""``PromptTokenizer`` as a tokenizer for transformers."""
 
 import shutil
 from pathlib import Path
@@ -14,8 +14,8 @@ __all__ = ["MiniGPT4Tokenizer"]
 class MiniGPT4Tokenizer(PreTrainedTokenizer):
     """SentencePiece vocabulary with ``<unk>``, ``<s>``, ``</s>`` = 0, 1, 2 and the ordinary piece ``$$`` as padding.
 
-    The special ids are the vocabulary's own, whatever a folder's ``tokenizer_config.json`` says: early conversions of
-    LLaMA left empty strings there.
+    Special tokens come from the vocabulary, not from a folder's ``tokenizer_config.json``: early conversions of LLaMA
+    have empty strings there.
     """
 
     vocab_files_names = {"vocab_file": VOCABULARY_FILE}
@@ -62,7 +62,7 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
         return str(self.sentencepiece.id_to_piece(index))
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text with special tokens and padding written out, blanks around them as the original's library put them."""
+        """Text including special tokens and padding, with spaces around them as in the original's transformers."""
         text = ""
         ordinary: list[int] = []
         special_before = True

@@ -1,1 +1,1 @@
-"""Chats → token ids with image slots, as the MiniGPT-4 family was trained. Needs neither torch nor transformers."""
+"""Prompts of the MiniGPT-4 family: variants, templates, tokenization, history truncation. Imports no torch."""

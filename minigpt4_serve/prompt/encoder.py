@@ -1,4 +1,4 @@
-"""Chats → token ids with image slots: the template, the tokenizer and the context limit together."""
+"""Encodes chats as token ids: applies the template and the tokenizer, and truncates history to the context length."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from pathlib import Path
 from minigpt4_serve.errors import ContextLengthExceeded
 from minigpt4_serve.prompt.templates import (
     IMAGE_PLACEHOLDER,
-    TEMPLATES,
     ConversationTemplate,
     Turn,
     render,
@@ -16,17 +15,18 @@ from minigpt4_serve.prompt.templates import (
     truncation_points,
 )
 from minigpt4_serve.prompt.tokenizer import VOCABULARY_FILE, PromptTokenizer
+from minigpt4_serve.prompt.variants import VARIANTS, Variant
 
 __all__ = ["EncodedChat", "PromptEncoder"]
 
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A chat as ids.
+    """A chat as token ids.
 
     Attributes:
-        token_ids: the prompt; every picture is ``num_image_tokens`` times ``image_token_id``.
-        dropped_messages: messages whose text was forgotten to fit the context; their pictures are still there.
+        token_ids: the prompt; each image is ``num_image_tokens`` times ``image_token_id``.
+        dropped_messages: oldest messages whose text was dropped to fit the context; their images are kept.
     """
 
     token_ids: list[int]
@@ -35,16 +35,16 @@ class EncodedChat:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Tokenizer and conversation template of one model folder.
+    """Tokenizer and variant of one model folder.
 
     Attributes:
-        template: the strings around the turns.
-        num_image_tokens: slots per image.
-        image_token_id: the id of a slot; outside the LLM's vocabulary.
+        variant: of the MiniGPT-4 family; its template has the strings around the turns.
+        num_image_tokens: image tokens per image.
+        image_token_id: their id; outside the LLM's vocabulary.
     """
 
     tokenizer: PromptTokenizer
-    template: ConversationTemplate
+    variant: Variant
     num_image_tokens: int = 32
     image_token_id: int = 32000
 
@@ -53,18 +53,23 @@ class PromptEncoder:
         """The encoder of a model folder: its ``processor_config.json`` and ``tokenizer.model``.
 
         Raises:
-            OSError, ValueError, RuntimeError: a file is missing or damaged.
+            OSError, ValueError, KeyError, RuntimeError: a file is missing or damaged.
         """
         settings = json.loads((folder / "processor_config.json").read_text("utf-8"))
         return cls(
             PromptTokenizer(folder / VOCABULARY_FILE),
-            TEMPLATES[settings["conversation_format"]],
+            VARIANTS[settings["conversation_format"]],
             settings["num_image_tokens"],
             settings["image_token_id"],
         )
 
+    @property
+    def template(self) -> ConversationTemplate:
+        """The variant's conversation template."""
+        return self.variant.template
+
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Ids of a rendered prompt: one BOS, each stretch between placeholders encoded for itself, slots between."""
+        """Token ids of a rendered prompt: BOS, then each segment between placeholders encoded on its own."""
         ids = [self.tokenizer.bos_id]
         for i, segment in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
             if i:
@@ -73,39 +78,41 @@ class PromptEncoder:
         return ids
 
     def encode_chat(self, turns: Sequence[Turn], *, max_tokens: int | None = None) -> EncodedChat:
-        """A chat that awaits its next answer, as ids.
+        """Token ids of a chat up to where its next answer begins.
 
-        If it is longer than ``max_tokens``, the text of as many of the oldest exchanges as needed is dropped; pictures
-        and the last question stay.
+        If they are more than ``max_tokens``, the text of as many of the oldest exchanges as necessary is dropped;
+        images and the last question are kept.
 
         Raises:
-            ContextLengthExceeded: too long even then.
+            ContextLengthExceeded: the chat is too long even then.
         """
         ids = self.encode_prompt(render(turns, self.template))
         if max_tokens is None or len(ids) <= max_tokens:
             return EncodedChat(ids)
         ends = truncation_points(turns)
         found: EncodedChat | None = None
-        low, high = 0, len(ends)
-        # Halving: a chat of thousands of turns is encoded a dozen times, not once for every exchange.
+        low = 0
+        high = len(ends)
+        # Binary search: a chat of thousands of turns is encoded a dozen times, not once for every exchange.
         while low < high:
             middle = (low + high) // 2
             kept, dropped = truncate_history(turns, ends[middle])
             ids = self.encode_prompt(render(kept, self.template))
             if len(ids) <= max_tokens:
-                found, high = EncodedChat(ids, dropped), middle
+                found = EncodedChat(ids, dropped)
+                high = middle
             else:
                 low = middle + 1
         if found is None:
             raise ContextLengthExceeded(
-                f"The question with its pictures takes {len(ids)} tokens; the model reads at most {max_tokens}. "
-                "Ask with fewer words or fewer pictures.",
+                f"The question with its images takes {len(ids)} tokens; the model's limit is {max_tokens}. "
+                "Shorten the question or send fewer images.",
                 param="messages",
             )
         return found
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """The answer as the original shows it: special tokens dropped, cut at the format's stop string, stripped."""
+        """The answer as the original shows it: without special tokens, cut at the template's stop string, stripped."""
         text = self.tokenizer.decode_ids(list(ids))
         for stop in self.template.stop:
             text = text.split(stop, 1)[0]

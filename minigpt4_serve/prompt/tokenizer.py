@@ -1,8 +1,8 @@
 """The LLaMA tokenizer as the original used it, on SentencePiece.
 
-transformers' own LLaMA tokenizers differ from the 2023 "slow" one on prompts of this family (``<s>[INST]`` loses its
-space), so the rule is written out here: the text is cut at ``<unk>``, ``<s>`` and ``</s>``, and every stretch between
-them is encoded on its own, each with SentencePiece's leading space.
+transformers' current LLaMA tokenizers differ from the "slow" one of 2023 on prompts of this family (``<s>[INST]`` loses
+its space), so its rule is implemented here: the text is split at ``<unk>``, ``<s>`` and ``</s>``, and each segment
+between them is encoded on its own, with SentencePiece's leading space.
 """
 
 import re
@@ -41,7 +41,7 @@ class PromptTokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The id of ``$$``. A vocabulary without it pads with ``<unk>``; a new id would be past the LLM's embedding."""
+        """The id of ``$$``, or of ``<unk>`` in a vocabulary without it: a new id would exceed the LLM's embedding."""
         return int(self.sentencepiece.piece_to_id("$$"))
 
     @cached_property
@@ -51,11 +51,11 @@ class PromptTokenizer:
 
     @cached_property
     def longest_piece(self) -> int:
-        """Characters of the vocabulary's longest piece: a text of N characters has at least N / this many tokens."""
+        """Characters of the vocabulary's longest piece: N characters take at least N / ``longest_piece`` tokens."""
         return max(len(self.sentencepiece.id_to_piece(i)) for i in range(self.vocab_size))
 
     def encode_segment(self, text: str) -> list[int]:
-        """Ids of one stretch of prompt text, without a leading ``<s>`` of its own."""
+        """Token ids of one segment of prompt text; no ``<s>`` is added."""
         ids: list[int] = []
         for piece in _SPECIAL.split(text):
             if _SPECIAL.fullmatch(piece):
@@ -65,7 +65,7 @@ class PromptTokenizer:
         return ids
 
     def decode_ids(self, ids: Iterable[int]) -> str:
-        """Text of generated ids without special tokens and padding, as the original decodes answers."""
+        """Text of generated ids, without special tokens and padding, as the original decodes answers."""
         skipped = {self.unk_id, self.bos_id, self.eos_id, self.pad_id}
-        # Ids past the vocabulary exist as padding rows of some embeddings; they have no text.
+        # Some embeddings have padding rows beyond the vocabulary; their ids have no text.
         return str(self.sentencepiece.decode([i for i in ids if i not in skipped and 0 <= i < self.vocab_size]))

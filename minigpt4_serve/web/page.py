@@ -42,7 +42,7 @@ def create_page(settings: PageSettings) -> FastAPI:
     Raises:
         InvalidRequest: the server's address isn't one.
     """
-    server = ChatClient(settings.server_url, settings.api_key)
+    server = ChatClient(settings.server_url, settings.api_key, model=settings.model)
     shelf = Shelf(ImageLimits(max_bytes=settings.max_picture_bytes))
 
     @asynccontextmanager

@@ -1,13 +1,11 @@
-"""Serves the page until Ctrl-C. Knows sockets and uvicorn; the page itself is imported last, it takes seconds."""
+"""Serves the page until a signal stops it. The page itself is imported last, which takes seconds."""
 
 import asyncio
 import logging
 import os
-import signal
 import socket
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.web.settings import PageSettings
@@ -32,7 +30,7 @@ def listen(settings: PageSettings) -> socket.socket:
 
 
 def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM; ``on_ready`` gets the page's address.
+    """Serve until Ctrl-C or SIGTERM, which the caller's handlers receive; ``on_ready`` gets the page's address.
 
     Raises:
         InvalidRequest: the server's address isn't one.
@@ -63,10 +61,7 @@ def serve_page(settings: PageSettings, listening: socket.socket, *, on_ready: Ca
             on_ready(address)
 
         server.startup = startup  # type: ignore[method-assign]
-        # A service manager's SIGTERM ends the page as orderly as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listening])
+        server.run(sockets=[listening])  # it ends by SIGTERM or Ctrl-C, and raises the signal again
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:

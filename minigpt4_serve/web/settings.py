@@ -22,6 +22,8 @@ class PageSettings(BaseModel):
     server_url: str
     api_key: SecretStr | None = None
     """The server's key; it never reaches a browser."""
+    model: str | None = None
+    """The only model that the server lists if not given."""
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535)
     """0 takes any free one."""

@@ -1,1 +1,1 @@
-"""Model files: the names of their tensors, conversion of the original's checkpoints, strict loading."""
+"""Weights: conversion of the original's checkpoints, strict loading, memory requirements, downloads."""

@@ -1,66 +1,74 @@
-"""Arithmetic that makes tensors of ours out of the original's: joined, stretched, merged. Reads nothing by itself.
+"""Derives tensors of a converted model from the original's: joined biases, interpolated positions, merged LoRA.
 
-Each function changes a table of name → ``Stored`` in place; the work itself is done when the result is written.
+Each function changes a mapping of key → ``LazyTensor`` in place; the arithmetic runs when the result is written.
 """
 
 import torch
 
 from minigpt4_serve.model import MiniGPT4Config
-from minigpt4_serve.weights.files import Stored
+from minigpt4_serve.weights.reader import LazyTensor
 
-__all__ = ["fit_positions", "join_attention_bias", "merge_lora", "neutral_layernorm"]
+__all__ = ["add_identity_layernorm", "interpolate_pos_embed", "join_attention_bias", "merge_lora"]
 
 
-def join_attention_bias(tensors: dict[str, Stored], config: MiniGPT4Config) -> None:
-    """One bias for query, key and value; the key's is zero."""
+def join_attention_bias(tensors: dict[str, LazyTensor], config: MiniGPT4Config) -> None:
+    """Concatenate the biases of query, key and value of each vision layer; EVA's key has none, so it is zero."""
     for layer in range(config.vision_config.num_hidden_layers):
-        name = f"vision_model.encoder.layers.{layer}.self_attn.qkv.bias"
-        query, value = tensors.pop(f"{name}.q", None), tensors.pop(f"{name}.v", None)
+        key = f"vision_model.encoder.layers.{layer}.self_attn.qkv.bias"
+        query = tensors.pop(f"{key}.q", None)
+        value = tensors.pop(f"{key}.v", None)
         if query is not None and value is not None:
 
-            def joined(query: Stored = query, value: Stored = value) -> torch.Tensor:
-                q, v = query.read(), value.read()
-                return torch.cat([q, torch.zeros_like(q), v])
+            def join(query: LazyTensor = query, value: LazyTensor = value) -> torch.Tensor:
+                q = query.read()
+                return torch.cat([q, torch.zeros_like(q), value.read()])
 
-            tensors[name] = Stored((query.shape[0] * 3,), joined)
+            tensors[key] = LazyTensor((query.shape[0] * 3,), join)
 
 
-def fit_positions(tensors: dict[str, Stored], config: MiniGPT4Config) -> None:
-    """Stretch the learned positions to the grid that the variant looks at, as the original does when it loads them."""
-    name = "vision_model.embeddings.position_embedding"
+def interpolate_pos_embed(tensors: dict[str, LazyTensor], config: MiniGPT4Config) -> None:
+    """Resize the position embeddings to the variant's patch grid: ``interpolate_pos_embed`` of the original."""
+    key = "vision_model.embeddings.position_embedding"
     vision = config.vision_config
-    old, side = tensors[name], vision.image_size // vision.patch_size
-    before = round((old.shape[1] - 1) ** 0.5)
-    if before == side:
+    pos_embed = tensors[key]
+    new_side = vision.image_size // vision.patch_size
+    old_side = round((pos_embed.shape[1] - 1) ** 0.5)
+    if old_side == new_side:
         return
 
-    def resized() -> torch.Tensor:
-        positions = old.read().float()  # [1, 1 + before², width]; the first is the class token's
-        grid = positions[:, 1:].reshape(1, before, before, -1).permute(0, 3, 1, 2)
-        grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    def interpolate() -> torch.Tensor:
+        positions = pos_embed.read().float()  # [1, 1 + old_side², width]; the first is the class token's
+        grid = positions[:, 1:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
+        grid = torch.nn.functional.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
         return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
-    tensors[name] = Stored((1, 1 + side * side, old.shape[2]), resized)
+    tensors[key] = LazyTensor((1, 1 + new_side * new_side, pos_embed.shape[2]), interpolate)
 
 
-def neutral_layernorm(tensors: dict[str, Stored], config: MiniGPT4Config) -> None:
-    """Without a Q-Former the original never loads ln_vision: weight 1, bias 0, unless the checkpoint has trained it."""
+def add_identity_layernorm(tensors: dict[str, LazyTensor], config: MiniGPT4Config) -> None:
+    """Set ln_vision to weight 1 and bias 0 unless the checkpoint has it: without a Q-Former the original loads none."""
     width = config.vision_config.hidden_size
-    name = "vision_model.post_layernorm"
-    tensors.setdefault(f"{name}.weight", Stored((width,), lambda: torch.ones(width)))
-    tensors.setdefault(f"{name}.bias", Stored((width,), lambda: torch.zeros(width)))
+    key = "vision_model.post_layernorm"
+    tensors.setdefault(f"{key}.weight", LazyTensor((width,), lambda: torch.ones(width)))
+    tensors.setdefault(f"{key}.bias", LazyTensor((width,), lambda: torch.zeros(width)))
 
 
-def merge_lora(tensors: dict[str, Stored], *, scaling: float) -> None:
-    """W + scaling · B A for every layer that has both; halves without the other stay and are named as left over."""
-    for a_name in [name for name in tensors if name.endswith(".lora_A.weight")]:
-        stem = a_name.removesuffix(".lora_A.weight")
-        b_name, w_name = f"{stem}.lora_B.weight", f"{stem}.weight"
-        if b_name not in tensors or w_name not in tensors:
+def merge_lora(tensors: dict[str, LazyTensor], *, scaling: float) -> None:
+    """Replace W by W + scaling · B A in every layer that has both A and B.
+
+    An A without its B, or the reverse, remains and becomes an unexpected key.
+    """
+    for a_key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+        layer = a_key.removesuffix(".lora_A.weight")
+        b_key = f"{layer}.lora_B.weight"
+        weight_key = f"{layer}.weight"
+        if b_key not in tensors or weight_key not in tensors:
             continue
-        a, b, weight = tensors.pop(a_name), tensors.pop(b_name), tensors[w_name]
+        a = tensors.pop(a_key)
+        b = tensors.pop(b_key)
+        weight = tensors[weight_key]
 
-        def merged(weight: Stored = weight, a: Stored = a, b: Stored = b) -> torch.Tensor:
+        def merge(weight: LazyTensor = weight, a: LazyTensor = a, b: LazyTensor = b) -> torch.Tensor:
             return weight.read().float() + scaling * (b.read().float() @ a.read().float())
 
-        tensors[w_name] = Stored(weight.shape, merged)
+        tensors[weight_key] = LazyTensor(weight.shape, merge)

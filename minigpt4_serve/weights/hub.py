@@ -1,6 +1,7 @@
-"""The published parts of the family: where each lies, how to get it, or why it can't be fetched and what to do then.
+"""The published models, the files they consist of, and their download.
 
-Downloads go through ``huggingface_hub`` (resumable, cached by it) and plain HTTPS for the two files outside it.
+LLMs are downloaded with ``huggingface_hub``, two files by plain HTTPS, both resumable. Files on Google Drive can't be
+downloaded automatically; users get instructions.
 """
 
 import shutil
@@ -12,18 +13,17 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
-from minigpt4_serve.weights.files import llm_files
-from minigpt4_serve.weights.geometry import Variant
+from minigpt4_serve.weights.reader import llm_files
 
 __all__ = ["MODELS", "PARTS", "Drive", "Fetched", "File", "Folder", "Model", "fetch"]
 
-_CHUNK = 2**20
-_NOTHING_LEFT = 416  # HTTP: the range that is asked for begins where the file ends, or later
+_CHUNK_BYTES = 2**20
+_RANGE_NOT_SATISFIABLE = 416  # the requested range begins at the file's end or later
 
 
 @dataclass(frozen=True)
 class File:
-    """One file behind a plain address."""
+    """A file at a plain URL."""
 
     url: str
 
@@ -33,8 +33,8 @@ class Folder:
     """An LLM's folder on the Hugging Face hub.
 
     Attributes:
-        repository: its name there.
-        gated: it can be fetched only by who has accepted its licence and is signed in.
+        repository: ``owner/name``.
+        gated: downloads require a signed-in account that has accepted the license.
     """
 
     repository: str
@@ -43,14 +43,14 @@ class Folder:
 
 @dataclass(frozen=True)
 class Drive:
-    """A file on Google Drive, which gives large files to browsers only; some links are reported dead.
+    """A file on Google Drive, which serves large files to browsers only.
 
     Attributes:
-        ident: the file's id there.
-        name: what it is called.
+        file_id: Google Drive's id.
+        name: the file's name.
     """
 
-    ident: str
+    file_id: str
     name: str
 
 
@@ -73,38 +73,46 @@ PARTS: dict[str, Part] = {
 
 @dataclass(frozen=True)
 class Model:
-    """Which parts make a model."""
+    """A published model and its parts.
 
-    variant: Variant
+    Attributes:
+        variant: name of its variant.
+        llm_size: ``7b`` or ``13b``.
+        llm, checkpoint, vit, qformer: keys of ``PARTS``.
+    """
+
+    variant: str
+    llm_size: str
     llm: str
     checkpoint: str
     vit: str = "eva-vit-g"
     qformer: str | None = None
 
     def roles(self) -> dict[str, str]:
-        """Role, as the options of ``minigpt4 convert`` are called → part."""
+        """Role (an option of ``minigpt4 convert``) → part."""
         roles = {"vit": self.vit, "llm": self.llm, "checkpoint": self.checkpoint}
         return roles if self.qformer is None else {**roles, "qformer": self.qformer}
 
 
 MODELS = {
-    "vicuna-7b": Model("vicuna", "vicuna-v0-7b", "minigpt4-vicuna-7b", qformer="blip2-qformer"),
-    "vicuna-13b": Model("vicuna", "vicuna-v0-13b", "minigpt4-vicuna-13b", qformer="blip2-qformer"),
-    "llama2-7b": Model("llama2", "llama2-7b-chat", "minigpt4-llama2-7b"),
-    "v2-7b": Model("v2", "llama2-7b-chat", "minigpt4-v2"),
+    "vicuna-7b": Model("vicuna", "7b", "vicuna-v0-7b", "minigpt4-vicuna-7b", qformer="blip2-qformer"),
+    "vicuna-13b": Model("vicuna", "13b", "vicuna-v0-13b", "minigpt4-vicuna-13b", qformer="blip2-qformer"),
+    "llama2-7b": Model("llama2", "7b", "llama2-7b-chat", "minigpt4-llama2-7b"),
+    "v2-7b": Model("v2", "7b", "llama2-7b-chat", "minigpt4-v2"),
 }
 
 
 @dataclass
 class Fetched:
-    """What is there now and what isn't.
+    """The result of a download.
 
     Attributes:
-        paths: role → file or folder, to be given to ``convert``.
-        missing: role → why it can't be fetched, and what to do.
+        variant: name of the model's variant.
+        paths: role → file or folder, as arguments of ``convert``.
+        missing: role → why it can't be downloaded, and what to do.
     """
 
-    variant: Variant
+    variant: str
     paths: dict[str, Path] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -116,20 +124,21 @@ def fetch(
     given: dict[str, Path] | None = None,
     on_progress: Callable[[str, int, int], None] = lambda item, done, total: None,
 ) -> Fetched:
-    """Get what is public of a model; explain the rest.
+    """Download the public parts of a model and explain how to get the others.
 
     Args:
         name: one of ``MODELS``.
-        into: the folder for the parts; what lies there already isn't fetched again.
-        given: role → path of what the caller has already.
-        on_progress: hears (file, bytes done, bytes in all or 0) of plain downloads; the hub's library shows its own.
+        into: the folder for the parts; existing ones aren't downloaded again.
+        given: role → path of parts that the caller already has.
+        on_progress: called with (file, bytes done, bytes in total or 0) during plain downloads; ``huggingface_hub``
+            shows progress bars of its own.
 
     Raises:
-        InvalidRequest: no such model.
-        WeightsError: a public part could not be fetched.
+        InvalidRequest: unknown model.
+        WeightsError: a public part can't be downloaded now.
     """
     if name not in MODELS:
-        raise InvalidRequest(f"No model {name!r} is known; there are {', '.join(MODELS)}.", param="from_hub")
+        raise InvalidRequest(f"Unknown model {name!r}; use one of {', '.join(MODELS)}.", param="from_hub")
     model = MODELS[name]
     fetched = Fetched(model.variant, dict(given or {}))
     for role, part_name in model.roles().items():
@@ -148,15 +157,15 @@ def fetch(
             fetched.paths[role] = into / part.name
         else:
             fetched.missing[role] = (
-                f"{part.name} lies on Google Drive, which hands large files to browsers only: open "
-                f"drive.google.com/file/d/{part.ident}/view, save it as {into / part.name} and run this again. Where "
-                "the link is dead, a copy from somebody you trust serves as well: code in it would be refused."
+                f"{part.name} is on Google Drive, which serves large files to browsers only: open "
+                f"drive.google.com/file/d/{part.file_id}/view, save it as {into / part.name} and run this again. If "
+                "the link is dead, use a copy from a source you trust; files that contain code are rejected."
             )
     return fetched
 
 
 def _download(url: str, into: Path, on_progress: Callable[[str, int, int], None]) -> Path:
-    """A file by HTTPS, under its own name once it is whole; goes on where an earlier try was cut off."""
+    """Download a file by HTTPS and return its path. Resumes an earlier download; partial files end in ``.partial``."""
     target = into / url.rpartition("/")[2]
     if target.is_file():
         return target
@@ -167,33 +176,33 @@ def _download(url: str, into: Path, on_progress: Callable[[str, int, int], None]
     try:
         with urllib.request.urlopen(request, timeout=60) as answer, partial.open("ab") as file:  # noqa: S310
             if done and answer.status != 206:
-                file.truncate(0)  # the server began anew
+                file.truncate(0)  # the server ignores ranges
                 done = 0
             length = int(answer.headers.get("Content-Length") or 0)
             total = done + length if length else 0
-            while chunk := answer.read(_CHUNK):
+            while chunk := answer.read(_CHUNK_BYTES):
                 file.write(chunk)
                 done += len(chunk)
                 on_progress(target.name, done, total)
     except (URLError, OSError, TimeoutError) as error:
-        if done and isinstance(error, HTTPError) and error.code == _NOTHING_LEFT:
+        if done and isinstance(error, HTTPError) and error.code == _RANGE_NOT_SATISFIABLE:
             if error.headers.get("Content-Range") == f"bytes */{done}":
-                partial.rename(target)  # it was whole, but for its name
+                partial.rename(target)  # the download was complete
                 return target
-            partial.unlink()  # of another file
+            partial.unlink()  # it is longer than the file
             return _download(url, into, on_progress)
         raise WeightsError(
-            f"{url} can't be downloaded now. Run this again to go on, or save it by hand as {target}."
+            f"{url} can't be downloaded now. Run this again to resume, or save it by hand as {target}."
         ) from error
     if total and done != total:
-        raise WeightsError(f"{target.name} ended at {done:,} of {total:,} bytes; run this again to go on.")
+        raise WeightsError(f"{target.name} ended at {done:,} of {total:,} bytes; run this again to resume.")
     partial.rename(target)
     return target
 
 
 def _snapshot(part: Folder, into: Path) -> Path | str:
-    """An LLM's folder, or what to do when it is gated or gone. One that is whole already needs no network."""
-    if _whole(into):
+    """Download an LLM and return its folder, or instructions if it is gated or gone. A complete one isn't requested."""
+    if _is_complete(into):
         return into
     hub: Any
     try:
@@ -201,29 +210,29 @@ def _snapshot(part: Folder, into: Path) -> Path | str:
         from huggingface_hub import errors
     except ImportError as error:
         raise InvalidRequest("Downloads need the library huggingface_hub: install minigpt4-serve[model].") from error
-    # hub.errors.HTTPError, below, is of the library that it speaks HTTP with: httpx in some versions, httpx2 in others.
+    # hub.errors.HTTPError is the error of its HTTP library: httpx or httpx2, depending on its version.
     page = f"huggingface.co/{part.repository}"
-    wanted = ["*.json", "tokenizer.model", "*.safetensors", "*.bin"]
+    patterns = ["*.json", "tokenizer.model", "*.safetensors", "*.bin"]
     try:
         files = hub.list_repo_files(part.repository)
-        # Many folders hold every tensor twice; one kind is enough, and safetensors is the safer.
+        # Many repositories have all weights in both formats.
         skipped = ["*.bin", "*.bin.index.json"] if any(name.endswith(".safetensors") for name in files) else []
-        hub.snapshot_download(part.repository, local_dir=into, allow_patterns=wanted, ignore_patterns=skipped)
+        hub.snapshot_download(part.repository, local_dir=into, allow_patterns=patterns, ignore_patterns=skipped)
     except errors.GatedRepoError:
         return (
-            f"{page} is gated: accept its licence there with your account, run `hf auth login`, and run this again. "
-            "Or give --llm a copy that you have."
+            f"{page} is gated: accept its license there with your account, run `hf auth login`, and run this again. "
+            "Or set --llm to a copy that you have."
         )
     except errors.RepositoryNotFoundError:
-        return f"{page} isn't there, or isn't public any more: give --llm a copy that you have."
+        return f"{page} doesn't exist or isn't public: set --llm to a copy that you have."
     except (hub.errors.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise WeightsError(f"{page} can't be downloaded now; run this again to go on where it stopped.") from error
+        raise WeightsError(f"{page} can't be downloaded now; run this again to resume.") from error
     shutil.rmtree(into / ".cache", ignore_errors=True)
     return into
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a folder has an LLM's every file; the hub's library gives files their names when they are complete."""
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder has all files of an LLM; ``huggingface_hub`` renames files when they are complete."""
     try:
         llm_files(folder)
     except (InvalidRequest, WeightsError):

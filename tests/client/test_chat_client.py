@@ -8,10 +8,10 @@ import pytest
 from fakes.openai_replies import ENDLESS, TIMINGS, USAGE, ErrorEvent, Gate, Reply, refusal
 from fakes.openai_requests import FIELDS
 from fakes.openai_server import MODEL, OpenAIServer
-from waiting import until
+from waiting import wait_until
 
-from minigpt4_serve.client import chat_client
-from minigpt4_serve.client.chat_client import ChatClient, Completed, ModelCard, Queued, Retrying, TextDelta
+from minigpt4_serve.client import ChatClient, Completed, ModelCard, Queued, Retrying, TextDelta
+from minigpt4_serve.client.stream import read_stream
 from minigpt4_serve.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -55,12 +55,12 @@ async def _to_the_end(events: AsyncIterator[object]) -> None:
 _WORDS = 'data: {"choices": [{"index": 0, "delta": {"content": "a disc"}}]}'
 
 
-def _events_of(*lines: str) -> AsyncIterator[object]:
+def _read_events(*lines: str) -> AsyncIterator[object]:
     async def read() -> AsyncIterator[str]:
         for line in lines:
             yield line
 
-    return chat_client._events(read(), 0)
+    return read_stream(read())
 
 
 def _text(events: list[object]) -> str:
@@ -68,7 +68,7 @@ def _text(events: list[object]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("told", "card"),
+    ("fields", "card"),
     [
         ({}, ModelCard(MODEL)),
         (
@@ -96,9 +96,21 @@ def _text(events: list[object]) -> str:
     ],
     ids=["any server", "ours", "odd"],
 )
-async def test_known_fields_of_the_model_card_are_read(told: dict[str, Any], card: ModelCard, client: Client) -> None:
-    with OpenAIServer(card=told) as server:
+async def test_known_fields_of_the_model_card_are_read(fields: dict[str, Any], card: ModelCard, client: Client) -> None:
+    with OpenAIServer(card=fields) as server:
         assert await client(server.url).card() == card
+
+
+async def test_one_of_several_models_must_be_named(client: Client) -> None:
+    with OpenAIServer(models=["a", "b"]) as server:
+        with pytest.raises(ModelNotFound, match="several"):
+            await client(server.url).card()
+        with pytest.raises(ModelNotFound, match="several"):
+            await _events(client(server.url), "Hello")
+        named = client(server.url, model="b")
+        assert (await named.card()).name == "b"
+        await _events(named, "Hello")
+        assert [request.body["model"] for request in server.requests] == ["b"]
 
 
 async def test_an_answer_ends_with_usage_and_timings(client: Client) -> None:
@@ -127,7 +139,7 @@ async def test_closing_the_stream_aborts_the_request(client: Client) -> None:
         async with aclosing(client(server.url).answer(_asked("Hello"))) as events:
             assert isinstance(await anext(events), TextDelta)
             assert server.aborted == []
-        await until(lambda: server.aborted)
+        await wait_until(lambda: server.aborted)
 
 
 async def test_a_full_server_is_retried_within_the_budget(client: Client) -> None:
@@ -176,17 +188,16 @@ async def test_a_server_stopped_in_an_answer_interrupts_it(client: Client) -> No
 
 @pytest.mark.parametrize("mark", ["data: [DONE]", "data:[DONE]"])
 async def test_done_ends_a_stream_without_finish_reason(mark: str) -> None:
-    assert [event async for event in _events_of(_WORDS, mark)] == [TextDelta("a disc"), Completed("stop")]
+    assert [event async for event in _read_events(_WORDS, mark)] == [TextDelta("a disc"), Completed("stop")]
 
 
-@pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), StreamInterrupted), ((), ServerUnreachable)])
-async def test_a_stream_without_any_end_is_cut_short(lines: tuple[str, ...], kind: type[Exception]) -> None:
-    with pytest.raises(ServerUnreachable) as cut:
-        await _to_the_end(_events_of(*lines))
-    assert type(cut.value) is kind
+@pytest.mark.parametrize(("lines", "kind"), [((_WORDS,), StreamInterrupted), ((), EngineFailed)])
+async def test_a_stream_without_end_is_an_error(lines: tuple[str, ...], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        await _to_the_end(_read_events(*lines))
 
 
 async def test_a_deadline_passed_in_the_stream_is_raised() -> None:
     late = 'data: {"error": {"message": "secret", "code": "deadline_exceeded"}}'
     with pytest.raises(DeadlineExceeded, match="time for this request ran out"):
-        await _to_the_end(_events_of(_WORDS, late))
+        await _to_the_end(_read_events(_WORDS, late))

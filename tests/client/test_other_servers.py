@@ -11,7 +11,7 @@ from fakes.openai_replies import Cut, Gate, Reply
 from fakes.openai_server import OpenAIServer
 
 from minigpt4_serve.client import TokenUsage, VisionAnswer, VisionClient
-from minigpt4_serve.client.failures import describe_wait
+from minigpt4_serve.durations import describe_wait
 from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.images import EncodedImage
 
@@ -111,14 +111,14 @@ async def test_refused_options_are_left_out_from_then_on(refusal: Reply) -> None
 
 
 FAILED: dict[str, tuple[Callable[[], Reply], str]] = {
-    "cut in the middle": (lambda: stream(WORDS, Cut()), "can't be reached"),
+    "cut in the middle": (lambda: stream(WORDS, Cut()), "lost in the middle"),
     "cut before the first piece": (lambda: stream(Cut()), "can't be reached"),
     "silent after the first piece": (lambda: stream(WORDS, Gate()), "in time"),
-    "a web page": (lambda: Reply(body=b"<html>hi</html>", content_type="text/html"), "no answer"),
+    "a web page": (lambda: Reply(body=b"<html>hi</html>", content_type="text/html"), "can't be understood"),
     "not JSON": (lambda: stream(b"data: {not json\n\n"), "can't be understood"),
     "not even an object": (lambda: stream(b"data: 5\n\n"), "can't be understood"),
     "a list for a completion": (lambda: as_json([WHOLE]), "can't be understood"),
-    "an error with status 200": (lambda: as_json({"error": {"message": SECRET}}), "no answer"),
+    "an error with status 200": (lambda: as_json({"error": {"message": SECRET}}), "failed while answering"),
     "an error inside the stream": (lambda: stream(WORDS, {"error": {"message": SECRET}}), "failed while answering"),
     "an error that is a text": (lambda: stream(WORDS, {"error": SECRET}), "failed while answering"),
     "no words": (lambda: stream(chunk({"content": " \n"}), END), "other words"),

@@ -1,4 +1,4 @@
-"""A second server for tests that need keys, a converted checkpoint or a single engine: started once for all."""
+"""A second server, started once for all tests that need keys, a converted checkpoint or a single engine."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 
 @pytest.fixture(scope="session")
 def converted_v2(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConvertedServer]:
-    """The recorded MiniGPT-v2 checkpoint, converted and served to holders of a key."""
+    """The recorded MiniGPT-v2 checkpoint, converted, and a server of it that requires a key."""
     folder = tmp_path_factory.mktemp("converted")
     expected = convert_recorded(golden, "v2", folder / "v2")
     keys_file = folder / "keys.json"

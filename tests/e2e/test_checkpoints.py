@@ -1,4 +1,4 @@
-"""The original's files, converted, served by the real command and asked with OpenAI's client: the recorded answers."""
+"""The original's checkpoints, converted and served, give the recorded answers to OpenAI's client."""
 
 from pathlib import Path
 from typing import Any

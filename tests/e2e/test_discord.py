@@ -1,4 +1,4 @@
-"""A drawn picture posted on (a fake) Discord is answered by the real server and model, and so is the follow-up."""
+"""Questions about an image and follow-ups on a fake Discord get answers from the server with the embedded model."""
 
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from fakes.discord_bot import GENEROUS, environment
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
 
-async def test_a_picture_on_discord_is_answered_and_asked_on(server_url: str, tmp_path: Path) -> None:
+async def test_questions_and_follow_ups_on_discord(server_url: str, tmp_path: Path) -> None:
     drawn = Upload(encode(draw("red", (320, 240))))
     async with running_discord() as discord:
-        told = environment(discord, server_url)
-        async with running_bot("minigpt4-discord", folder=tmp_path, settings=GENEROUS, **told):
-            channel, ann = await discord.channel(), discord.user()
+        variables = environment(discord, server_url)
+        async with running_bot("minigpt4-discord", folder=tmp_path, settings=GENEROUS, **variables):
+            channel = await discord.channel()
+            ann = discord.user()
             asked = await discord.says(channel, ann, "What is in this picture?", attachments=[drawn], mention=True)
             answer = await discord.answer_to(asked, ends="Regenerate")
             assert "red" in answer.text

@@ -1,4 +1,4 @@
-"""Agents, the chat model and MCP clients with the real server and the embedded model: right answers about drawings."""
+"""Agents, the chat model and MCP clients get correct answers about drawings from a server with the embedded model."""
 
 import base64
 import sys
@@ -15,7 +15,7 @@ from langchain_suites import ChatModelFlags, drawn_downloads
 from langchain_tests.integration_tests import ChatModelIntegrationTests, ToolsIntegrationTests
 from langgraph.checkpoint.memory import InMemorySaver
 from mcp import Client, StdioServerParameters
-from scripted_model import ScriptedModel, looks, no_picture_in, repeats, size_of
+from scripted_model import ScriptedModel, assert_no_image_sent, call_vision_tool, content_length, repeat_tool_answer
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -33,23 +33,23 @@ def image(color: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _environment(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything finds the server as people set it up: by the environment."""
+    """The server is configured by environment variables."""
     monkeypatch.setenv("MINIGPT4_BASE_URL", server_url)
     monkeypatch.delenv("MINIGPT4_API_KEY", raising=False)
 
 
-def test_an_agent_talks_about_three_pictures() -> None:
+def test_an_agent_answers_about_three_images() -> None:
     all_three = AIMessage(
-        "", tool_calls=[looks(QUESTION, f"image_{n}", call_id=f"c{n}").tool_calls[0] for n in (1, 2, 3)]
+        "", tool_calls=[call_vision_tool(QUESTION, f"image_{n}", call_id=f"c{n}").tool_calls[0] for n in (1, 2, 3)]
     )
 
     def lists(messages: Sequence[BaseMessage]) -> AIMessage:
-        return AIMessage(" | ".join(str(repeats([message]).content) for message in messages[-3:]))
+        return AIMessage(" | ".join(str(repeat_tool_answer([message]).content) for message in messages[-3:]))
 
     script = [
         *(all_three, lists),
-        *(looks(QUESTION, "image_2"), repeats),
-        *(looks("How many objects are there?", "image_3"), repeats),
+        *(call_vision_tool(QUESTION, "image_2"), repeat_tool_answer),
+        *(call_vision_tool("How many objects are there?", "image_3"), repeat_tool_answer),
     ]
     model = ScriptedModel(script=script)
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=InMemorySaver())
@@ -64,12 +64,12 @@ def test_an_agent_talks_about_three_pictures() -> None:
     assert [color in answer for color, answer in zip(COLORS, answers, strict=True)] == [True] * 3, answers
     assert "green" in ask("What colour was the second?")
     assert "one" in ask("And how many things are in the third?")
-    no_picture_in(model.sent, [png(color) for color in COLORS])
+    assert_no_image_sent(model.sent, [png(color) for color in COLORS])
     first = model.sent[0][0]
-    assert (size_of([first]) - size_of([HumanMessage([text])])) / len(COLORS) <= 200
+    assert (content_length([first]) - content_length([HumanMessage([text])])) / len(COLORS) <= 200
 
 
-async def test_two_pictures_in_one_question() -> None:
+async def test_two_images_in_one_question() -> None:
     tool = MiniGPT4VisionTool()
     urls = [f"data:image/png;base64,{base64.b64encode(png(color)).decode()}" for color in ("red", "blue")]
     call = {"type": "tool_call", "id": "1", "name": tool.name, "args": {"question": QUESTION, "images": urls}}
@@ -81,13 +81,13 @@ async def test_two_pictures_in_one_question() -> None:
     assert message.artifact["usage"]["prompt_tokens"] > 0
 
 
-def test_the_chat_model_sees_and_follows_up() -> None:
+def test_the_chat_model_answers_follow_ups() -> None:
     model = ChatMiniGPT4()
     messages: list[BaseMessage] = [HumanMessage([image("green"), {"type": "text", "text": QUESTION}])]
     first = model.invoke(messages)
     assert "green" in first.text.lower()
     streamed = list(model.stream([*messages, first, HumanMessage("How many objects are there?")]))
-    assert "one" in "".join(piece.text for piece in streamed).lower()
+    assert "one" in "".join(chunk.text for chunk in streamed).lower()
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])

@@ -1,4 +1,4 @@
-"""What a newcomer does, with the real server, the real command line and other people's real clients."""
+"""First steps: the server with the command line and with other projects' clients."""
 
 import base64
 import os
@@ -35,7 +35,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_openai_client_asks_and_follows_up(client: openai.OpenAI) -> None:
+def test_the_openai_client_gets_answers_to_follow_ups(client: openai.OpenAI) -> None:
     messages = _ask("red", "What is in this picture?")
     first = client.chat.completions.create(model="minigpt4-tiny", messages=messages)
     answer = first.choices[0].message.content or ""
@@ -50,7 +50,7 @@ def test_the_openai_client_asks_and_follows_up(client: openai.OpenAI) -> None:
     ]
     second = client.chat.completions.create(model="minigpt4-tiny", messages=messages)
     assert "one" in (second.choices[0].message.content or "").lower()
-    # The follow-up reads only what is new.
+    # Only the new part of the follow-up's prompt is prefilled.
     details = second.usage.prompt_tokens_details if second.usage else None
     assert details is not None
     assert (details.cached_tokens or 0) > first.usage.prompt_tokens * 0.7
@@ -75,7 +75,7 @@ def test_the_openai_client_streams(client: openai.OpenAI) -> None:
     assert set(reasons[:-1]) == {None}
 
 
-def test_the_model_card_says_what_the_model_can_do(client: openai.OpenAI) -> None:
+def test_the_model_card_lists_capabilities(client: openai.OpenAI) -> None:
     (card,) = client.models.list().data
     assert card.id == "minigpt4-tiny"
     extra = card.model_extra or {}
@@ -99,7 +99,7 @@ def test_errors_keep_their_status_and_shape(client: openai.OpenAI) -> None:
     assert damaged.value.response.headers["x-request-id"]
 
 
-def test_the_llm_command_line_sees_pictures(server_url: str, picture: Path, tmp_path: Path) -> None:
+def test_the_llm_command_line_sends_images(server_url: str, picture: Path, tmp_path: Path) -> None:
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"- model_id: minigpt4\n  model_name: minigpt4-tiny\n  api_base: {server_url}\n  vision: true\n"
     )
@@ -117,13 +117,13 @@ def test_the_llm_command_line_sees_pictures(server_url: str, picture: Path, tmp_
     assert "green" in done.stdout
 
 
-def test_our_command_line_asks_a_server(server: str, picture: Path) -> None:
+def test_minigpt4_ask_uses_a_server(server: str, picture: Path) -> None:
     done = run("ask", str(picture), "What color is the circle?", "--server", server)
     assert done.returncode == 0, done.stderr
     assert "green" in done.stdout
 
 
-def test_a_chat_over_the_server(server: str, picture: Path) -> None:
+def test_minigpt4_chat_uses_a_server(server: str, picture: Path) -> None:
     done = run("chat", str(picture), "--server", server, stdin="What is in this picture?\nWhat color is it?\n\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("green") == 2

@@ -1,4 +1,4 @@
-"""Keys and their limits on a real server: the counters are one Ray actor's, and Ray's proxy tells who asks."""
+"""Keys and their limits on a running server, whose counters are in one Ray actor."""
 
 import time
 
@@ -15,14 +15,15 @@ HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 
 
 def test_keys_limits_and_revocation_on_a_running_server(converted_v2: ConvertedServer) -> None:
-    url, file = converted_v2.server.url, converted_v2.keys_file
+    url = converted_v2.server.url
+    file = converted_v2.keys_file
     guest = add_key(file, "guest", KeyLimits(requests_per_minute=3))
     with httpx.Client(base_url=url, timeout=60) as client:
         chat = "/v1/chat/completions"
         assert client.post(chat, json=HELLO).status_code == 401
         assert client.get("/health").status_code == 200
         headers = {"authorization": f"Bearer {guest}"}
-        assert _until(client, headers, 200)  # the models' list costs nothing of the minute's share
+        assert _until(client, headers, 200)  # the list of models doesn't count towards the limit
         answers = [client.post(chat, json=HELLO, headers=headers) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0"]

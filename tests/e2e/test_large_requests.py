@@ -1,4 +1,4 @@
-"""Requests of many megabytes through the real server: HTTP process, gRPC, engine."""
+"""Requests of many megabytes through a running server: HTTP process, gRPC, engine."""
 
 import base64
 import io

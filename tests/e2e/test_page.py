@@ -1,4 +1,4 @@
-"""``minigpt4 web`` as a newcomer starts it: it brings its own server, and takes it away again."""
+"""``minigpt4 web`` without arguments starts a server of its own, and stops it at the end."""
 
 import re
 import shutil
@@ -44,7 +44,7 @@ def test_a_page_with_its_own_server() -> None:
                 SCREENSHOTS.mkdir(parents=True, exist_ok=True)
                 page.screenshot(path=SCREENSHOTS / "tiny.png")
                 cached, read = map(int, re.findall(r"(\d+) of (\d+) prompt", answer.inner_text())[0])
-                assert cached > read / 2  # the picture wasn't read again
+                assert cached > read / 2  # the image wasn't prefilled again
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{api}/models", timeout=5)
     assert "Stopping" in "".join(printed)

@@ -1,6 +1,6 @@
-"""What a Serve config file deploys: no socket of ours, so Ray's proxy brings the requests, and Ray adds engines.
+"""The deployment of a Serve config file: requests arrive through Ray's proxy, and Ray adds engines.
 
-``configs/ray-serve.yaml`` as it stands, but for what belongs to a machine: addresses, folders, GPUs and sizes.
+It is ``configs/ray-serve.yaml`` except for addresses, folders, GPUs and sizes.
 """
 
 import asyncio
@@ -31,15 +31,15 @@ SLOTS = 4
 
 
 def _environment() -> dict[str, str]:
-    """That of a cluster's node, from ``configs/ray-cluster.env``, without the secret that joins several nodes."""
+    """The environment of a cluster's node, from ``configs/ray-cluster.env``, without the token that joins nodes."""
     lines = (ROOT / "configs" / "ray-cluster.env").read_text().splitlines()
-    told = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    return {**os.environ, **{name: value for name, value in told.items() if not name.startswith("RAY_AUTH_")}}
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {**os.environ, **{name: value for name, value in given.items() if not name.startswith("RAY_AUTH_")}}
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, httpx.Client]]:
-    """``serve run`` on a cluster of its own, and a client that has a key."""
+    """``serve run`` on its own cluster, and a client with a key."""
     folder = tmp_path_factory.mktemp("deployed")
     key = add_key(folder / "keys.json", "alice", KeyLimits())
     config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "ray-serve.yaml").read_text())
@@ -97,12 +97,12 @@ def _question(**more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}], "temperature": 0, **more}
 
 
-def test_rays_proxy_brings_requests_and_answers(deployed: httpx.Client) -> None:
+def test_requests_and_answers_pass_through_rays_proxy(deployed: httpx.Client) -> None:
     assert deployed.get("/v1/models").json()["data"][0]["id"] == "tiny"
     answer = deployed.post(CHAT, json=_question(), headers={"x-request-id": "mine-1"})
     assert answer.status_code == 200
     assert "red star" in answer.json()["choices"][0]["message"]["content"]
-    assert answer.headers.get_list("x-request-id") == ["mine-1"], "once: the proxy puts a name on the answer, too"
+    assert answer.headers.get_list("x-request-id") == ["mine-1"], "once, although the proxy sets the header, too"
     named = deployed.get("/v1/models").headers.get_list("x-request-id")
     assert len(named) == 1
     refused = deployed.post(CHAT, json={"messages": []})
@@ -113,27 +113,27 @@ def test_rays_proxy_brings_requests_and_answers(deployed: httpx.Client) -> None:
     assert without.headers["www-authenticate"] == "Bearer"
 
 
-def test_pieces_come_through_the_proxy_one_by_one(deployed: httpx.Client) -> None:
+def test_chunks_pass_through_the_proxy_one_by_one(deployed: httpx.Client) -> None:
     whole = deployed.post(CHAT, json=_question()).json()["choices"][0]["message"]["content"]
     with deployed.stream("POST", CHAT, json=_question(stream=True)) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
-        pieces = list(answer.iter_raw())
-    assert len(pieces) > 3, "not held back until the end"
-    lines = b"".join(pieces).decode().split("\n\n")
+        chunks = list(answer.iter_raw())
+    assert len(chunks) > 3, "the proxy held the chunks back"
+    lines = b"".join(chunks).decode().split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
     assert "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"]) == whole
 
 
-def test_a_counter_that_hangs_is_a_503_until_it_goes_on(running: tuple[Server, httpx.Client]) -> None:
+def test_while_the_quota_store_hangs_requests_get_503(running: tuple[Server, httpx.Client]) -> None:
     server, client = running
     assert client.post(CHAT, json=_question()).status_code == 200
     (counters,) = server.workers("QuotaStore")
     os.kill(counters, signal.SIGSTOP)
     try:
         refused = client.post(CHAT, json=_question())
-        assert client.get("/v1/models").status_code == 200, "what isn't counted is answered"
+        assert client.get("/v1/models").status_code == 200, "requests without a quota are answered"
     finally:
         os.kill(counters, signal.SIGCONT)
     assert refused.status_code == 503
@@ -143,9 +143,9 @@ def test_a_counter_that_hangs_is_a_503_until_it_goes_on(running: tuple[Server, h
 
 
 @pytest.mark.timeout(600)
-async def test_under_load_ray_adds_an_engine(deployed: httpx.Client) -> None:
+async def test_ray_adds_an_engine_under_load(deployed: httpx.Client) -> None:
     async with httpx.AsyncClient(base_url=deployed.base_url, headers=deployed.headers, timeout=300) as client:
-        await _until_engines(client, 1)  # until the first one has reported there is none
+        await _until_engines(client, 1)  # /status lists engines once they have reported
         over = asyncio.Event()
 
         async def keep_asking() -> list[int]:

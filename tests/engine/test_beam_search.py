@@ -1,4 +1,4 @@
-"""Beam search in the engine against transformers' own, on the small random model."""
+"""Beam search in the engine against transformers' ``generate``, on the small random model."""
 
 import asyncio
 import random
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_driving import COLORS, collect, few_steps, idle, prompt, running
+from engine_driving import COLORS, collect, make_prompt, running_engine, step_gate, wait_until_idle
 from transformers import StoppingCriteriaList
 
 from minigpt4_serve.engine.beam_search import BeamSearch
@@ -18,10 +18,10 @@ from minigpt4_serve.model.stopping import StopAtText
 from minigpt4_serve.protocol import Prompt, SamplingParams
 
 
-def searched(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[list[int]]:
+def reference_beams(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[list[int]]:
     """The best ``n`` answers of ``generate(num_beams=…)``, without padding."""
     model, processor = small_model
-    pixels = [processor.image_processor.to_tensor(decode_image(picture.data)) for picture in asked.images]
+    pixels = [processor.image_processor.to_tensor(decode_image(image.data)) for image in asked.images]
     out = model.generate(
         input_ids=torch.tensor([asked.token_ids]),
         pixel_values=torch.stack(pixels) if pixels else None,
@@ -37,13 +37,13 @@ def searched(small_model: Any, asked: Prompt, rules: SamplingParams) -> list[lis
     return [[int(token) for token in row] for row in out]
 
 
-def question(small_model: Any, rng: random.Random) -> Prompt:
+def random_question(small_model: Any, rng: random.Random) -> Prompt:
     colors = rng.choices(COLORS, k=rng.choice([0, 1, 1, 2]))
     words = " ".join(rng.choices(("what", "is", "the", "round", "thing", "here"), k=rng.randint(1, 9)))
-    return prompt(small_model, [Turn("user", words, len(colors))], colors)
+    return make_prompt(small_model, [Turn("user", words, len(colors))], colors)
 
 
-def wishes(rng: random.Random) -> SamplingParams:
+def random_sampling(rng: random.Random) -> SamplingParams:
     beams = rng.choice([2, 2, 3, 5])
     return SamplingParams(
         beams=beams,
@@ -56,15 +56,15 @@ def wishes(rng: random.Random) -> SamplingParams:
     )
 
 
-@pytest.mark.parametrize("tight", [False, True], ids=["roomy", "preempted"])
-async def test_the_answers_are_those_of_generate(small_model: Any, tight: bool) -> None:
+@pytest.mark.parametrize("tight", [False, True], ids=["no preemption", "preempted"])
+async def test_answers_equal_those_of_generate(small_model: Any, tight: bool) -> None:
     torch.set_num_threads(1)
     rng = random.Random(3)
-    asked = [(question(small_model, rng), wishes(rng)) for _ in range(24)]
+    asked = [(random_question(small_model, rng), random_sampling(rng)) for _ in range(24)]
     sizes = {"block_size": 4, "num_blocks": 62} if tight else {}
-    with running(small_model, max_running=10, **sizes) as engine:
+    with running_engine(small_model, max_running=10, **sizes) as engine:
         greedy = SamplingParams(max_tokens=30, ignore_eos=True)
-        others = [collect(engine, question(small_model, rng), greedy, f"greedy {i}") for i in range(6)]
+        others = [collect(engine, random_question(small_model, rng), greedy, f"greedy {i}") for i in range(6)]
         found = await asyncio.gather(
             *(collect(engine, q, rules, str(i)) for i, (q, rules) in enumerate(asked)), *others
         )
@@ -72,8 +72,8 @@ async def test_the_answers_are_those_of_generate(small_model: Any, tight: bool) 
     assert (stats.blocks_held, stats.running, engine.stats().accepted) == (0, 0, 0)
     assert (stats.preemptions > 0) == tight
     for (q, rules), answers in zip(asked, found, strict=False):
-        for answer, expected in zip(answers, searched(small_model, q, rules), strict=True):
-            # Rows of the reference are filled up to the longest one's length.
+        for answer, expected in zip(answers, reference_beams(small_model, q, rules), strict=True):
+            # The reference pads its rows to the longest one.
             assert expected[: len(answer.ids)] == list(answer.ids)
             assert set(expected[len(answer.ids) :]) <= {0, 2}
             assert answer.finish_reason == ("length" if len(answer.ids) == rules.max_tokens else "stop") or rules.stop
@@ -83,8 +83,8 @@ async def test_the_answers_are_those_of_generate(small_model: Any, tight: bool) 
 
 
 async def test_hypotheses_share_the_prompts_blocks(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "What is it? " * 5, 1)], ["red"])
-    with running(small_model, block_size=4) as engine:
+    asked = make_prompt(small_model, [Turn("user", "What is it? " * 5, 1)], ["red"])
+    with running_engine(small_model, block_size=4) as engine:
         (answer,) = await collect(engine, asked, SamplingParams(beams=4, max_tokens=8, ignore_eos=True), "r")
         stats = engine.stats()
     assert stats.prefill_tokens == len(asked.token_ids)
@@ -93,16 +93,16 @@ async def test_hypotheses_share_the_prompts_blocks(small_model: Any) -> None:
     assert len(answer.ids) == 8
 
 
-async def test_an_aborted_search_frees_all_its_slots(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "What?")])
-    with running(small_model) as engine:
+async def test_an_aborted_search_frees_its_running_slots(small_model: Any) -> None:
+    asked = make_prompt(small_model, [Turn("user", "What?")])
+    with running_engine(small_model) as engine:
         rules = SamplingParams(beams=3, n=2, max_tokens=300, ignore_eos=True)
-        with few_steps(engine) as rations:
+        with step_gate(engine) as gate:
             task = asyncio.create_task(collect(engine, asked, rules, "r"))
-            await rations.used_up()
+            await gate.wait_until_exhausted()
             engine.abort("r")
         answers = await asyncio.wait_for(task, 60)
-        await idle(engine)
+        await wait_until_idle(engine)
         assert [answer.finish_reason for answer in answers] == ["abort", "abort"]
         assert (engine.stats().blocks_held, engine.stats().accepted) == (0, 0)
 
@@ -114,39 +114,39 @@ async def test_an_aborted_search_frees_all_its_slots(small_model: Any) -> None:
         ({"num_blocks": 20, "block_size": 4}, {"beams": 5, "max_tokens": 60}),
     ],
 )
-async def test_more_beams_than_there_is_room_for_are_refused(
+async def test_beams_that_do_not_fit_are_rejected(
     small_model: Any, settings: dict[str, Any], rules: dict[str, Any]
 ) -> None:
-    with running(small_model, **settings) as engine:
+    with running_engine(small_model, **settings) as engine:
         with pytest.raises(InvalidRequest) as caught:
-            await collect(engine, prompt(small_model, [Turn("user", "What?")]), SamplingParams(**rules), "r")
+            await collect(engine, make_prompt(small_model, [Turn("user", "What?")]), SamplingParams(**rules), "r")
         assert caught.value.param == "beams"
 
 
 @pytest.mark.parametrize("other", [{"temperature": 0.5}, {"logprobs": True}])
-def test_what_does_not_go_with_beams_is_refused(other: dict[str, Any]) -> None:
+def test_parameters_that_beams_exclude_are_rejected(other: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="Beam search"):
         SamplingParams(beams=2, **other)
 
 
 @pytest.mark.parametrize("stop", [("字",), ("。",), ("é",), ("é字",), (" #",), ("\ud800", "é")])
-def test_a_stop_string_is_found_however_its_characters_are_spelt(small_model: Any, stop: tuple[str, ...]) -> None:
-    """In bytes where the vocabulary lacks a character, with a blank of its own at the beginning."""
+def test_stop_strings_are_found_in_any_tokenization(small_model: Any, stop: tuple[str, ...]) -> None:
+    """Characters that the vocabulary lacks are byte tokens; a string may begin with a space."""
     tokenizer = small_model[1].tokenizer
-    spelt = [part for character in f"a{stop[-1]}".replace(" ", "▁") for part in spell(tokenizer, character)]
+    tokens = [part for character in f"a{stop[-1]}".replace(" ", "▁") for part in tokenize(tokenizer, character)]
     rules = SamplingParams(beams=2, stop=stop)
     leader = Sequence("r", 0, [1], [1], rules, seed=0)
-    leader.token_ids += spelt[:-1]
+    leader.token_ids += tokens[:-1]
     leader.num_computed = len(leader)
     search = BeamSearch(leader, (), tokenizer.decode_ids)
-    assert search.offer(leader, [(spelt[-1], -0.1), (spelt[0], -0.2), (spelt[0], -0.3)])
+    assert search.offer(leader, [(tokens[-1], -0.1), (tokens[0], -0.2), (tokens[0], -0.3)])
     search.select()
-    assert [(found.ids, found.reason) for found in search.finished] == [(tuple(spelt), "stop")]
-    ends = StopAtText(tokenizer, stop)(torch.tensor([spelt, [*spelt[:-1], spelt[0]]]), None)
+    assert [(found.ids, found.reason) for found in search.finished] == [(tuple(tokens), "stop")]
+    ends = StopAtText(tokenizer, stop)(torch.tensor([tokens, [*tokens[:-1], tokens[0]]]), None)
     assert ends.tolist() == [True, False]
 
 
-def spell(tokenizer: Any, character: str) -> list[int]:
-    """Ids of a character: its own, or those of its bytes."""
+def tokenize(tokenizer: Any, character: str) -> list[int]:
+    """The character's token id, or those of its bytes."""
     own = tokenizer.sentencepiece.piece_to_id(character)
     return [own] if own else [tokenizer.sentencepiece.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]

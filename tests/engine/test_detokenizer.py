@@ -16,7 +16,7 @@ BYTES = {text: TOKENIZER.sentencepiece.piece_to_id(f"<0x{ord(text):02X}>") for t
 
 
 def characters(ids: list[int]) -> str:
-    """A pretended vocabulary: an id is a character."""
+    """A simulated vocabulary in which each id is a character."""
     return "".join(map(chr, ids))
 
 
@@ -26,7 +26,7 @@ def push_all(detokenizer: Detokenizer, ids: list[int], chunk: int = 1) -> list[s
 
 
 def cut(text: str, stops: list[str]) -> str:
-    """The text up to the stop string that is complete first; of those, the one that begins first."""
+    """The text before the stop string that is complete first; of several, before the one that begins first."""
     for end in range(1, len(text) + 1):
         begins = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if begins:
@@ -36,13 +36,13 @@ def cut(text: str, stops: list[str]) -> str:
 
 @settings(max_examples=300, deadline=None)
 @given(ids=st.lists(st.integers(0, TOKENIZER.vocab_size + 2), max_size=30), chunk=st.integers(1, 4))
-def test_the_pieces_together_are_the_whole_text(ids: list[int], chunk: int) -> None:
+def test_the_parts_make_up_the_whole_text(ids: list[int], chunk: int) -> None:
     assert "".join(push_all(Detokenizer(TOKENIZER.decode_ids), ids, chunk)) == TOKENIZER.decode_ids(ids)
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(alphabet="aé€😀 ñ", max_size=12))
-def test_half_a_character_is_never_shown(text: str) -> None:
+def test_half_a_character_is_never_output(text: str) -> None:
     ids = [BYTES[chr(byte)] for byte in text.encode()]
     pieces = push_all(Detokenizer(TOKENIZER.decode_ids), ids)
     assert not any("\ufffd" in piece for piece in pieces)
@@ -55,7 +55,7 @@ def test_half_a_character_is_never_shown(text: str) -> None:
     stops=st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3),
     chunk=st.integers(1, 5),
 )
-def test_no_part_of_a_stop_string_is_shown_however_tokens_cut_it(text: str, stops: list[str], chunk: int) -> None:
+def test_no_part_of_a_stop_string_is_output(text: str, stops: list[str], chunk: int) -> None:
     detokenizer = Detokenizer(characters, stops)
     shown = ""
     expected = cut(text, stops)
@@ -77,7 +77,7 @@ def test_no_part_of_a_stop_string_is_shown_however_tokens_cut_it(text: str, stop
         (characters, ["", "a"], [], ["", "a"]),
     ],
 )
-def test_what_is_held_back_and_when_it_is_let_go(
+def test_possible_stop_strings_are_held_back(
     decode: Callable[[list[int]], str], pushes: list[str], stops: list[str], shown: list[str]
 ) -> None:
     detokenizer = Detokenizer(decode, stops)
@@ -85,7 +85,7 @@ def test_what_is_held_back_and_when_it_is_let_go(
     assert pieces == shown
 
 
-def test_a_blank_survives_a_special_token_before_it() -> None:
+def test_a_space_after_a_special_token_is_kept() -> None:
     first, second = TOKENIZER.encode_segment("red circle")[:2]
     ids = [first, TOKENIZER.unk_token_id, second]
     assert "".join(push_all(Detokenizer(TOKENIZER.decode_ids), ids)) == TOKENIZER.decode_ids(ids)

@@ -1,26 +1,39 @@
-"""The whole engine on a small random model, CPU, float32: its answers, its counters, its promises to callers."""
+"""The engine as a whole on a small random model (CPU, float32): answers, counters, and behavior towards callers."""
 
 import asyncio
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
-from engine_driving import COLORS, PICTURES, Whole, arrived, collect, few_steps, idle, plain_ids, prompt, running
+from engine_driving import (
+    COLORS,
+    IMAGES,
+    CollectedAnswer,
+    collect,
+    make_prompt,
+    reference_ids,
+    running_engine,
+    step_gate,
+    wait_until_accepted,
+    wait_until_idle,
+)
 
 from minigpt4_serve.engine import Engine
+from minigpt4_serve.engine.stats import EngineCounters
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidImage, InvalidRequest, Overloaded
 from minigpt4_serve.images import EncodedImage
 from minigpt4_serve.model import Turn
 from minigpt4_serve.protocol import Prompt, SamplingParams
+from minigpt4_serve.settings import EngineSettings
 
 GREEDY = SamplingParams(max_tokens=12)
 WORDS = [
     "what",
     "is",
     "the",
-    "colour",
+    "color",
     "of",
     "this",
     "round",
@@ -42,23 +55,23 @@ def words(rng: random.Random, most: int = 12) -> str:
 
 
 def ask(small_model: Any, text: str = "What is it?", *colors: str) -> Prompt:
-    return prompt(small_model, [Turn("user", text, len(colors))], colors)
+    return make_prompt(small_model, [Turn("user", text, len(colors))], colors)
 
 
 async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
-    """200 requests: chats of several turns and pictures, all lengths and orders, in a cache that is far too small."""
+    """200 requests: chats with several turns and images, all lengths and orders, in a cache that is far too small."""
     torch.set_num_threads(1)
-    asked: list[tuple[Prompt, SamplingParams, Whole]] = []
+    asked: list[tuple[Prompt, SamplingParams, CollectedAnswer]] = []
 
     async def chat(engine: Engine, number: int) -> None:
-        rng = random.Random(number)  # its own: who is answered first must not change what others say
+        rng = random.Random(number)  # one for each chat: its content must not depend on the order of answers
         turns: list[Turn] = []
         colors: list[str] = []
         for turn in range(rng.choice([1, 1, 2, 3])):
-            pictures = rng.choice([0, 1, 1, 2]) if turn == 0 else rng.choice([0, 0, 1])
-            colors += rng.choices(COLORS, k=pictures)
-            turns.append(Turn("user", words(rng), pictures))
-            question = prompt(small_model, turns, colors)
+            images = rng.choice([0, 1, 1, 2]) if turn == 0 else rng.choice([0, 0, 1])
+            colors += rng.choices(COLORS, k=images)
+            turns.append(Turn("user", words(rng), images))
+            question = make_prompt(small_model, turns, colors)
             if len(question.token_ids) + 40 > engine.context_length:
                 break
             rules = SamplingParams(
@@ -70,13 +83,13 @@ async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
             asked.append((question, rules, answer))
             turns.append(Turn("assistant", answer.text))
 
-    async def talk(engine: Engine, numbers: list[int]) -> None:
+    async def run_chats(engine: Engine, numbers: list[int]) -> None:
         while numbers:
             await chat(engine, numbers.pop())
 
-    with running(small_model, max_running=12, num_blocks=30, block_size=8, max_prefill_tokens=50) as engine:
+    with running_engine(small_model, max_running=12, num_blocks=30, block_size=8, max_prefill_tokens=50) as engine:
         numbers = list(range(140))
-        await asyncio.gather(*(talk(engine, numbers) for _ in range(12)))
+        await asyncio.gather(*(run_chats(engine, numbers) for _ in range(12)))
         stats = engine.stats()
     assert len(asked) >= 200
     assert stats.preemptions >= 10
@@ -84,26 +97,26 @@ async def test_greedy_tokens_equal_generate(small_model: Any) -> None:
     assert stats.blocks_held == 0
     assert sum(len(question.images) > 1 for question, _, _ in asked) >= 40
     for question, rules, answer in asked:
-        assert list(answer.ids) == plain_ids(small_model, question, rules)
+        assert list(answer.ids) == reference_ids(small_model, question, rules)
 
 
-async def test_sampled_answers_depend_on_their_seed_alone(small_model: Any) -> None:
+async def test_sampled_answers_depend_on_their_seed_only(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=20, temperature=1.2, top_p=0.9, seed=11)
     question = ask(small_model, "Describe it.", "red")
-    with running(small_model, max_running=8) as engine:
+    with running_engine(small_model, max_running=8) as engine:
         (alone,) = await collect(engine, question, rules, "alone")
-        crowd = [
+        others = [
             collect(engine, ask(small_model, words(random.Random(i)), COLORS[i % 6]), replace(rules, seed=i), f"c{i}")
             for i in range(10)
         ]
         (again,), (other,), *_ = await asyncio.gather(
-            collect(engine, question, rules, "again"), collect(engine, question, replace(rules, seed=12), "o"), *crowd
+            collect(engine, question, rules, "again"), collect(engine, question, replace(rules, seed=12), "o"), *others
         )
     assert again.ids == alone.ids
     assert other.ids != alone.ids
-    # Preempted and computed again, it is still the same.
-    with running(small_model, max_running=8, num_blocks=20, block_size=8) as engine:
-        with few_steps(engine, 0):
+    # A preempted and recomputed answer is the same.
+    with running_engine(small_model, max_running=8, num_blocks=20, block_size=8) as engine:
+        with step_gate(engine, 0):
             answering = asyncio.gather(
                 collect(engine, question, rules, "tight"),
                 *(
@@ -111,7 +124,7 @@ async def test_sampled_answers_depend_on_their_seed_alone(small_model: Any) -> N
                     for i in range(5)
                 ),
             )
-            await arrived(engine, 6)
+            await wait_until_accepted(engine, 6)
         (tight,), *_ = await answering
         assert engine.stats().preemptions > 0
     assert tight.ids == alone.ids
@@ -120,7 +133,7 @@ async def test_sampled_answers_depend_on_their_seed_alone(small_model: Any) -> N
 async def test_several_answers_share_their_prompt(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=10, temperature=1.5, seed=3, n=4, ignore_eos=True)
     question = ask(small_model, "What is it, and why? " * 3, "red")
-    with running(small_model) as engine:
+    with running_engine(small_model) as engine:
         answers = await collect(engine, question, rules, "four")
         stats = engine.stats()
         (first,) = await collect(engine, question, replace(rules, n=1), "one")
@@ -137,12 +150,12 @@ async def test_several_answers_share_their_prompt(small_model: Any) -> None:
 
 
 async def test_a_burst_takes_few_steps(small_model: Any) -> None:
-    """32 requests at once, 1,024 tokens in all, 16 slots; in the order of arrival 90 steps are the least possible."""
+    """32 requests, 1,024 tokens in total, 16 running slots; in order of arrival 90 steps is the minimum."""
     rng = random.Random(0)
     lengths = [rng.randint(8, 56) for _ in range(31)]
     lengths.append(1024 - sum(lengths))
-    with running(small_model, max_running=16, max_prefill_tokens=512) as engine:
-        with few_steps(engine, 0):
+    with running_engine(small_model, max_running=16, max_prefill_tokens=512) as engine:
+        with step_gate(engine, 0):
             answering = asyncio.gather(
                 *(
                     collect(
@@ -154,20 +167,20 @@ async def test_a_burst_takes_few_steps(small_model: Any) -> None:
                     for i, length in enumerate(lengths)
                 )
             )
-            await arrived(engine, 32)
+            await wait_until_accepted(engine, 32)
         await answering
         stats = engine.stats()
     assert stats.generated_tokens == 1024
     assert stats.decode_steps <= 95
 
 
-async def test_a_long_chat_reads_only_what_is_new(small_model: Any) -> None:
-    """Eight turns about a picture. Answers keep their tokens in the history, as those of a trained model do."""
+async def test_a_long_chat_computes_only_new_tokens(small_model: Any) -> None:
+    """Eight turns about an image. The history contains the answers' own tokens, as with a trained model."""
     rules = SamplingParams(max_tokens=24, ignore_eos=True)
-    question = prompt(small_model, [Turn("user", "Look at this picture, please. What is it?", 1)], ["red"])
+    question = make_prompt(small_model, [Turn("user", "Look at this picture, please. What is it?", 1)], ["red"])
     follow_up = small_model[1].tokenizer.encode_segment("###Human: And then?###")
     without_reuse = 0
-    with running(small_model) as engine:
+    with running_engine(small_model) as engine:
         for i in range(8):
             without_reuse += len(question.token_ids)
             (answer,) = await collect(engine, question, rules, str(i))
@@ -179,8 +192,8 @@ async def test_a_long_chat_reads_only_what_is_new(small_model: Any) -> None:
     assert stats.prefill_tokens <= 0.15 * without_reuse
 
 
-async def test_a_repeated_picture_costs_nothing(small_model: Any) -> None:
-    with running(small_model) as engine:
+async def test_a_repeated_image_is_not_decoded_again(small_model: Any) -> None:
+    with running_engine(small_model) as engine:
         await collect(engine, ask(small_model, "What is it?", "red", "green"), GREEDY, "first")
         before = engine.stats()
         assert (before.image_decodes, before.image_encodes) == (2, 2)
@@ -195,105 +208,116 @@ async def test_a_repeated_picture_costs_nothing(small_model: Any) -> None:
     assert after.image_hits - before.image_hits == 10
 
 
-async def test_one_picture_in_a_burst_is_decoded_and_encoded_once(small_model: Any) -> None:
-    with running(small_model) as engine:
+async def test_an_image_of_many_requests_is_encoded_once(small_model: Any) -> None:
+    with running_engine(small_model) as engine:
         await asyncio.gather(*(collect(engine, ask(small_model, f"{i}?", "red"), GREEDY, str(i)) for i in range(9)))
         stats = engine.stats()
     assert (stats.image_decodes, stats.image_encodes) == (1, 1)
 
 
-async def test_equal_slots_of_other_pictures_are_not_mixed_up(small_model: Any) -> None:
-    """The prompts' ids are equal; only the pictures differ."""
+async def test_prompts_with_different_images_share_no_blocks(small_model: Any) -> None:
+    """The prompts' token ids are equal; only the images differ."""
     questions = [ask(small_model, "What is it?", color) for color in ("red", "blue")]
     assert questions[0].token_ids == questions[1].token_ids
-    with running(small_model, block_size=4) as engine:
+    with running_engine(small_model, block_size=4) as engine:
         for i, question in enumerate(questions * 2):
             (answer,) = await collect(engine, question, GREEDY, str(i))
-            assert list(answer.ids) == plain_ids(small_model, question, GREEDY)
+            assert list(answer.ids) == reference_ids(small_model, question, GREEDY)
 
 
 async def test_evicted_features_and_blocks_change_no_answer(small_model: Any) -> None:
     rng = random.Random(2)
-    with running(small_model, num_blocks=30, block_size=4, image_cache_bytes=0) as engine:
+    with running_engine(small_model, num_blocks=30, block_size=4, image_cache_bytes=0) as engine:
         for i in range(12):
             question = ask(small_model, words(rng, 3), rng.choice(COLORS))
             (answer,) = await collect(engine, question, GREEDY, str(i))
-            assert list(answer.ids) == plain_ids(small_model, question, GREEDY)
+            assert list(answer.ids) == reference_ids(small_model, question, GREEDY)
 
 
-# Promises.
+def test_stats_report_every_counter(small_model: Any) -> None:
+    engine = Engine(*small_model, EngineSettings())
+    names = [field.name for field in fields(EngineCounters)]
+    for value, name in enumerate(names, start=100):
+        setattr(engine._counters, name, value)
+    assert [getattr(engine.stats(), name) for name in names] == list(range(100, 100 + len(names)))
+    engine.shutdown()
 
 
-async def test_abort_frees_slot_and_blocks_and_ends_the_stream(small_model: Any) -> None:
+# Behavior towards callers.
+
+
+async def test_abort_frees_resources_and_ends_the_stream(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True)
-    with running(small_model) as engine:
-        answers: list[Whole] = []
+    with running_engine(small_model) as engine:
+        answers: list[CollectedAnswer] = []
 
-        async def listen() -> None:
+        async def consume() -> None:
             answers.extend(await collect(engine, ask(small_model, "What?", "red"), rules, "long"))
 
-        with few_steps(engine) as rations:
-            listening = asyncio.create_task(listen())
-            await rations.used_up()
+        with step_gate(engine) as gate:
+            consuming = asyncio.create_task(consume())
+            await gate.wait_until_exhausted()
             steps = engine.stats().steps
             engine.abort("long")
-            engine.abort("nobody")
-        await asyncio.wait_for(listening, 60)
-        await idle(engine)
+            engine.abort("unknown")
+        await asyncio.wait_for(consuming, 60)
+        await wait_until_idle(engine)
         stats = engine.stats()
         assert (stats.running, stats.blocks_held, stats.aborted) == (0, 0, 1)
-        assert stats.steps == steps + 1  # the one that ran when it was called, and none after it took effect
+        assert stats.steps == steps + 1  # the step in progress was the last
     assert answers[0].finish_reason == "abort"
     assert answers[0].usage is not None
     assert answers[0].usage.completion_tokens == len(answers[0].ids) < 400
 
 
-async def test_an_abort_while_pictures_are_decoded_is_not_lost(small_model: Any, monkeypatch: Any) -> None:
+async def test_an_abort_during_image_decoding_takes_effect(small_model: Any, monkeypatch: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True)
-    with running(small_model) as engine:
-        begun, go_on, resolve = asyncio.Event(), asyncio.Event(), engine._images.resolve
+    with running_engine(small_model) as engine:
+        started = asyncio.Event()
+        proceed = asyncio.Event()
+        resolve = engine._images.resolve
 
-        async def slowly(pictures: Any) -> Any:
-            begun.set()
-            await go_on.wait()
-            return await resolve(pictures)
+        async def slow_resolve(images: Any) -> Any:
+            started.set()
+            await proceed.wait()
+            return await resolve(images)
 
-        with few_steps(engine) as rations:
-            # Someone else's step runs meanwhile: request and abort lie before the engine at the same time.
+        with step_gate(engine) as gate:
+            # Another request's step is in progress, so that the engine finds request and abort in its inbox together.
             other = asyncio.create_task(collect(engine, ask(small_model), rules, "other"))
-            await rations.used_up()
-            monkeypatch.setattr(engine._images, "resolve", slowly)
+            await gate.wait_until_exhausted()
+            monkeypatch.setattr(engine._images, "resolve", slow_resolve)
             task = asyncio.create_task(collect(engine, ask(small_model, "What?", "red"), rules, "early"))
-            await begun.wait()
+            await started.wait()
             engine.abort("early")
-            go_on.set()
-            await arrived(engine, 2)
+            proceed.set()
+            await wait_until_accepted(engine, 2)
             engine.abort("other")
         (answer,) = await asyncio.wait_for(task, 60)
         await other
         assert answer.finish_reason == "abort"
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 0
-        await idle(engine)
-        assert (engine.stats().blocks_held, engine.stats().accepted, engine._arriving) == (0, 0, {})
+        await wait_until_idle(engine)
+        assert (engine.stats().blocks_held, engine.stats().accepted, engine._preparing) == (0, 0, {})
 
 
-async def test_leaving_the_iteration_frees_the_slot(small_model: Any) -> None:
+async def test_closing_the_iterator_frees_the_running_slot(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=400, ignore_eos=True, n=3)
-    with running(small_model) as engine:
-        deltas = engine.generate(ask(small_model), rules, request_id="left")
-        with few_steps(engine):
+    with running_engine(small_model) as engine:
+        deltas = engine.generate(ask(small_model), rules, request_id="closed")
+        with step_gate(engine):
             await anext(deltas)
             await deltas.aclose()  # type: ignore[attr-defined]
-        await idle(engine)
+        await wait_until_idle(engine)
         assert (engine.stats().blocks_held, engine.stats().aborted) == (0, 1)
-        # The same name may be used again, and an old stream's end doesn't touch its successor.
-        (answer,) = await collect(engine, ask(small_model), GREEDY, "left")
+        # The id can be used again, and the abort of the closed stream doesn't affect the new request.
+        (answer,) = await collect(engine, ask(small_model), GREEDY, "closed")
         assert answer.finish_reason in ("stop", "length")
 
 
-async def test_leaving_during_image_decoding_frees_the_queue_position(small_model: Any, monkeypatch: Any) -> None:
-    with running(small_model, max_running=1, max_waiting=0) as engine:
+async def test_cancellation_during_decoding_frees_capacity(small_model: Any, monkeypatch: Any) -> None:
+    with running_engine(small_model, max_running=1, max_waiting=0) as engine:
         never = asyncio.get_running_loop().create_future()
 
         async def stuck(_: Any) -> Any:
@@ -311,39 +335,39 @@ async def test_leaving_during_image_decoding_frees_the_queue_position(small_mode
         assert (await collect(engine, ask(small_model), GREEDY, "free"))[0].finish_reason
 
 
-async def test_a_taken_request_id_is_refused_and_its_owner_undisturbed(small_model: Any) -> None:
+async def test_a_request_id_in_use_is_rejected(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=60, ignore_eos=True)
-    with running(small_model) as engine:
-        with few_steps(engine) as rations:
+    with running_engine(small_model) as engine:
+        with step_gate(engine) as gate:
             first = asyncio.create_task(collect(engine, ask(small_model), rules, "same"))
-            await rations.used_up()
+            await gate.wait_until_exhausted()
             second = asyncio.create_task(collect(engine, ask(small_model), GREEDY, "same"))
-            await arrived(engine, 2)
-        with pytest.raises(InvalidRequest, match="name"):
+            await wait_until_accepted(engine, 2)
+        with pytest.raises(InvalidRequest, match="id is in progress"):
             await second
         assert len((await first)[0].ids) == 60
         assert engine.stats().accepted == 0
 
 
-async def test_when_full_it_refuses_with_the_expected_wait(small_model: Any) -> None:
+async def test_a_full_queue_rejects_with_the_expected_wait(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=100, ignore_eos=True)
-    with running(small_model, max_running=2, max_waiting=1) as engine:
-        with few_steps(engine):
+    with running_engine(small_model, max_running=2, max_waiting=1) as engine:
+        with step_gate(engine):
             tasks = [asyncio.create_task(collect(engine, ask(small_model), rules, str(i))) for i in range(3)]
             await asyncio.sleep(0)
             with pytest.raises(Overloaded) as caught:
                 await collect(engine, ask(small_model), rules, "one more")
         assert caught.value.retry_after > 0
         assert all(answers[0].finish_reason == "length" for answers in await asyncio.gather(*tasks))
-        await collect(engine, ask(small_model), GREEDY, "now there is room")
+        await collect(engine, ask(small_model), GREEDY, "accepted")
 
 
-async def test_who_waits_hears_its_place_first(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4_serve.engine.engine._POSITION_EVERY_S", 600.0)  # once, however long it waits
+async def test_a_queued_request_starts_with_its_position(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_serve.engine.engine._QUEUE_UPDATE_S", 600.0)  # one position only
     rules = SamplingParams(max_tokens=50, ignore_eos=True)
-    with running(small_model, max_running=1) as engine:
+    with running_engine(small_model, max_running=1) as engine:
         second = engine.generate(ask(small_model), rules, request_id="second")
-        with few_steps(engine):
+        with step_gate(engine):
             task = asyncio.create_task(collect(engine, ask(small_model), rules, "first"))
             await asyncio.sleep(0)
             deltas = [await anext(second)]
@@ -364,43 +388,41 @@ async def test_who_waits_hears_its_place_first(small_model: Any, monkeypatch: py
     [
         (lambda good: Prompt(()), InvalidRequest),
         (lambda good: Prompt((1, -1)), InvalidRequest),
-        (lambda good: Prompt((1, 513)), InvalidRequest),  # 512 is the slot, and above it is nothing
+        (lambda good: Prompt((1, 513)), InvalidRequest),  # 512 is the image token and the largest id
         (lambda good: Prompt(good.token_ids), InvalidRequest),
         (lambda good: Prompt(good.token_ids, good.images * 2), InvalidRequest),
         (lambda good: Prompt((5,) * 512), ContextLengthExceeded),
         (lambda good: Prompt(good.token_ids, (EncodedImage("0" * 64, b"\x89PNG\r\n\x1a\nno"),)), InvalidImage),
     ],
 )
-async def test_bad_prompts_are_refused_and_the_engine_lives(
-    small_model: Any, make: Any, error: type[Exception]
-) -> None:
+async def test_invalid_prompts_are_rejected(small_model: Any, make: Any, error: type[Exception]) -> None:
     good = ask(small_model, "What?", "red")
-    with running(small_model) as engine:
+    with running_engine(small_model) as engine:
         with pytest.raises(error):
             await collect(engine, make(good), GREEDY, "bad")
         assert (await collect(engine, good, GREEDY, "good"))[0].finish_reason
         assert engine.stats().accepted == 0
 
 
-async def test_an_answer_ends_where_the_context_ends(small_model: Any) -> None:
+async def test_an_answer_ends_at_the_context_length(small_model: Any) -> None:
     question = Prompt((5,) * 500)
-    with running(small_model) as engine:
+    with running_engine(small_model) as engine:
         (answer,) = await collect(engine, question, SamplingParams(max_tokens=100, ignore_eos=True), "long")
     assert answer.finish_reason == "length"
     assert len(answer.ids) == 12
 
 
-async def test_logprobs_come_with_the_tokens_they_belong_to(small_model: Any) -> None:
+async def test_logprobs_arrive_with_their_tokens(small_model: Any) -> None:
     rules = SamplingParams(max_tokens=12, logprobs=True, top_logprobs=20, temperature=1.0, seed=4, ignore_eos=True)
-    told = []
-    with running(small_model) as engine:
+    logprobs = []
+    with running_engine(small_model) as engine:
         async for delta in engine.generate(ask(small_model), rules, request_id="r"):
             assert len(delta.logprobs) == len(delta.token_ids)
-            told += delta.logprobs
-    assert len(told) == 12
-    assert all(entry.logprob <= entry.top[0][1] <= 0 for entry in told)
-    assert all(len(entry.top) == 20 for entry in told)
+            logprobs += delta.logprobs
+    assert len(logprobs) == 12
+    assert all(entry.logprob <= entry.top[0][1] <= 0 for entry in logprobs)
+    assert all(len(entry.top) == 20 for entry in logprobs)
 
 
-async def test_pictures_are_told_apart_by_bytes_not_by_name(small_model: Any) -> None:
-    assert len({picture.digest for picture in PICTURES.values()}) == len(PICTURES)
+async def test_images_are_identified_by_their_bytes(small_model: Any) -> None:
+    assert len({image.digest for image in IMAGES.values()}) == len(IMAGES)

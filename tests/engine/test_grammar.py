@@ -1,4 +1,4 @@
-"""Answers that follow a JSON schema: a model of random weights can't help it."""
+"""Answers that follow a JSON schema, even those of a model with random weights."""
 
 import asyncio
 import json
@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from engine_driving import collect, idle, prompt, running
+from engine_driving import collect, make_prompt, running_engine, wait_until_idle
 
-from minigpt4_serve.engine.grammar import Grammars
+from minigpt4_serve.engine.grammar import GrammarCompiler
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import Turn
 from minigpt4_serve.protocol import SamplingParams
 
-SHAPE = {
+SCHEMA = {
     "type": "object",
     "properties": {
         "color": {"enum": ["red", "dark green", "blau ü"]},
@@ -24,20 +24,22 @@ SHAPE = {
     "required": ["color", "count", "note", "round"],
     "additionalProperties": False,
 }
-RULES = SamplingParams(max_tokens=150, temperature=1.5, json_schema=json.dumps(SHAPE), stop=())
+RULES = SamplingParams(max_tokens=150, temperature=1.5, json_schema=json.dumps(SCHEMA), stop=())
 
 
-async def test_constrained_answers_follow_the_schema_and_others_do_not(small_model: Any) -> None:
-    asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
-    with running(small_model, max_running=4, num_blocks=40) as engine:  # a cache so small that some are preempted
-        free = SamplingParams(max_tokens=20)
-        (expected,) = await collect(engine, asked, free, "free")
-        shaped = [
+async def test_only_constrained_answers_follow_the_schema(small_model: Any) -> None:
+    asked = make_prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    with running_engine(
+        small_model, max_running=4, num_blocks=40
+    ) as engine:  # a cache so small that some are preempted
+        unconstrained = SamplingParams(max_tokens=20)
+        (expected,) = await collect(engine, asked, unconstrained, "unconstrained")
+        constrained = [
             collect(engine, asked, RULES.__class__(**{**vars(RULES), "seed": seed, "n": 2}), f"r{seed}")
             for seed in range(5)
         ]
-        *answers, (beside,) = await asyncio.gather(*shaped, collect(engine, asked, free, "beside"))
-        await idle(engine)
+        *answers, (beside,) = await asyncio.gather(*constrained, collect(engine, asked, unconstrained, "beside"))
+        await wait_until_idle(engine)
         assert engine.stats().blocks_held == 0
     assert beside.ids == expected.ids
     texts = [whole for pair in answers for whole in pair]
@@ -45,7 +47,7 @@ async def test_constrained_answers_follow_the_schema_and_others_do_not(small_mod
     for whole in texts:
         assert whole.finish_reason == "stop"
         found = json.loads(whole.text)
-        assert list(found) == list(SHAPE["properties"])  # type: ignore[call-overload]
+        assert list(found) == list(SCHEMA["properties"])  # type: ignore[call-overload]
         assert found["color"] in ("red", "dark green", "blau ü")
         assert 0 <= found["count"] <= 99
         assert len(found["note"]) <= 6
@@ -68,22 +70,22 @@ async def test_constrained_answers_follow_the_schema_and_others_do_not(small_mod
         "true",
     ],
 )
-def test_an_impossible_schema_is_refused_in_one_sentence(small_model: Any, schema: str) -> None:
-    with pytest.raises(InvalidRequest, match="can't be followed") as refused:
-        Grammars(small_model[1].tokenizer, [2], 512).compile(schema)
-    assert refused.value.param == "response_format"
+def test_an_unsupported_schema_is_rejected(small_model: Any, schema: str) -> None:
+    with pytest.raises(InvalidRequest, match="not supported") as rejected:
+        GrammarCompiler(small_model[1].tokenizer, [2], 512).compile(schema)
+    assert rejected.value.param == "response_format"
 
 
 def test_tokens_without_text_are_never_allowed(small_model: Any) -> None:
-    """Padding, unknown words and rows past the vocabulary would vanish from the text."""
+    """Padding, unknown tokens and ids beyond the vocabulary don't appear in the text."""
     tokenizer = small_model[1].tokenizer
     size = tokenizer.vocab_size + 30
-    grammars = Grammars(tokenizer, [2], size)
+    grammars = GrammarCompiler(tokenizer, [2], size)
     grammar = grammars.compile('{"type": "string"}')
     (start,) = tokenizer.sentencepiece.encode('\n"')[-1:]
     first = grammars.forbidden([grammar, None], torch.device("cpu"))
     assert first.shape == (2, size)
-    assert not first[1].any(), "no grammar forbids nothing"
+    assert not first[1].any(), "a row without a grammar forbids nothing"
     assert not first[0, start]
     grammar.accept(start)
     inside = grammars.forbidden([grammar], torch.device("cpu"))[0]
@@ -93,37 +95,37 @@ def test_tokens_without_text_are_never_allowed(small_model: Any) -> None:
     grammar.accept(start)
     assert grammar.finished
     assert not other.finished
-    grammar.accept(start)  # whatever comes after the end is no error
+    grammar.accept(start)  # tokens after the end are ignored
     assert grammar.finished
 
 
-def test_beams_do_not_follow_schemas() -> None:
+def test_beam_search_rejects_schemas() -> None:
     with pytest.raises(InvalidRequest, match="JSON schema"):
         SamplingParams(beams=2, json_schema="{}")
 
 
-async def test_a_schema_too_complex_for_a_token_fails_the_request(
+async def test_a_schema_that_is_too_complex_fails_the_request(
     small_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that ends in the middle of its JSON must not look complete. Others are answered."""
-    compile_schema = Grammars.compile
+    """An answer that ends in the middle of its JSON must not look complete. Other requests are answered."""
+    compile_schema = GrammarCompiler.compile
 
-    def compile_and_exhaust(self: Grammars, schema: str) -> Any:
+    def compile_and_exhaust(self: GrammarCompiler, schema: str) -> Any:
         grammar = compile_schema(self, schema)
         assert not grammar.failed
-        grammar.accept(0)  # never allowed: the state in which llguidance is when it gives up
+        grammar.accept(0)  # never allowed: puts llguidance into the state in which it gives up
         assert grammar.failed
         return grammar
 
-    asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
-    with running(small_model) as engine:
-        monkeypatch.setattr(Grammars, "compile", compile_and_exhaust)
+    asked = make_prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    with running_engine(small_model) as engine:
+        monkeypatch.setattr(GrammarCompiler, "compile", compile_and_exhaust)
         for n in (1, 2):
             rules = SamplingParams(**{**vars(RULES), "n": n})
             beside = asyncio.create_task(collect(engine, asked, SamplingParams(max_tokens=20), f"beside-{n}"))
-            with pytest.raises(InvalidRequest, match="too complex") as refused:
-                await collect(engine, asked, rules, f"shaped-{n}")
-            assert refused.value.param == "response_format"
+            with pytest.raises(InvalidRequest, match="too complex") as rejected:
+                await collect(engine, asked, rules, f"constrained-{n}")
+            assert rejected.value.param == "response_format"
             assert (await beside)[0].finish_reason is not None
-        await idle(engine)
+        await wait_until_idle(engine)
         assert (engine.stats().running, engine.stats().blocks_held) == (0, 0)

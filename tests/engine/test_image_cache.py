@@ -1,3 +1,5 @@
+"""The image cache: one decode for equal images, eviction of features, and canceled callers."""
+
 import asyncio
 import threading
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from minigpt4_serve.errors import EngineFailed, InvalidImage
 from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
 
 
-def picture(color: str) -> EncodedImage:
+def make_image(color: str) -> EncodedImage:
     return validate_image(encode(draw(color)), ImageLimits())
 
 
@@ -27,8 +29,8 @@ def cache() -> Iterator[ImageCache]:
     cache.close()
 
 
-async def test_a_known_picture_is_not_decoded(cache: ImageCache) -> None:
-    red = picture("red")
+async def test_a_cached_image_is_not_decoded(cache: ImageCache) -> None:
+    red = make_image("red")
     first, second = await cache.resolve([red, red])
     assert first is second
     assert first.features is None
@@ -41,64 +43,64 @@ async def test_a_known_picture_is_not_decoded(cache: ImageCache) -> None:
     assert (cache.decodes, cache.hits) == (1, 2)
 
 
-async def test_callers_at_the_same_time_share_one_decode(cache: ImageCache) -> None:
-    red = picture("red")
+async def test_concurrent_callers_share_one_decode(cache: ImageCache) -> None:
+    red = make_image("red")
     answers = await asyncio.gather(*(cache.resolve([red]) for _ in range(10)))
     assert cache.decodes == 1
-    assert len({seen for (seen,) in answers}) == 1
+    assert len({entry for (entry,) in answers}) == 1
 
 
-async def encode_one(cache: ImageCache, color: str, rows: torch.Tensor) -> None:
-    (seen,) = await cache.resolve([picture(color)])
-    if seen.features is None:
-        cache.put(seen, rows)
+async def encode_and_store(cache: ImageCache, color: str, rows: torch.Tensor) -> None:
+    (entry,) = await cache.resolve([make_image(color)])
+    if entry.features is None:
+        cache.put(entry, rows)
 
 
-async def is_kept(cache: ImageCache, color: str) -> bool:
+async def is_cached(cache: ImageCache, color: str) -> bool:
     before = cache.decodes
-    await cache.resolve([picture(color)])
+    await cache.resolve([make_image(color)])
     return cache.decodes == before
 
 
-async def test_the_least_recently_used_features_make_room(cache: ImageCache) -> None:
-    await encode_one(cache, "red", features(1))
-    await encode_one(cache, "green", features(2))
-    await encode_one(cache, "red", features(1))
-    await encode_one(cache, "blue", features(3))
-    assert [color for color in ("red", "blue", "green") if await is_kept(cache, color)] == ["red", "blue"]
+async def test_the_least_recently_used_features_are_evicted(cache: ImageCache) -> None:
+    await encode_and_store(cache, "red", features(1))
+    await encode_and_store(cache, "green", features(2))
+    await encode_and_store(cache, "red", features(1))
+    await encode_and_store(cache, "blue", features(3))
+    assert [color for color in ("red", "blue", "green") if await is_cached(cache, color)] == ["red", "blue"]
 
 
-async def test_features_larger_than_the_cache_are_kept_until_the_next(cache: ImageCache) -> None:
-    await encode_one(cache, "red", torch.zeros(1000))
-    assert await is_kept(cache, "red")
-    await encode_one(cache, "blue", features(1))
-    assert await is_kept(cache, "blue")
-    assert not await is_kept(cache, "red")
+async def test_features_larger_than_the_cache_stay_until_the_next(cache: ImageCache) -> None:
+    await encode_and_store(cache, "red", torch.zeros(1000))
+    assert await is_cached(cache, "red")
+    await encode_and_store(cache, "blue", features(1))
+    assert await is_cached(cache, "blue")
+    assert not await is_cached(cache, "red")
 
 
 async def test_evicted_features_in_use_are_still_found(cache: ImageCache) -> None:
-    (held,) = await cache.resolve([picture("red")])
+    (held,) = await cache.resolve([make_image("red")])
     cache.put(held, torch.zeros(1000))
-    await encode_one(cache, "blue", features(1))
-    (again,) = await cache.resolve([picture("red")])
+    await encode_and_store(cache, "blue", features(1))
+    (again,) = await cache.resolve([make_image("red")])
     assert again is held
 
 
-async def test_pictures_that_nobody_waits_for_are_not_kept(cache: ImageCache) -> None:
-    """Damaged ones are never encoded; were they kept, sending them would fill the memory."""
-    await cache.resolve([picture("red")])
-    assert not await is_kept(cache, "red")
+async def test_images_without_a_request_are_not_kept(cache: ImageCache) -> None:
+    """Images that are never encoded would otherwise fill the memory."""
+    await cache.resolve([make_image("red")])
+    assert not await is_cached(cache, "red")
 
 
-async def test_a_damaged_picture_is_its_senders_error_every_time(cache: ImageCache) -> None:
+async def test_a_damaged_image_is_an_error_every_time(cache: ImageCache) -> None:
     data = encode(draw("red", (200, 200)))
     half = validate_image(data[: len(data) // 2], ImageLimits())
     for _ in range(2):
         with pytest.raises(InvalidImage):
-            await cache.resolve([picture("blue"), half])
+            await cache.resolve([make_image("blue"), half])
 
 
-async def test_a_caller_who_leaves_does_not_stop_anothers_decode() -> None:
+async def test_a_canceled_caller_does_not_cancel_anothers_decode() -> None:
     gate = threading.Event()
 
     def slow(image: Any) -> torch.Tensor:
@@ -106,26 +108,27 @@ async def test_a_caller_who_leaves_does_not_stop_anothers_decode() -> None:
         return torch.ones(3, 2, 2)
 
     cache = ImageCache(slow, max_bytes=300, decode_threads=1)
-    red = picture("red")
-    # The only thread is busy, so red's decode still waits for it: only there can it be canceled.
-    busy = asyncio.ensure_future(cache.resolve([picture("green")]))
+    red = make_image("red")
+    # The only thread is busy, so the decode of red is queued: only then can it be canceled.
+    busy = asyncio.ensure_future(cache.resolve([make_image("green")]))
     first, second = (asyncio.ensure_future(cache.resolve([red])) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.sleep(0)
-    cache.close()  # even now
+    cache.close()  # with a decode in progress
     gate.set()
-    (seen,) = await second
-    assert seen.digest == red.digest
+    (entry,) = await second
+    assert entry.digest == red.digest
     await busy
     with pytest.raises(asyncio.CancelledError):
         await first
     with pytest.raises(EngineFailed):
-        await cache.resolve([picture("blue")])
+        await cache.resolve([make_image("blue")])
 
 
-async def test_what_nobody_waits_for_any_more_is_not_decoded() -> None:
-    gate, decoded = threading.Event(), []
+async def test_images_of_canceled_requests_are_not_decoded() -> None:
+    gate = threading.Event()
+    decoded = []
 
     def slow(image: Any) -> torch.Tensor:
         assert gate.wait(120)
@@ -133,14 +136,14 @@ async def test_what_nobody_waits_for_any_more_is_not_decoded() -> None:
         return torch.ones(3, 2, 2)
 
     cache = ImageCache(slow, max_bytes=300, decode_threads=1)
-    first, left, shared, also = (
-        asyncio.ensure_future(cache.resolve([picture(color)])) for color in ("red", "green", "blue", "blue")
+    kept, canceled, half_canceled, also_kept = (
+        asyncio.ensure_future(cache.resolve([make_image(color)])) for color in ("red", "green", "blue", "blue")
     )
     await asyncio.sleep(0)
-    for one in (left, shared):
-        one.cancel()
-    await asyncio.wait([left, shared])
+    for task in (canceled, half_canceled):
+        task.cancel()
+    await asyncio.wait([canceled, half_canceled])
     gate.set()
-    await asyncio.gather(first, also)
+    await asyncio.gather(kept, also_kept)
     cache.close()
     assert decoded == [(255, 0, 0), (0, 0, 255)]

@@ -1,4 +1,4 @@
-"""What the runner takes of the device's memory, and what it gives away. GPUs are pretended: their numbers are all."""
+"""Memory that the model runner allocates. GPUs are simulated by the figures that PyTorch reports."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -11,13 +11,13 @@ from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.settings import EngineSettings
 
 GIB = 2**30
-CONTEXT = GIB // 2  # what CUDA takes for each process
+CONTEXT = GIB // 2  # of CUDA, per process
 
 
 def cache_gib(
     monkeypatch: pytest.MonkeyPatch, *, total: float, others: float, weights: float, **settings: Any
 ) -> float:
-    """GiB of KV cache that an engine takes on a GPU of which others hold so much."""
+    """GiB of KV cache that an engine allocates on a GPU with ``total`` GiB, ``others`` of them in use elsewhere."""
     free = int((total - others - weights) * GIB) - CONTEXT
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, int(total * GIB)))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: int(weights * GIB))
@@ -26,7 +26,7 @@ def cache_gib(
     return _num_blocks(sizes, torch.device("cuda"), context=10**6, block_bytes=block) * block / GIB
 
 
-def test_a_second_engine_on_a_gpu_gets_as_much_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_engines_on_a_gpu_get_equal_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     first = cache_gib(monkeypatch, total=24, others=0, weights=4, gpu_memory_share=0.45)
     assert first == pytest.approx(0.45 * 24 - 4, abs=0.01)
     held = 4 + first + CONTEXT / GIB
@@ -40,16 +40,14 @@ def test_the_cache_takes_no_more_than_is_free(monkeypatch: pytest.MonkeyPatch) -
         cache_gib(monkeypatch, total=24, others=10, weights=13)
 
 
-def test_a_pictures_features_hold_no_other_pictures_memory(small_model: Any) -> None:
+def test_features_do_not_hold_the_memory_of_their_batch(small_model: Any) -> None:
     model, _ = small_model
     with torch.inference_mode():
         rows = ModelRunner(model, EngineSettings()).encode([torch.zeros(3, 28, 28)] * 3)
     assert [len(row.untyped_storage()) for row in rows] == [row.nbytes for row in rows]
 
 
-def test_a_cache_that_finds_no_room_after_all_says_what_to_do(
-    small_model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_out_of_memory_names_the_settings(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (GIB // 4 * 3, 24 * GIB))
     with pytest.raises(InvalidRequest) as caught:

@@ -1,4 +1,4 @@
-"""The Triton kernel without a GPU: its arithmetic under Triton's interpreter, its compilation for two generations."""
+"""The Triton kernel without a GPU: results under Triton's interpreter, compilation for two GPU generations."""
 
 import os
 import subprocess
@@ -27,24 +27,24 @@ cases = [
 for heads, kv_heads, head_dim, block_size, lengths in cases:
     blocks = sum(-(-length // block_size) for length in lengths) + 1
     cache = torch.randn(2, blocks, block_size, kv_heads, head_dim, generator=generator)
-    cache[:, -1] = float("nan")  # a block that is nobody's must never be read
+    cache[:, -1] = float("nan")  # a block outside of all tables must never be read
     order = iter(torch.randperm(blocks - 1, generator=generator).tolist())
     tables = [[next(order) for _ in range(-(-length // block_size))] for length in lengths]
     width = max(map(len, tables)) + 1
-    filled = torch.tensor([table + [blocks - 1] * (width - len(table)) for table in tables])
+    padded = torch.tensor([table + [blocks - 1] * (width - len(table)) for table in tables])
     query = torch.randn(len(lengths), heads, head_dim, generator=generator)
-    got = paged_decode(query, cache[0], cache[1], filled, torch.tensor(lengths))
+    got = paged_decode(query, cache[0], cache[1], padded, torch.tensor(lengths))
     for i, (table, length) in enumerate(zip(tables, lengths)):
-        reading = SequenceAttention(table, start=length - 1, end=length, device=query.device)
-        worst = max(worst, float((got[i : i + 1] - reading.attend(query[i : i + 1], cache)).abs().max()))
+        attention = SequenceAttention(table, start=length - 1, end=length, device=query.device)
+        worst = max(worst, float((got[i : i + 1] - attention.attend(query[i : i + 1], cache)).abs().max()))
     # A padding row of a CUDA graph: length 0 gives zeros, not NaN.
-    padding = paged_decode(query[:1], cache[0], cache[1], filled[:1], torch.tensor([0]))
+    padding = paged_decode(query[:1], cache[0], cache[1], padded[:1], torch.tensor([0]))
     assert not padding.any(), padding
 print(worst)
 """
 
 
-def test_the_kernel_computes_what_sdpa_computes() -> None:
+def test_the_kernel_agrees_with_sdpa() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=200, check=False
@@ -69,8 +69,8 @@ def test_the_kernel_compiles_without_a_gpu(
 
     from minigpt4_serve.engine.paged_kernel import paged_decode_kernel, tile_size
 
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # its default is about to change, of which it warns
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # really compiled, not found from last time
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # its default is about to change, which is a warning
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # no kernels from earlier runs
     tensors = dict.fromkeys(("out", "query", "keys", "values"), "*bf16")
     signature = {**tensors, "tables": "*i64", "lengths": "*i64", "scale": "fp32", "max_blocks": "i32"}
     constants = {**shape, "block_size": 16, "tile": tile_size(shape["group"])}

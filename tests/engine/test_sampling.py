@@ -1,3 +1,5 @@
+"""Sampling against transformers' logits processors, and its independence of the batch."""
+
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,17 +31,17 @@ def logits(rows: int = 1, vocabulary: int = 50, seed: int = 0) -> torch.Tensor:
 
 
 def draws(scores: torch.Tensor, rules: SamplingParams, count: int = 4000) -> torch.Tensor:
-    """How often each token is drawn, as shares."""
+    """Share of draws of each token."""
     rows = [Row(rules, seed) for seed in range(count)]
-    tokens = [choice.token for choice in sample(scores.expand(count, -1).clone(), rows, [EOS])]
+    tokens = [sampled.token for sampled in sample(scores.expand(count, -1).clone(), rows, [EOS])]
     return torch.bincount(torch.tensor(tokens), minlength=scores.shape[1]) / count
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-9])
-def test_greedy_takes_the_likeliest(temperature: float) -> None:
+def test_greedy_sampling_takes_the_likeliest(temperature: float) -> None:
     scores = logits(5)
     rows = [Row(SamplingParams(temperature=temperature)) for _ in range(5)]
-    assert [choice.token for choice in sample(scores.clone(), rows, [EOS])] == scores.argmax(-1).tolist()
+    assert [sampled.token for sampled in sample(scores.clone(), rows, [EOS])] == scores.argmax(-1).tolist()
 
 
 def test_draws_follow_the_models_distribution() -> None:
@@ -68,7 +70,7 @@ def test_filters_keep_exactly_what_transformers_keeps(rules: SamplingParams, war
     assert not shares[kept[0] == float("-inf")].any()
 
 
-def test_filters_apply_one_after_the_other() -> None:
+def test_filters_apply_in_sequence() -> None:
     scores = logits()
     rules = SamplingParams(temperature=1.5, top_k=12, top_p=0.7, min_p=0.3)
     kept = scores / 1.5
@@ -90,34 +92,34 @@ def test_a_seed_gives_the_same_token_in_any_batch() -> None:
     rows = [Row(kinds[i % 4], seed=i, output_ids=[i, 3, i][: i % 4]) for i in range(40)]
     together = sample(scores.clone(), rows, [EOS])
     single = [sample(scores[i : i + 1].clone(), [row], [EOS])[0] for i, row in enumerate(rows)]
-    assert [choice.token for choice in together] == [choice.token for choice in single]
+    assert [sampled.token for sampled in together] == [sampled.token for sampled in single]
 
 
-def test_a_seed_draws_anew_at_every_position() -> None:
+def test_each_position_draws_its_own_number() -> None:
     row = SamplingParams(temperature=1)
     rows = [Row(row, seed=1, output_ids=[0] * length) for length in range(50)]
-    assert len({choice.token for choice in sample(torch.zeros(50, 1000), rows, [EOS])}) > 40
+    assert len({sampled.token for sampled in sample(torch.zeros(50, 1000), rows, [EOS])}) > 40
 
 
-def test_the_penalty_is_transformers_own_over_the_answers_tokens() -> None:
+def test_repetition_penalty_covers_the_answer_only() -> None:
     scores = logits(3)
-    said = [[4, 9, 4], [7], []]
+    outputs = [[4, 9, 4], [7], []]
     rules = SamplingParams(repetition_penalty=1.7, logprobs=True, top_logprobs=1)
-    scores[:, 4] = 5  # the likeliest, unless it is punished
+    scores[:, 4] = 5  # the likeliest without the penalty
     expected = [
         RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([ids]), scores[i : i + 1].clone())
         if ids
         else scores[i : i + 1]
-        for i, ids in enumerate(said)
+        for i, ids in enumerate(outputs)
     ]
-    choices = sample(scores.clone(), [Row(rules, output_ids=ids) for ids in said], [EOS])
-    assert [choice.token for choice in choices] == [int(row.argmax()) for row in expected]
-    # What is reported is the model's own probability, not the penalised one.
-    assert choices[0].logprob == pytest.approx(float(scores[0].log_softmax(-1)[choices[0].token]), abs=1e-5)
+    sampled = sample(scores.clone(), [Row(rules, output_ids=ids) for ids in outputs], [EOS])
+    assert [each.token for each in sampled] == [int(row.argmax()) for row in expected]
+    # The reported probability is the model's, without the penalty.
+    assert sampled[0].logprob == pytest.approx(float(scores[0].log_softmax(-1)[sampled[0].token]), abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("rules", "said", "may_end"),
+    ("rules", "output_ids", "may_end"),
     [
         (SamplingParams(), [], True),
         (SamplingParams(min_tokens=3), [5, 5], False),
@@ -125,11 +127,11 @@ def test_the_penalty_is_transformers_own_over_the_answers_tokens() -> None:
         (SamplingParams(ignore_eos=True), [5] * 9, False),
     ],
 )
-def test_no_end_before_its_time(rules: SamplingParams, said: list[int], may_end: bool) -> None:
+def test_min_tokens_and_ignore_eos_prevent_the_end(rules: SamplingParams, output_ids: list[int], may_end: bool) -> None:
     scores = logits()
     scores[0, EOS] = 99
     for temperature in (0.0, 1.0):
-        row = Row(replace(rules, temperature=temperature), output_ids=said)
+        row = Row(replace(rules, temperature=temperature), output_ids=output_ids)
         assert (sample(scores.clone(), [row], [EOS])[0].token == EOS) == may_end
 
 
@@ -137,18 +139,18 @@ def test_logprobs_are_the_models_and_best_first() -> None:
     scores = logits(2)
     plain = scores.log_softmax(-1)
     rules = SamplingParams(logprobs=True, top_logprobs=4)
-    quiet, told = sample(scores.clone(), [Row(SamplingParams()), Row(rules)], [EOS])
-    assert quiet.logprob is None
-    assert quiet.top == ()
-    assert told.logprob == pytest.approx(float(plain[1].max()), abs=1e-5)
-    assert [token for token, _ in told.top] == plain[1].topk(4).indices.tolist()
-    assert [value for _, value in told.top] == pytest.approx(plain[1].topk(4).values.tolist(), abs=1e-5)
+    without, reported = sample(scores.clone(), [Row(SamplingParams()), Row(rules)], [EOS])
+    assert without.logprob is None
+    assert without.top == ()
+    assert reported.logprob == pytest.approx(float(plain[1].max()), abs=1e-5)
+    assert [token for token, _ in reported.top] == plain[1].topk(4).indices.tolist()
+    assert [value for _, value in reported.top] == pytest.approx(plain[1].topk(4).values.tolist(), abs=1e-5)
     bare = sample(scores[:1].clone(), [Row(SamplingParams(logprobs=True))], [EOS])[0]
     assert bare.logprob is not None
     assert bare.top == ()
 
 
-def test_half_precision_and_a_certain_token() -> None:
+def test_half_precision_logits_do_not_overflow() -> None:
     scores = torch.full((1, 50), -1e4, dtype=torch.bfloat16)
     scores[0, 7] = 1e4
     assert sample(scores, [Row(SamplingParams(temperature=2.0))], [EOS])[0].token == 7
@@ -176,7 +178,7 @@ def test_half_precision_and_a_certain_token() -> None:
         {"beams": 2, "n": 3},
     ],
 )
-def test_impossible_wishes_are_refused_by_name(field: dict[str, Any]) -> None:
+def test_values_out_of_range_name_the_parameter(field: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(**field)
     assert caught.value.param in field

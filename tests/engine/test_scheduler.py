@@ -1,4 +1,4 @@
-"""Properties of scheduler and block manager, with a pretended model: no tensors, thousands of small worlds."""
+"""Properties of scheduler and block manager with a simulated model, on thousands of small workloads."""
 
 from dataclasses import dataclass, field
 
@@ -13,20 +13,26 @@ from minigpt4_serve.protocol import SamplingParams
 
 @dataclass(frozen=True)
 class Job:
-    """A request of the pretended world: when it comes, what it says, how long it talks, when its caller leaves."""
+    """A simulated request. Times are in steps.
+
+    Attributes:
+        arrives: when it is added.
+        tokens: length of its answer.
+        aborts: when it is aborted, if it is.
+    """
 
     arrives: int
     prompt: tuple[int, ...]
     tokens: int
-    leaves: int | None
+    aborts: int | None
 
 
 def next_token(content: list[int]) -> int:
-    """A model whose answer depends on all it has read."""
+    """A model whose next token depends on the whole sequence."""
     return hash(tuple(content)) % 3
 
 
-def alone(job: Job) -> list[int]:
+def answer_alone(job: Job) -> list[int]:
     content = list(job.prompt)
     for _ in range(job.tokens):
         content.append(next_token(content))
@@ -34,14 +40,19 @@ def alone(job: Job) -> list[int]:
 
 
 @dataclass
-class World:
-    """Drives the scheduler as the engine does; remembers in ``memory`` which prefix each cached position stands for."""
+class Simulation:
+    """Drives the scheduler as the engine does.
+
+    Attributes:
+        cache: (block, offset) → the prefix whose last position is stored there.
+        admitted: indices of sequences in the order of their first step.
+    """
 
     num_blocks: int
     block_size: int
     max_running: int
     max_prefill: int
-    memory: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    cache: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     admitted: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -49,38 +60,38 @@ class World:
         self.scheduler = Scheduler(self.blocks, max_running=self.max_running, max_prefill_tokens=self.max_prefill)
 
     def step(self) -> list[Sequence]:
-        """Sequences that got a next token."""
-        spans = self.scheduler.schedule()
-        assert spans, "work, but nothing to compute"
+        """Compute a step. Returns the sequences that got a token."""
+        chunks = self.scheduler.schedule()
+        assert chunks, "the scheduler has work but scheduled nothing"
         assert len(self.scheduler.running) <= self.max_running
-        decoded = sum(span.end - span.start for span in spans if span.end - span.start == 1)
-        computed = sum(span.end - span.start for span in spans)
+        decoded = sum(chunk.size for chunk in chunks if chunk.size == 1)
+        computed = sum(chunk.size for chunk in chunks)
         assert computed - decoded <= self.max_prefill
-        assert len({span.sequence for span in spans}) == len(spans)
-        for span in spans:
-            sequence = span.sequence
-            assert span.start == sequence.num_computed < span.end <= len(sequence)
-            for position in range(span.start, span.end):
+        assert len({chunk.sequence for chunk in chunks}) == len(chunks)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            assert chunk.start == sequence.num_computed < chunk.end <= len(sequence)
+            for position in range(chunk.start, chunk.end):
                 block = sequence.block_table[position // self.block_size]
-                assert not self.blocks.is_shared(block), "somebody else reads this block"
+                assert not self.blocks.is_shared(block), "a shared block is written to"
                 prefix = tuple(sequence.content_ids[: position + 1])
-                self.memory[block, position % self.block_size] = prefix
-        for span in spans:  # attention reads everything up to its position
-            for position in range(span.end):
-                block = span.sequence.block_table[position // self.block_size]
-                expected = tuple(span.sequence.content_ids[: position + 1])
-                assert self.memory[block, position % self.block_size] == expected
+                self.cache[block, position % self.block_size] = prefix
+        for chunk in chunks:  # attention reads everything up to its position
+            for position in range(chunk.end):
+                block = chunk.sequence.block_table[position // self.block_size]
+                expected = tuple(chunk.sequence.content_ids[: position + 1])
+                assert self.cache[block, position % self.block_size] == expected
         for sequence in self.scheduler.running:
             if sequence.index not in self.admitted:
                 self.admitted.append(sequence.index)
-        sampling = [span.sequence for span in spans if span.samples]
-        self.scheduler.advance(spans)
-        for sequence in sampling:
+        sampled = [chunk.sequence for chunk in chunks if chunk.samples]
+        self.scheduler.advance(chunks)
+        for sequence in sampled:
             sequence.append(next_token(sequence.content_ids))
-        return sampling
+        return sampled
 
-    def check_books(self) -> None:
-        """Every block is free or held by exactly those whose tables name it."""
+    def check_blocks(self) -> None:
+        """Every block is free or referenced by exactly the sequences whose tables contain it."""
         held: dict[int, int] = {}
         for sequence in self.scheduler.running:
             for block in sequence.block_table:
@@ -93,109 +104,110 @@ class World:
 jobs = st.builds(
     Job,
     arrives=st.integers(0, 12),
-    # Few words and long common beginnings: prefixes are shared all the time.
+    # Few token ids and long common prefixes, so that most prompts share blocks.
     prompt=st.tuples(st.integers(0, 14), st.lists(st.integers(0, 1), min_size=1, max_size=4)).map(
         lambda parts: (7,) * parts[0] + tuple(parts[1])
     ),
     tokens=st.integers(1, 12),
-    leaves=st.none() | st.integers(1, 25),
+    aborts=st.none() | st.integers(1, 25),
 )
 
 
 @settings(max_examples=400, deadline=None)
 @given(
-    todo=st.lists(jobs, min_size=1, max_size=8),
+    job_list=st.lists(jobs, min_size=1, max_size=8),
     block_size=st.integers(1, 5),
     spare=st.integers(0, 12),
     max_running=st.integers(1, 5),
     max_prefill=st.integers(1, 9),
 )
-def test_every_answer_is_the_one_it_would_be_alone(
-    todo: list[Job], block_size: int, spare: int, max_running: int, max_prefill: int
+def test_answers_do_not_depend_on_other_requests(
+    job_list: list[Job], block_size: int, spare: int, max_running: int, max_prefill: int
 ) -> None:
-    todo = sorted(todo, key=lambda job: job.arrives)
-    largest = max(-(-(len(job.prompt) + job.tokens) // block_size) for job in todo)
-    world = World(largest + spare, block_size, max_running, max_prefill)
+    job_list = sorted(job_list, key=lambda job: job.arrives)
+    largest = max(-(-(len(job.prompt) + job.tokens) // block_size) for job in job_list)
+    simulation = Simulation(largest + spare, block_size, max_running, max_prefill)
     rules = SamplingParams()
-    sequences = [Sequence(f"r{i}", i, list(job.prompt), list(job.prompt), rules, 0) for i, job in enumerate(todo)]
-    coming = list(zip(todo, sequences, strict=True))
-    work = sum(len(job.prompt) + job.tokens for job in todo)
+    sequences = [Sequence(f"r{i}", i, list(job.prompt), list(job.prompt), rules, 0) for i, job in enumerate(job_list)]
+    arriving = list(zip(job_list, sequences, strict=True))
+    work = sum(len(job.prompt) + job.tokens for job in job_list)
     for now in range(20 * work + 20):
-        while coming and coming[0][0].arrives <= now:
-            world.scheduler.add(coming.pop(0)[1])
-        for job, sequence in zip(todo, sequences, strict=True):
-            if job.leaves == now and sequence.finish_reason is None and sequence not in [s for _, s in coming]:
-                world.scheduler.finish(sequence, "abort")
-        world.check_books()
-        if not world.scheduler.has_work:
-            if not coming:
+        while arriving and arriving[0][0].arrives <= now:
+            simulation.scheduler.add(arriving.pop(0)[1])
+        for job, sequence in zip(job_list, sequences, strict=True):
+            if job.aborts == now and sequence.finish_reason is None and sequence not in [s for _, s in arriving]:
+                simulation.scheduler.finish(sequence, "abort")
+        simulation.check_blocks()
+        if not simulation.scheduler.has_work:
+            if not arriving:
                 break
             continue
-        for sequence in world.step():
-            if sequence.num_output == todo[sequence.index].tokens:
-                world.scheduler.finish(sequence, "length")
-        world.check_books()
+        for sequence in simulation.step():
+            if sequence.num_output == job_list[sequence.index].tokens:
+                simulation.scheduler.finish(sequence, "length")
+        simulation.check_blocks()
     else:
-        raise AssertionError("somebody starves")
-    assert world.blocks.num_free == world.num_blocks
-    for job, sequence in zip(todo, sequences, strict=True):
-        assert sequence.finish_reason is not None or job.leaves is not None
+        raise AssertionError("a request never finishes")
+    assert simulation.blocks.num_free == simulation.num_blocks
+    for job, sequence in zip(job_list, sequences, strict=True):
+        assert sequence.finish_reason is not None or job.aborts is not None
         if sequence.finish_reason == "length":
-            assert sequence.output_ids == alone(job)
-    # First come, first served: nobody is overtaken at the door.
-    assert world.admitted == sorted(world.admitted)
+            assert sequence.output_ids == answer_alone(job)
+    # Requests are admitted in order of arrival.
+    assert simulation.admitted == sorted(simulation.admitted)
 
 
-def test_the_cache_is_full_and_the_youngest_gives_way() -> None:
-    world = World(num_blocks=5, block_size=2, max_running=3, max_prefill=8)
+def test_a_full_cache_preempts_the_youngest() -> None:
+    simulation = Simulation(num_blocks=5, block_size=2, max_running=3, max_prefill=8)
     rules = SamplingParams()
     old, young = (Sequence(f"r{i}", i, [i, 7, 8], [i, 7, 8], rules, 0) for i in range(2))
-    world.scheduler.add(old)
-    world.step()
-    world.scheduler.add(young)
+    simulation.scheduler.add(old)
+    simulation.step()
+    simulation.scheduler.add(young)
     while len(old) < 8:
-        world.step()
-    assert world.scheduler.preemptions >= 1
-    assert young in world.scheduler.waiting
-    assert old.output_ids == alone(Job(0, (0, 7, 8), 5, None))
+        simulation.step()
+    assert simulation.scheduler.preemptions >= 1
+    assert young in simulation.scheduler.waiting
+    assert old.output_ids == answer_alone(Job(0, (0, 7, 8), 5, None))
 
 
-def test_long_prompts_do_not_hold_up_running_answers() -> None:
-    world = World(num_blocks=100, block_size=4, max_running=3, max_prefill=8)
+def test_long_prompts_do_not_delay_running_answers() -> None:
+    simulation = Simulation(num_blocks=100, block_size=4, max_running=3, max_prefill=8)
     rules = SamplingParams()
-    talking, reading = Sequence("t", 0, [1], [1], rules, 0), Sequence("r", 1, [2] * 80, [2] * 80, rules, 0)
-    world.scheduler.add(talking)
-    world.step()
-    world.scheduler.add(reading)
+    decoding = Sequence("t", 0, [1], [1], rules, 0)
+    prefilling = Sequence("r", 1, [2] * 80, [2] * 80, rules, 0)
+    simulation.scheduler.add(decoding)
+    simulation.step()
+    simulation.scheduler.add(prefilling)
     for _ in range(10):
-        assert talking in world.step()
-    assert talking.num_output == 11
-    assert reading.num_output == 1
+        assert decoding in simulation.step()
+    assert decoding.num_output == 11
+    assert prefilling.num_output == 1
 
 
-def test_several_answers_read_their_prompt_once() -> None:
-    world = World(num_blocks=100, block_size=4, max_running=8, max_prefill=6)
+def test_answers_of_one_request_compute_their_prompt_once() -> None:
+    simulation = Simulation(num_blocks=100, block_size=4, max_running=8, max_prefill=6)
     prompt = list(range(13))
     leader = Sequence("r", 0, list(prompt), list(prompt), SamplingParams(), 0)
     others = [Sequence("r", i, list(prompt), list(prompt), SamplingParams(), 0) for i in (1, 2)]
     for sequence in (leader, *others):
-        world.scheduler.add(sequence)
+        simulation.scheduler.add(sequence)
     while not all(sequence.num_output for sequence in others):
-        world.step()
+        simulation.step()
     assert leader.cached_tokens == 0
     assert [sequence.cached_tokens for sequence in others] == [12, 12]
-    assert world.blocks.is_shared(leader.block_table[0])
+    assert simulation.blocks.is_shared(leader.block_table[0])
 
 
-def test_an_answer_whose_sibling_left_reads_for_itself() -> None:
-    world = World(num_blocks=100, block_size=4, max_running=8, max_prefill=6)
+def test_an_answer_survives_the_abort_of_its_leader() -> None:
+    simulation = Simulation(num_blocks=100, block_size=4, max_running=8, max_prefill=6)
     leader = Sequence("r", 0, [1] * 9, [1] * 9, SamplingParams(), 0)
     other = Sequence("r", 1, [1] * 9, [1] * 9, SamplingParams(), 0)
-    world.scheduler.add(leader)
-    world.scheduler.add(other)
-    world.step()
-    world.scheduler.finish(leader, "abort")
+    simulation.scheduler.add(leader)
+    simulation.scheduler.add(other)
+    simulation.step()
+    simulation.scheduler.finish(leader, "abort")
     while not other.num_output:
-        world.step()
-    world.scheduler.finish(other, "stop")
-    assert world.blocks.num_free == 100
+        simulation.step()
+    simulation.scheduler.finish(other, "stop")
+    assert simulation.blocks.num_free == 100

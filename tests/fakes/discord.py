@@ -36,23 +36,23 @@ TOKEN = "MTAwMDAwMDAwMDAwMDAwMDAw.GfAkE0.not-a-real-token-only-for-loopback"
 
 @dataclass
 class Upload:
-    """A file as somebody attaches it; the server may be told lies about it."""
+    """An attached file; its declared type and size may be wrong."""
 
     data: bytes
     name: str = "picture.png"
     kind: str | None = "image/png"
     spoiler: bool = False
     size: int | None = None
-    """What the message says; the truth if None."""
+    """The declared size; None for the true one."""
     status: int = 200
-    """What the CDN answers."""
+    """The status of the CDN's response."""
     hold: asyncio.Event | None = None
-    """The CDN sends half of it, and the rest after this."""
+    """The CDN sends half of the file, and the rest once this is set."""
 
 
 @dataclass(eq=False)
 class Interaction:
-    """A command, a click or a submitted modal, and what the bot answered."""
+    """A command, a click or a submitted modal, with the bot's responses."""
 
     kind: int
     channel: Channel
@@ -90,7 +90,7 @@ class FakeDiscord:
 
     def __init__(self) -> None:
         self.bot = User("eyes", bot=True)
-        self.app_id = self.bot.id  # as with every newer application
+        self.app_id = self.bot.id  # as for all newer applications
         self.guild = snowflake()
         self.token = TOKEN
         self.gateway = Gateway(TOKEN, self._after_identify)
@@ -107,15 +107,15 @@ class FakeDiscord:
         self.interaction_seconds = 900.0
         self.acknowledge_seconds = 3.0
         self.refused_edits: dict[str, tuple[int, int]] = {}
-        """Channel → (status, code) with which edits in it are refused."""
+        """Channel → (status, code) of refused edits in it."""
         self.lost_replies: set[str] = set()
-        """Channels whose new messages are published while the bot never hears of it."""
+        """Channels where new messages are published, but the bot gets no response."""
         self.outage = 0
-        """So many next REST calls are answered 503 in HTML, as from a broken proxy."""
+        """The number of REST calls that fail next with 503 in HTML, as from a broken proxy."""
         self._files: dict[str, Upload] = {}
         self._changed = asyncio.Condition()
 
-    # ------------------------------------------------------------------ people and places
+    # ------------------------------------------------------------------ people and channels
 
     def user(self, name: str = "ann", **more: Any) -> User:
         return User(name, **more)
@@ -133,7 +133,7 @@ class FakeDiscord:
         return channel
 
     async def strange_channel(self, user: User, *, group: bool = False) -> Channel:
-        """A place where the bot isn't: only the user brought the app along."""
+        """A channel without the bot; only the user has installed the app."""
         kind, guild = (3, None) if group else (0, snowflake())
         channel = Channel("elsewhere", kind, guild=guild, recipient=user, bot_may_read=False, bot_may_write=False)
         self.channels[channel.id] = channel
@@ -159,7 +159,7 @@ class FakeDiscord:
         ping: bool = True,
         forwards: Message | None = None,
     ) -> Message:
-        """Post a message. A reply notifies (and so mentions) the one replied to unless ``ping`` is off."""
+        """Post a message. A reply mentions the author of the message replied to, unless ``ping`` is off."""
         mentions = [self.bot] if mention or self.bot.mention in text else []
         if mention:
             text = f"{self.bot.mention} {text}".strip()
@@ -181,12 +181,13 @@ class FakeDiscord:
         return message
 
     async def edits(self, message: Message, text: str) -> None:
-        """The author changes the words."""
-        message.content, message.edited_at = text, time.time()
+        """The author edits the text."""
+        message.content = text
+        message.edited_at = time.time()
         await self._announce("MESSAGE_UPDATE", message)
 
     async def shows_embed(self, message: Message, embed: Json) -> None:
-        """The platform unfurls a link some time after the message came."""
+        """Discord embeds a link some time after the message."""
         message.embeds.append(embed)
         await self._announce("MESSAGE_UPDATE", message)
 
@@ -229,7 +230,7 @@ class FakeDiscord:
         return await self._interact(Interaction(3, message.channel, user, data, message=message))
 
     async def submits(self, opened: Interaction, *values: str) -> Interaction:
-        """Fill in the modal that ``opened`` brought, and send it."""
+        """Fill in and submit the modal that ``opened`` showed."""
         assert opened.modal is not None, "no modal is open"
         rows = []
         for row, value in zip(opened.modal["components"], values, strict=True):
@@ -254,7 +255,7 @@ class FakeDiscord:
         return body
 
     def picture_embed(self, upload: Upload) -> Json:
-        """What the platform makes of a link to a picture: only the proxy's address can be reached from here."""
+        """The embed for a link to an image; only the proxy's URL is reachable."""
         path = f"external/{snowflake()}/{upload.name}"
         self._files[path] = upload
         thumbnail = {"url": f"https://example.org/{upload.name}", "proxy_url": f"{self.url}/{path}"}
@@ -263,7 +264,7 @@ class FakeDiscord:
     # ------------------------------------------------------------------ what the bot did
 
     async def until(self, happened: Callable[[], Any], *, within: float = 120.0, what: str = "") -> Any:
-        """Wait for the bot; returns what ``happened`` gave when it was true."""
+        """Wait until ``happened`` returns a true value, and return it."""
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(lambda: bool(happened())), within)
@@ -284,7 +285,7 @@ class FakeDiscord:
         return found
 
     def shown_for(self, asked: Message | Interaction) -> str:
-        """All words of all answers so far, finished or not."""
+        """The text of all answers so far, finished or not."""
         return "\n".join(message.content for message in self.answers_to(asked))
 
     async def first_sign(self, asked: Message | Interaction, *, within: float = 120.0) -> Message:
@@ -293,7 +294,7 @@ class FakeDiscord:
         return found[0]
 
     async def answer_to(self, asked: Message | Interaction, *, ends: str = "", within: float = 120.0) -> Answer:
-        """The finished answer: nothing in it is thinking or can be stopped.
+        """The finished answer: no message in it shows "thinking…" or a stop button.
 
         ``ends``: (part of) the label of a button that its last message must have. Answers of several messages need it:
         between two of them there is a moment without any button.
@@ -356,7 +357,8 @@ class FakeDiscord:
             self._changed.notify_all()
 
     async def _interact(self, interaction: Interaction) -> Interaction:
-        channel, user = interaction.channel, interaction.user
+        channel = interaction.channel
+        user = interaction.user
         here = channel.bot_may_read
         body: Json = {
             "id": interaction.id,
@@ -400,7 +402,8 @@ class FakeDiscord:
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._strictly], client_max_size=30 << 20)
-        api, message = "/api/v10", "/api/v10/channels/{channel}/messages/{message}"
+        api = "/api/v10"
+        message = "/api/v10/channels/{channel}/messages/{message}"
         hook = api + "/webhooks/{app}/{token}"
         routes: list[tuple[str, str, Handler]] = [
             ("GET", "/gateway", self.gateway.handle),
@@ -430,7 +433,7 @@ class FakeDiscord:
 
     @web.middleware
     async def _strictly(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refusals in Discord's shape; the token where it's due; JSON as exactly ``application/json``."""
+        """Errors in Discord's format; requires the token and exactly ``application/json``."""
         path = request.path
         if not path.startswith("/api/"):
             return await handler(request)
@@ -454,7 +457,7 @@ class FakeDiscord:
         return response
 
     def _refuse(self, request: web.Request, refusal: Refused) -> web.Response:
-        # Messages and places that vanish, and missing rights, can happen to a good bot.
+        # Deleted messages and channels, and missing permissions, are no violations by the bot.
         if refusal.body["code"] not in (10008, 50001, 50013, 50083):
             self.violations.append(f"{request.method} {request.path}: {refusal}")
         return web.json_response(refusal.body, status=refusal.status)
@@ -574,7 +577,8 @@ class FakeDiscord:
         intent = self.gateway.has_intent(MESSAGE_CONTENT)
 
         async def act() -> Json:
-            channel, after = self._channel(request), int(request.query.get("after", "0"))
+            channel = self._channel(request)
+            after = int(request.query.get("after", "0"))
             limit = int(request.query.get("limit", "50"))
             found = [one for one in self.messages.values() if one.channel is channel and int(one.id) > after]
             shown = [one.payload(self.bot, intent=intent) for one in found if not (one.deleted or one.ephemeral)]
@@ -628,7 +632,8 @@ class FakeDiscord:
 
     async def _react(self, request: web.Request) -> web.StreamResponse:
         async def act() -> None:
-            message, emoji = self._message(request), request.match_info["emoji"]
+            message = self._message(request)
+            emoji = request.match_info["emoji"]
             if request.method == "PUT":
                 message.reactions.append(emoji)
             elif emoji in message.reactions:
@@ -643,7 +648,7 @@ class FakeDiscord:
         if upload is None or upload.status != 200:
             return web.Response(status=upload.status if upload else 404, text="This content is no longer available.")
         response = web.StreamResponse(headers={"Content-Type": upload.kind or "application/octet-stream"})
-        await response.prepare(request)  # chunked: the length isn't promised
+        await response.prepare(request)  # chunked, without a length
         try:
             if upload.hold is not None:
                 half = len(upload.data) // 2
@@ -656,7 +661,7 @@ class FakeDiscord:
                 await response.write(upload.data[start : start + (1 << 16)])
             await response.write_eof()
         except ConnectionError:
-            pass  # the bot has seen enough
+            pass  # the bot closed the connection
         return response
 
     # ------------------------------------------------------------------ interactions
@@ -669,7 +674,8 @@ class FakeDiscord:
         if interaction.acknowledged is not None:
             raise Refused(400, 40060, "Interaction has already been acknowledged.")
         body, files = await _body(request)
-        kind, data = body["type"], body.get("data") or {}
+        kind = body["type"]
+        data = body.get("data") or {}
         if kind not in (4, 5, 6, 7, 9) or (kind in (6, 7) and interaction.message is None):
             raise Refused(400, 50035, "Invalid Form Body")
         if kind == 9 and interaction.kind == 5:
@@ -688,7 +694,8 @@ class FakeDiscord:
             check_message(data, files=len(files), old=message)
             self._fill(message, data, files)
             message.history.append((time.time(), message.content))
-        interaction.acknowledged, interaction.acknowledged_after = kind, waited
+        interaction.acknowledged = kind
+        interaction.acknowledged_after = waited
         if kind in (6, 7):
             interaction.original = message
         if message is not None and kind in (4, 5):
@@ -728,7 +735,8 @@ class FakeDiscord:
         return interaction
 
     def _hook_message(self, request: web.Request) -> Message:
-        interaction, wanted = self._hook(request), request.match_info["message"]
+        interaction = self._hook(request)
+        wanted = request.match_info["message"]
         known = [message for message in (interaction.original, *interaction.followups) if message is not None]
         found = interaction.original if wanted == "@original" else next((m for m in known if m.id == wanted), None)
         if found is None or found.deleted:
@@ -741,7 +749,7 @@ class FakeDiscord:
             body, files = await _body(request)
             check_message(body, files=len(files))
             original = interaction.original
-            if original is not None and original.thinking:  # the first one takes the place of "thinking…"
+            if original is not None and original.thinking:  # the first one replaces "thinking…"
                 ephemeral = original.flags & EPHEMERAL
                 self._fill(original, body, files)
                 original.flags |= ephemeral

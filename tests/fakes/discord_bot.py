@@ -15,7 +15,7 @@ GENEROUS = "limits: {user_per_minute: null, user_per_day: null, chat_per_minute:
 
 
 PATIENCE_S = 60.0
-"""What the fake gives the bot instead of 3 s to acknowledge: a busy machine may stop for longer than that."""
+"""The deadline to acknowledge an interaction, instead of 3 s: a busy machine may stall for longer."""
 
 
 def picture(color: str = "red", **more: Any) -> Upload:
@@ -40,7 +40,7 @@ class Scene:
 
     @asynccontextmanager
     async def running(self, settings: str = GENEROUS, **more: Any) -> AsyncIterator[BotProcess]:
-        """The bot's process, until the end of the block."""
+        """Run the bot's process until the end of the block."""
         started = {**environment(self.discord, self.vision.url), **more}
         async with running_bot("minigpt4-discord", folder=self.folder, settings=settings, **started) as bot:
             self.bot = bot
@@ -49,7 +49,7 @@ class Scene:
 
 @asynccontextmanager
 async def scene(folder: Path) -> AsyncIterator[Scene]:
-    """Both servers, no bot yet."""
+    """Run both servers, without the bot."""
     async with running_discord() as discord:
         discord.acknowledge_seconds = PATIENCE_S
         with bots_server() as vision:

@@ -1,6 +1,6 @@
 """The gateway of the fake Discord: one websocket endpoint with sessions that can be resumed.
 
-Knows opcodes, intents and close codes; what an event contains is the caller's.
+Handles opcodes, intents and close codes; callers provide the contents of events.
 """
 
 import asyncio
@@ -14,14 +14,17 @@ from aiohttp import WSMsgType, web
 
 Json = dict[str, Any]
 
-GUILDS, GUILD_MESSAGES, DIRECT_MESSAGES, MESSAGE_CONTENT = 1 << 0, 1 << 9, 1 << 12, 1 << 15
+GUILDS = 1 << 0
+GUILD_MESSAGES = 1 << 9
+DIRECT_MESSAGES = 1 << 12
+MESSAGE_CONTENT = 1 << 15
 PRIVILEGED = (1 << 1) | (1 << 8) | MESSAGE_CONTENT
 _NEEDS = {"CHANNEL_CREATE": GUILDS, "THREAD_CREATE": GUILDS, "GUILD_CREATE": GUILDS}
 
 
 @dataclass(eq=False)
 class Session:
-    """What survives a broken connection."""
+    """The state that survives a broken connection."""
 
     intents: int
     id: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -31,23 +34,23 @@ class Session:
 
 
 class Gateway:
-    """Answers connections; ``ready`` gives READY's contents and the events that follow it."""
+    """Handles connections; ``ready`` returns READY's contents and the events that follow it."""
 
     def __init__(self, token: str, ready: Callable[[int], list[tuple[str, Json]]]) -> None:
         self._token = token
         self._ready = ready
         self.granted = PRIVILEGED & ~MESSAGE_CONTENT
-        """Privileged intents that the portal allows."""
+        """Privileged intents that the developer portal grants."""
         self.heartbeat_ms = 41250
         self.refusals = 0
-        """So many next connections are refused with 503."""
+        """The number of connections that are refused next with 503."""
         self.sessions: list[Session] = []
         self._reasons: dict[web.WebSocketResponse, int] = {}
         self.identified = 0
         self.resumed = 0
         self.heartbeats = 0
         self.closed: list[int | None] = []
-        """The codes with which connections ended, whoever ended them."""
+        """The close codes of ended connections, from either side."""
 
     @property
     def session(self) -> Session | None:
@@ -61,7 +64,7 @@ class Gateway:
         return self.session is not None and bool(self.session.intents & intent)
 
     async def dispatch(self, event: str, data: Json, *, needs: int = 0) -> None:
-        """Send an event to the bot if it asked for such; kept for RESUME while it's away."""
+        """Send an event that the bot's intents cover; stored for RESUME while it is disconnected."""
         session = self.session
         needs = needs or _NEEDS.get(event, 0)
         if session is None or (needs and not session.intents & needs):
@@ -72,11 +75,12 @@ class Gateway:
             await self._send(session.socket, frame)
 
     async def drop(self, code: int | None = None) -> None:
-        """Close the connection with ``code``, or tear it without a word."""
+        """Close the connection with ``code``, or abort it without a close frame."""
         session = self.session
         assert session is not None
         assert session.socket is not None
-        socket, session.socket = session.socket, None
+        socket = session.socket
+        session.socket = None
         if code is None:
             assert socket._req is not None
             assert socket._req.transport is not None
@@ -167,7 +171,7 @@ class Gateway:
             return None
         self.resumed += 1
         caught_up = data["seq"]
-        while caught_up < len(session.sent):  # more may come in meanwhile
+        while caught_up < len(session.sent):  # more may be added meanwhile
             await self._send(socket, session.sent[caught_up])
             caught_up += 1
         session.socket = socket
@@ -179,4 +183,4 @@ class Gateway:
         try:
             await socket.send_str(frame)
         except (ConnectionError, RuntimeError):
-            await asyncio.sleep(0)  # the bot left; the session keeps the frame
+            await asyncio.sleep(0)  # disconnected; the session keeps the frame

@@ -1,4 +1,4 @@
-"""Rate limits as Discord's: fixed windows per route and place, one global window, headers on every answer.
+"""Discord's rate limits: fixed windows per route and channel, one global window, headers on all responses.
 
 A refusal carries ``Via``: without it clients take a 429 for a ban by Cloudflare.
 """
@@ -21,13 +21,13 @@ class Window:
 
 @dataclass
 class Limits:
-    """``refused`` lists what had to be refused with 429: (time, route, place)."""
+    """``refused`` lists the requests refused with 429: (time, route, channel)."""
 
     windows: dict[tuple[str, str], Window] = field(default_factory=dict)
     whole: Window = field(default_factory=lambda: Window(50, 1.0))
     refused: list[tuple[float, str, str]] = field(default_factory=list)
     flooded: dict[str, float] = field(default_factory=dict)
-    """Places where nothing may be sent for so many seconds."""
+    """Channels where nothing may be sent, with the seconds until it may."""
     sizes: dict[str, tuple[int, float]] = field(
         default_factory=lambda: {
             "send": (5, 5.0),
@@ -44,15 +44,16 @@ class Limits:
     standstill: Standstill = field(default_factory=Standstill)
 
     def enter(self, route: str, place: str) -> tuple[dict[str, str], web.Response | None]:
-        """Headers for the answer, and the refusal if there is no room."""
+        """Headers for the response, and the error if the limit is exceeded."""
         now = time.time()
-        # Interactions' answers are free of the global limit.
+        # Responses to interactions are exempt from the global limit.
         if route != "webhook" and (wait := self._use(self.whole, now)) is not None:
             self.refused.append((now, "global", ""))
             return {}, _refusal(wait, "global", {"X-RateLimit-Global": "true"})
         limit, seconds = self.sizes[route]
         window = self.windows.setdefault((route, place), Window(limit, seconds))
-        window.limit, window.seconds = limit, seconds
+        window.limit = limit
+        window.seconds = seconds
         wait = self._use(window, now)
         headers = {
             "X-RateLimit-Limit": str(window.limit),
@@ -70,7 +71,8 @@ class Limits:
 
     def _use(self, window: Window, now: float) -> float | None:
         if now >= window.ends:
-            window.used, window.ends = 0, now + window.seconds
+            window.used = 0
+            window.ends = now + window.seconds
         if window.used >= window.limit and not self.standstill.just_over():
             return window.ends - now
         window.used += 1

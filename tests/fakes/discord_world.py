@@ -1,6 +1,6 @@
-"""What the fake Discord keeps: people, channels, messages and applications' commands, in the platform's own JSON.
+"""The state of the fake Discord: people, channels, messages and commands, in the platform's own JSON.
 
-Knows the documented limits of what may be written; knows no HTTP and no gateway.
+Checks the documented limits of messages and commands.
 """
 
 import itertools
@@ -18,7 +18,7 @@ _sequence = itertools.count()
 
 
 def snowflake(at: float | None = None) -> str:
-    """An id that carries the time (now, or ``at`` seconds since the epoch), as Discord's do."""
+    """An id that contains the time (now, or ``at`` seconds since the epoch), like Discord's."""
     ms = int((time.time() if at is None else at) * 1000) - EPOCH_MS
     return str((ms << 22) | (next(_sequence) & 0x3FFFFF))
 
@@ -29,7 +29,7 @@ def timestamp(at: float | None = None) -> str:
 
 
 class Refused(Exception):
-    """What the real server would answer: an HTTP status and Discord's own error code."""
+    """The real server's error: an HTTP status and Discord's error code."""
 
     def __init__(self, status: int, code: int, message: str, errors: Json | None = None) -> None:
         super().__init__(f"{status} {code} {message} {errors or ''}")
@@ -38,7 +38,7 @@ class Refused(Exception):
 
 
 def invalid(field_name: str, code: str, message: str) -> Refused:
-    """50035, the refusal of a malformed body."""
+    """Error 50035, a malformed body."""
     return Refused(400, 50035, "Invalid Form Body", {field_name: {"_errors": [{"code": code, "message": message}]}})
 
 
@@ -65,7 +65,7 @@ class User:
         }
 
     def member(self) -> Json:
-        """The guild's view of the person, without the user itself."""
+        """The person's guild member object, without the user."""
         return {
             "roles": list(self.roles),
             "joined_at": timestamp(0),
@@ -88,7 +88,7 @@ class Channel:
     recipient: User | None = None
     parent: "Channel | None" = None
     bot_may_read: bool = True
-    """False: the bot isn't there; only interactions of a user-installed app lead here."""
+    """False where the bot isn't a member and only a user-installed app's interactions work."""
     bot_may_write: bool = True
     id: str = field(default_factory=snowflake)
     typing: list[float] = field(default_factory=list)
@@ -121,7 +121,7 @@ class Channel:
 
 @dataclass(eq=False)
 class Message:
-    """A message, and all that happened to it."""
+    """A message and its history."""
 
     channel: Channel
     author: User
@@ -152,7 +152,7 @@ class Message:
 
     @property
     def thinking(self) -> bool:
-        """An interaction's deferred answer that has no text yet."""
+        """Whether it is a deferred response without text."""
         return bool(self.flags & 128)
 
     def buttons(self) -> dict[str, Json]:
@@ -166,7 +166,7 @@ class Message:
         return found
 
     def readable(self, bot: User, *, intent: bool) -> bool:
-        """Whether the application gets the contents: by the intent, or because the message is for it or by it."""
+        """Whether the application gets the contents: by the intent, or as author or addressee."""
         return intent or self.channel.kind == 1 or self.author is bot or bot in self.mentions
 
     def payload(self, bot: User, *, intent: bool = True, deep: bool = True) -> Json:
@@ -207,7 +207,7 @@ class Message:
         return body
 
     def snapshot(self) -> Json:
-        """What a forwarded copy carries."""
+        """The snapshot in a forwarded message."""
         return {
             "message": {
                 "type": 0,
@@ -224,7 +224,7 @@ class Message:
 
 
 def would_ping(message: Message) -> list[str]:
-    """Whom the message notifies: user ids, ``@everyone``, ``@here``, role ids, after ``allowed_mentions``."""
+    """The mentions that notify, after ``allowed_mentions``: user ids, ``@everyone``, ``@here``, role ids."""
     allowed = message.allowed_mentions
     # Mentions in code don't ping.
     text = re.sub(r"```.*?```|`[^`]*`", "", message.content, flags=re.DOTALL)
@@ -239,7 +239,7 @@ def would_ping(message: Message) -> list[str]:
 
 
 def check_message(body: Mapping[str, Any], *, files: int = 0, old: Message | None = None) -> None:
-    """Refuse what Discord refuses in a message to create, or to edit (then ``old`` is what it was)."""
+    """Check a new message, or an edit of ``old``, like Discord."""
     content = body.get("content")
     if content is not None and not isinstance(content, str):
         raise invalid("content", "STRING_TYPE_CONVERT", "Could not interpret as string.")
@@ -307,12 +307,12 @@ def modal_input(row: Json) -> Json:
 
 
 def check_commands(commands: list[Json]) -> None:
-    """Refuse command sets that Discord refuses."""
+    """Check a set of commands like Discord."""
     names = [(command.get("type", 1), command["name"]) for command in commands]
     if len(set(names)) != len(names):
         raise invalid("name", "APPLICATION_COMMANDS_DUPLICATE_NAME", "Application command names must be unique")
     for kind, most in ((1, 100), (2, 5), (3, 5)):
-        if sum(name[0] == kind for name in names) > most:
+        if len([name for name in names if name[0] == kind]) > most:
             raise Refused(400, 30032, f"Maximum number of application commands reached ({most})")
     for command in commands:
         if command.get("type", 1) != 1:

@@ -10,6 +10,15 @@ from PIL import Image
 
 FIELDS = frozenset({"model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens"})
 OPENAI_FIELDS = FIELDS | {"stop", "n", "seed", "max_completion_tokens", "logprobs", "top_logprobs"}
+_MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",  # several JPEGs in one file; servers accept it as the first of them
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+}
+"""Pillow's format → what servers accept. Independent of Pillow's own table, which says image/mpo."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +31,12 @@ class ChatRequest:
     @property
     def text(self) -> str:
         """Text of the last message."""
-        return text_of(self.body["messages"][-1])
+        return read_text(self.body["messages"][-1])
 
     @property
     def transcript(self) -> list[tuple[str, str]]:
         """Role and text of every message."""
-        return [(message["role"], text_of(message)) for message in self.body["messages"]]
+        return [(message["role"], read_text(message)) for message in self.body["messages"]]
 
     @property
     def questions(self) -> list[str]:
@@ -44,7 +53,7 @@ class ChatRequest:
         return [_color(data) for data in self.images]
 
 
-def text_of(message: dict[str, Any]) -> str:
+def read_text(message: dict[str, Any]) -> str:
     content = message["content"]
     return content if isinstance(content, str) else " ".join(p["text"] for p in content if p["type"] == "text")
 
@@ -89,8 +98,10 @@ def _mistake_in_image(part: dict[str, Any]) -> str | None:
         image.load()
     except (ValueError, OSError) as error:
         return f"not an image: {error}"
-    kind = Image.MIME[image.format or ""]
-    return None if header == f"data:{kind};base64" else f"{kind} is declared as {header}"
+    if image.format not in _MEDIA_TYPES:
+        return f"a format that servers don't accept: {image.format}"
+    expected = _MEDIA_TYPES[image.format]
+    return None if header == f"data:{expected};base64" else f"{expected} is declared as {header}"
 
 
 def _color(data: bytes) -> str:

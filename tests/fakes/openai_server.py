@@ -106,7 +106,8 @@ class OpenAIServer:
     def start(self) -> None:
         self.port = self.port or free_port()
         listening = socket.create_server(("127.0.0.1", self.port), backlog=1024)
-        self._stopping, self._stop = False, Gate()
+        self._stopping = False
+        self._stop = Gate()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listening)), daemon=True)
         self._thread.start()
 

@@ -1,7 +1,7 @@
 """Did this process stand still? On a busy machine everything may, for seconds.
 
 Platforms that count writes by the second see then at once what was written meanwhile: no sign of a bot that writes too
-often. (Both bots take a write of which they have heard nothing for five seconds for one that hangs, and go on.)
+often. (Both bots take a write without a reply for five seconds for one that hangs, and go on.)
 """
 
 import asyncio
@@ -15,7 +15,7 @@ _CATCHING_UP_S = 6.0
 
 
 class Standstill:
-    """Looks at the clock again and again while ``watched``."""
+    """Reads the clock repeatedly while ``watched``."""
 
     def __init__(self) -> None:
         self._looked = time.monotonic()
@@ -42,6 +42,6 @@ class Standstill:
         self._looked = now
 
     def just_over(self) -> bool:
-        """Has one ended so lately that what piled up in it still comes in?"""
+        """Whether one ended so recently that what it delayed is still arriving."""
         self._look()
         return time.monotonic() - self._ended < _CATCHING_UP_S

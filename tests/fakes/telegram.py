@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 from fakes.standstill import Standstill
-from waiting import until
+from waiting import wait_until
 
 TOKEN = "123456789:AAFakeToken-only-for-loopback-0123456789"
 BOT = {"id": 123456789, "is_bot": True, "first_name": "Eyes", "username": "eyes_bot", "can_join_groups": True}
@@ -38,7 +38,7 @@ class Refused(Exception):
 
 
 class _Markup(html.parser.HTMLParser):
-    """Telegram's HTML → text and entities, or a refusal."""
+    """Parse Telegram's HTML into text and entities, or refuse it."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -91,7 +91,7 @@ class Sent:
     html: str = ""
     deleted: bool = False
     labels: list[str] = field(default_factory=list)
-    """What stands on the buttons."""
+    """The labels of the buttons."""
 
 
 @dataclass
@@ -113,30 +113,30 @@ class FakeTelegram:
     mistakes: list[str] = field(default_factory=list)
     floods: int = 0
     refuse_next: dict[int, list[Refused]] = field(default_factory=lambda: defaultdict(list))
-    """Refusals for the next writes in a chat, in order."""
+    """Errors of the next writes in a chat, in order."""
     refuse_markup_in: set[int] = field(default_factory=set)
     gone: set[int] = field(default_factory=set)
     """Chats that blocked the bot."""
     upgraded: dict[int, int] = field(default_factory=dict)
-    """Groups that became supergroups, and the ids under which they go on."""
+    """Groups that became supergroups, with their new ids."""
     uneditable: set[int] = field(default_factory=set)
-    """Chats in which no edit is accepted."""
+    """Chats in which edits are refused."""
     second_receiver: bool = False
     conflicts: int = 0
     down: bool = False
     refused_while_down: int = 0
     lost_replies: set[int] = field(default_factory=set)
-    """Chats whose new messages are published while the bot never hears of it."""
+    """Chats where new messages are published, but the bot gets no response."""
     slow_chats: dict[int, asyncio.Event] = field(default_factory=dict)
-    """Chats to which messages are sent only after something has happened."""
+    """Chats whose messages are held until the event is set."""
     files: dict[str, bytes] = field(default_factory=dict)
     slow_files: dict[str, asyncio.Event] = field(default_factory=dict)
-    """Files that are sent only after something has happened."""
+    """Files whose downloads are held until the event is set."""
     has_files: bool = True
     local_folder: Path | None = None
-    """Set: a local Bot API server in local mode, which hands out paths in this folder."""
+    """If set, a Bot API server in local mode, which returns paths in this folder."""
     webhook_proxy: str = ""
-    """Where the https proxy in front of the bot passes updates on to: ``http://127.0.0.1:port``."""
+    """The bot's address behind its https proxy: ``http://127.0.0.1:port``."""
 
     def __post_init__(self) -> None:
         self._updates: list[Json] = []
@@ -166,7 +166,7 @@ class FakeTelegram:
 
     @asynccontextmanager
     async def files_elsewhere(self) -> AsyncIterator[str]:
-        """Another server that has the files; this one keeps them no longer."""
+        """Serve the files from another server; this one no longer has them."""
         app = web.Application()
         app.router.add_get("/store/file/bot{token}/{path:.*}", self._file)
         runner = web.AppRunner(app, shutdown_timeout=0.5)
@@ -229,7 +229,8 @@ class FakeTelegram:
     def _do_setWebhook(self, values: Json) -> bool:
         if not values["url"].startswith("https://"):
             raise Refused(400, "Bad Request: bad webhook: An HTTPS URL must be provided for webhook")
-        self.has_webhook, self.secret = values["url"], values.get("secret_token", "")
+        self.has_webhook = values["url"]
+        self.secret = values.get("secret_token", "")
         self.allowed_updates = values.get("allowed_updates", self.allowed_updates)
         return True
 
@@ -241,7 +242,7 @@ class FakeTelegram:
         self.allowed_updates = values.get("allowed_updates", self.allowed_updates)
         offset = int(values.get("offset", 0))
         self._updates = [one for one in self._updates if one["update_id"] >= offset]
-        # The newer of two is heard, so a bot that has lost its connection can poll again at once.
+        # The newer of two polls wins, so a bot that lost its connection can poll again at once.
         self._polling = mine = asyncio.current_task()
         if not self._updates:
             self._arrived.clear()
@@ -308,7 +309,8 @@ class FakeTelegram:
         if values.get("link_preview_options", {}).get("is_disabled") is not True:
             self.mistakes.append("link previews are on")
         reply = values.get("reply_parameters", {}).get("message_id")
-        chat, number = int(values["chat_id"]), next(self._numbers)
+        chat = int(values["chat_id"])
+        number = next(self._numbers)
         entities += [one["type"] for one in values.get("entities", [])]
         self.sent[chat, number] = Sent(
             chat,
@@ -336,8 +338,11 @@ class FakeTelegram:
         entities += [one["type"] for one in values.get("entities", [])]
         if (text, entities, _labels(values)) == (message.text, message.entities, message.buttons):
             raise Refused(400, "Bad Request: message is not modified: specified new message content is the same")
-        message.text, message.entities, message.buttons = text, entities, _labels(values)
-        message.html, message.labels = values["text"], _labels(values, "text")
+        message.text = text
+        message.entities = entities
+        message.buttons = _labels(values)
+        message.html = values["text"]
+        message.labels = _labels(values, "text")
         message.edits += 1
         return self.as_json(message)
 
@@ -379,16 +384,18 @@ class FakeTelegram:
         return [one for one in self.sent.values() if one.chat == chat and not one.deleted]
 
     async def answer(self, chat: int, count: int = 1) -> Sent:
-        """The last of so many messages of the bot, when its answer is complete."""
-        await until(lambda: len(self.shown(chat)) >= count and all(one.buttons != ["stop"] for one in self.shown(chat)))
+        """The last of the bot's ``count`` messages, once its answer is complete."""
+        await wait_until(
+            lambda: len(self.shown(chat)) >= count and all(one.buttons != ["stop"] for one in self.shown(chat))
+        )
         return self.shown(chat)[count - 1]
 
     def as_json(self, sent: Sent) -> Json:
-        """A message of the bot as Telegram tells it."""
+        """A message of the bot in Telegram's JSON."""
         message = {
             "message_id": sent.id,
             "date": int(time.time()),
-            "chat": chat_of(sent.chat),
+            "chat": chat_json(sent.chat),
             "from": BOT,
             "text": sent.text,
         }
@@ -420,7 +427,7 @@ class FakeTelegram:
         message: Json = {
             "message_id": next(self._numbers),
             "date": int(time.time()),
-            "chat": chat_of(chat),
+            "chat": chat_json(chat),
             "from": person(user, language),
             **({where: text} if text else {}),
             **fields,
@@ -442,11 +449,11 @@ class FakeTelegram:
             return response.status
 
     async def update(self, kind: str, value: Json) -> None:
-        """Something happens; the bot is told by its next poll, or by its webhook."""
+        """Add an update, delivered by the next poll or by webhook."""
         update = {"update_id": next(self._update_numbers), kind: value}
         if self.has_webhook:
             async with asyncio.timeout(60):
-                while True:  # as Telegram does, until the bot listens
+                while True:  # Telegram retries until the bot accepts it
                     try:
                         assert await self.push(update, self.secret) == 200
                     except aiohttp.ClientConnectorError:
@@ -478,7 +485,7 @@ def person(user: int, language: str) -> Json:
     return {"id": user, "is_bot": False, "first_name": "Anna", "language_code": language}
 
 
-def chat_of(chat: int) -> Json:
+def chat_json(chat: int) -> Json:
     if chat > 0:
         return {"id": chat, "type": "private", "first_name": "Anna"}
     return {"id": chat, "type": "supergroup", "title": "Group", "is_forum": True}

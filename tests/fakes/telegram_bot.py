@@ -13,12 +13,13 @@ from fakes.openai_server import OpenAIServer, bots_server
 from fakes.telegram import BOT, TOKEN, FakeTelegram, Sent
 
 GENEROUS = "limits: {user_per_minute: null, user_per_day: null, chat_per_minute: null}\n"
-RED, BLUE = encode(draw("red")), encode(draw("blue"))
+RED = encode(draw("red"))
+BLUE = encode(draw("blue"))
 _people = itertools.count(500_001)
 
 
-def somebody() -> int:
-    """A person nobody has met, who is also the private chat with them; negated, a group."""
+def new_user() -> int:
+    """The id of a new user and of their private chat; negated, the id of a new group."""
     return next(_people)
 
 
@@ -39,29 +40,29 @@ class Scene:
 
     @asynccontextmanager
     async def running(self, settings: str = GENEROUS, **more: Any) -> AsyncIterator[BotProcess]:
-        """The bot's process, until the end of the block."""
-        told = {**environment(self.telegram, self.vision.url), **more}
+        """Run the bot's process until the end of the block."""
+        variables = {**environment(self.telegram, self.vision.url), **more}
         async with running_bot(
-            "minigpt4-telegram", ready="Running.", folder=self.folder, settings=settings, **told
+            "minigpt4-telegram", ready="Running.", folder=self.folder, settings=settings, **variables
         ) as bot:
             self.bot = bot
             yield bot
         assert TOKEN not in bot.printed
 
     async def answer(self, chat: int, count: int = 1) -> Sent:
-        """The last of so many messages of the bot, when its answer is complete."""
+        """The last of the bot's ``count`` messages, once its answer is complete."""
         return await self.telegram.answer(chat, count)
 
     async def works(self, text: str = "Does it work?") -> None:
-        """A question of a new person is answered."""
-        anna = somebody()
+        """Check that a new user's question is answered."""
+        anna = new_user()
         await self.telegram.say(anna, anna, text, **self.telegram.photo(RED))
         assert (await self.answer(anna)).text == f"I see 1 picture(s). You asked: {text}"
 
 
 @asynccontextmanager
 async def scene(folder: Path) -> AsyncIterator[Scene]:
-    """Both servers, no bot yet."""
+    """Run both servers, without the bot."""
     async with FakeTelegram().running() as telegram:
         with bots_server() as vision:
             yield Scene(telegram, vision, folder)

@@ -1,4 +1,4 @@
-"""Fetching pictures from addresses that strangers chose: every trick to reach what is not public, every limit."""
+"""Downloads from untrusted URLs: attempts to reach addresses that aren't public, and limits."""
 
 import asyncio
 import datetime
@@ -21,17 +21,19 @@ PUBLIC = "93.184.216.34"
 
 
 def names(**table: Collection[str]) -> Callable[[str, int], Any]:
-    """A resolver that knows ``host_example`` as host.example, and counts."""
+    """A resolver with the addresses of ``host_example`` for host.example; it records lookups."""
 
     async def resolve(host: str, port: int) -> Collection[str]:
-        resolve.asked.append((host, port))  # type: ignore[attr-defined]
+        resolve.lookups.append((host, port))  # type: ignore[attr-defined]
         return table.get(host.replace(".", "_").replace("-", "_"), [host])
 
-    resolve.asked = []  # type: ignore[attr-defined]
+    resolve.lookups = []  # type: ignore[attr-defined]
     return resolve
 
 
-def answering(answer: Callable[[httpx.Request], httpx.Response]) -> tuple[httpx.MockTransport, list[httpx.Request]]:
+def transport_with(
+    answer: Callable[[httpx.Request], httpx.Response],
+) -> tuple[httpx.MockTransport, list[httpx.Request]]:
     seen: list[httpx.Request] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -84,7 +86,7 @@ def test_not_public(address: str) -> None:
 
 
 async def test_the_connection_goes_to_the_address_that_was_checked() -> None:
-    transport, seen = answering(lambda _: httpx.Response(200, stream=httpx.ByteStream(b"bytes")))
+    transport, seen = transport_with(lambda _: httpx.Response(200, stream=httpx.ByteStream(b"bytes")))
     resolve = names(pictures_example=[PUBLIC])
     fetcher = ImageFetcher(100, resolve=resolve, transport=transport)
     assert await fetcher.fetch("https://Pictures.example:8443/a/b.png?x=1#here") == b"bytes"
@@ -92,7 +94,7 @@ async def test_the_connection_goes_to_the_address_that_was_checked() -> None:
     assert str(request.url) == f"https://{PUBLIC}:8443/a/b.png?x=1"
     assert request.headers["host"] == "pictures.example:8443"
     assert request.extensions["sni_hostname"] == "pictures.example"
-    assert resolve.asked == [("pictures.example", 8443)], "asked once"
+    assert resolve.lookups == [("pictures.example", 8443)], "looked up once"
     assert "cookie" not in request.headers
     assert "authorization" not in request.headers
 
@@ -116,7 +118,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 async def test_refused_before_any_connection(name: str) -> None:
     url, words = REFUSED[name]
-    transport, seen = answering(lambda _: httpx.Response(200, stream=httpx.ByteStream(b"bytes")))
+    transport, seen = transport_with(lambda _: httpx.Response(200, stream=httpx.ByteStream(b"bytes")))
     resolve = names(
         pictures_example=[PUBLIC], inside_example=["10.0.0.5"], both_example=[PUBLIC, "192.168.0.1"], nowhere_example=[]
     )
@@ -128,13 +130,13 @@ async def test_refused_before_any_connection(name: str) -> None:
 
 @pytest.mark.parametrize("url", ["https://0x7f.1/a", "https://2130706433/a", "https://localhost/a", "https://127.1/a"])
 async def test_odd_spellings_of_this_machine_with_the_real_resolver(url: str) -> None:
-    transport, seen = answering(lambda _: httpx.Response(200, stream=httpx.ByteStream(b"bytes")))
+    transport, seen = transport_with(lambda _: httpx.Response(200, stream=httpx.ByteStream(b"bytes")))
     with pytest.raises(InvalidRequest, match="not on the public internet"):
         await ImageFetcher(100, transport=transport).fetch(url)
     assert seen == []
 
 
-async def test_redirects_are_checked_each() -> None:
+async def test_every_redirect_is_checked() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         steps = {"/1": "/2", "/2": "https://other.example/3", "/3": "/4", "/bad": "https://127.0.0.1/x"}
         steps |= {"/down": "http://other.example/3", "/loop": "/loop"}
@@ -145,20 +147,20 @@ async def test_redirects_are_checked_each() -> None:
             else httpx.Response(200, stream=httpx.ByteStream(b"end"))
         )
 
-    transport, seen = answering(answer)
+    transport, seen = transport_with(answer)
     resolve = names(pictures_example=[PUBLIC], other_example=["1.1.1.1"])
     fetcher = ImageFetcher(100, resolve=resolve, transport=transport)
     assert await fetcher.fetch("https://pictures.example/1") == b"end"
     assert [request.url.host for request in seen] == [PUBLIC, PUBLIC, "1.1.1.1", "1.1.1.1"]
-    assert len(resolve.asked) == 4, "each address is checked again"
+    assert len(resolve.lookups) == 4, "each address is checked again"
     for path, words in {"bad": "public internet", "down": "https", "loop": "more than 3"}.items():
         with pytest.raises(InvalidRequest, match=words):
             await fetcher.fetch(f"https://pictures.example/{path}")
     assert all(request.url.host != "127.0.0.1" for request in seen)
 
 
-async def test_only_the_hosts_that_are_allowed() -> None:
-    transport, _ = answering(
+async def test_only_allowed_hosts() -> None:
+    transport, _ = transport_with(
         lambda r: (
             httpx.Response(302, headers={"location": "https://b.example/"})
             if r.url.path == "/away"
@@ -174,17 +176,17 @@ async def test_only_the_hosts_that_are_allowed() -> None:
 
 
 class Endless(httpx.AsyncByteStream):
-    """A body without end that counts what was taken."""
+    """An endless body that counts the chunks that were read."""
 
     def __init__(self, wait: bool = False) -> None:
-        self.taken = 0
+        self.chunks = 0
         self._wait = wait
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
-            if self._wait and self.taken:
+            if self._wait and self.chunks:
                 await asyncio.Event().wait()
-            self.taken += 1
+            self.chunks += 1
             yield b"x" * 10
 
 
@@ -201,37 +203,37 @@ class Endless(httpx.AsyncByteStream):
 async def test_bad_answers(
     response: Callable[[], httpx.Response], error: type[MiniGPT4Error], timeout_s: float
 ) -> None:
-    transport, _ = answering(lambda _: response())
+    transport, _ = transport_with(lambda _: response())
     fetcher = ImageFetcher(100, timeout_s=timeout_s, resolve=names(a_example=[PUBLIC]), transport=transport)
     with pytest.raises(error):
         await fetcher.fetch("https://a.example/x")
 
 
-async def test_a_connection_that_fails_is_a_sentence() -> None:
+async def test_connection_errors_hide_the_library_message() -> None:
     def broken(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("[Errno 111] secret detail")
 
-    transport, _ = answering(broken)
+    transport, _ = transport_with(broken)
     with pytest.raises(InvalidImage) as failed:
         await ImageFetcher(100, resolve=names(a_example=[PUBLIC]), transport=transport).fetch("https://a.example/x")
     assert "secret" not in failed.value.message
 
 
 class _ToLoopback(httpcore.AsyncNetworkBackend):
-    """Connects to a local port whatever address is asked for, and notes the address."""
+    """Connects to a local port for every address, and records the address."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.asked: list[str] = []
+        self.addresses: list[str] = []
         self._real = httpcore.AnyIOBackend()
 
     async def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        self.asked.append(host)
+        self.addresses.append(host)
         return await self._real.connect_tcp("127.0.0.1", self.port, *args, **kwargs)
 
 
 def _certificate(host: str, folder: Path) -> ssl.SSLContext:
-    """A server's context with a certificate for ``host`` that signed itself, written to ``folder``."""
+    """A server's context with a self-signed certificate for ``host``, written to ``folder``."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
     now = datetime.datetime.now(datetime.UTC)
@@ -255,8 +257,8 @@ def _certificate(host: str, folder: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_the_certificate_must_be_the_names_not_the_addresss(tmp_path: Path) -> None:
-    """A real TLS connection: to the checked address, for the host by its name."""
+async def test_the_certificate_must_be_for_the_host_name(tmp_path: Path) -> None:
+    """A real TLS connection to the checked address, with the host name in SNI."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -276,6 +278,6 @@ async def test_the_certificate_must_be_the_names_not_the_addresss(tmp_path: Path
             return ImageFetcher(100, resolve=resolve, transport=transport)
 
         assert await fetcher().fetch("https://pictures.example/a") == b"hello"
-        assert backend.asked == [PUBLIC]
+        assert backend.addresses == [PUBLIC]
         with pytest.raises(InvalidImage):
             await fetcher().fetch("https://other.example/a")

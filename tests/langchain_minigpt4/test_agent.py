@@ -18,8 +18,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.tools import tool
 from langchain_minigpt4 import ImageHandles, MiniGPT4VisionTool
 from langgraph.checkpoint.memory import InMemorySaver
-from scripted_model import ScriptedModel, looks, no_picture_in, repeats, size_of
-from waiting import until
+from scripted_model import ScriptedModel, assert_no_image_sent, call_vision_tool, content_length, repeat_tool_answer
+from waiting import wait_until
 
 
 def png(color: str) -> bytes:
@@ -44,12 +44,12 @@ def text(words: str) -> dict[str, Any]:
 
 def test_follow_ups_reach_earlier_images_by_handle(server: OpenAIServer) -> None:
     script = [
-        looks("What colour is the disc?", "image_1"),
-        repeats,
-        looks("What colours?", "image_2", "image_3"),
-        repeats,
-        looks("What colour was it?", "image_1"),
-        repeats,
+        call_vision_tool("What colour is the disc?", "image_1"),
+        repeat_tool_answer,
+        call_vision_tool("What colours?", "image_2", "image_3"),
+        repeat_tool_answer,
+        call_vision_tool("What colour was it?", "image_1"),
+        repeat_tool_answer,
     ]
     model = ScriptedModel(script=script)
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=InMemorySaver())
@@ -64,12 +64,12 @@ def test_follow_ups_reach_earlier_images_by_handle(server: OpenAIServer) -> None
     assert ask(text("And these?"), openai_style("green"), v1("blue")) == "green and blue"
     assert ask(text("What was the first again?")) == "red"
     assert len(model.sent) == 6
-    no_picture_in(model.sent, [png(color) for color in ("red", "green", "blue")])
+    assert_no_image_sent(model.sent, [png(color) for color in ("red", "green", "blue")])
     # What three pictures add to the longest prompt: their handles.
     last = model.sent[-1]
     people = [message for message in last if isinstance(message, HumanMessage)]
-    words = size_of([HumanMessage([text("What is this?")]), HumanMessage([text("And these?")]), people[-1]])
-    assert (size_of(people) - words) / 3 <= 200
+    words = content_length([HumanMessage([text("What is this?")]), HumanMessage([text("And these?")]), people[-1]])
+    assert (content_length(people) - words) / 3 <= 200
     assert [str(message.content).count("image_") for message in people] == [1, 2, 0]
 
 
@@ -79,10 +79,14 @@ async def test_pasted_urls_and_tool_images_work_in_parallel_calls(server: OpenAI
         """Take a photo."""
         return [text("Done."), v1("blue")]
 
-    both = AIMessage("", tool_calls=looks("A?", "image_1").tool_calls + looks("B?", "image_2", call_id="c2").tool_calls)
+    both = AIMessage(
+        "",
+        tool_calls=call_vision_tool("A?", "image_1").tool_calls
+        + call_vision_tool("B?", "image_2", call_id="c2").tool_calls,
+    )
 
     def tells(messages: Sequence[BaseMessage]) -> AIMessage:
-        return AIMessage(" ".join(str(repeats([message]).content) for message in messages[-2:]))
+        return AIMessage(" ".join(str(repeat_tool_answer([message]).content) for message in messages[-2:]))
 
     script = [AIMessage("", tool_calls=[{"name": "photograph", "args": {}, "id": "c0"}]), both, tells]
     model = ScriptedModel(script=script)
@@ -90,14 +94,16 @@ async def test_pasted_urls_and_tool_images_work_in_parallel_calls(server: OpenAI
     pasted = HumanMessage(f"Compare data:image/png;base64,{b64('yellow')} with a new photo.")
     state = await agent.ainvoke({"messages": [pasted]})
     assert state["messages"][-1].content == "yellow blue"
-    no_picture_in(model.sent, [png("yellow"), png("blue")])
+    assert_no_image_sent(model.sent, [png("yellow"), png("blue")])
     first = str(model.sent[0][0].content)
     assert re.fullmatch(r"Compare \[image_1: [^]]*\] with a new photo\.", first)
 
 
 def test_failures_are_tool_errors_and_progress_is_streamed(server: OpenAIServer) -> None:
     server.answers = [refusal(429, "overloaded", retry_after="20"), "a red disc"]
-    model = ScriptedModel(script=[looks("Q?", "image_1"), looks("Q?", "image_1"), repeats])
+    model = ScriptedModel(
+        script=[call_vision_tool("Q?", "image_1"), call_vision_tool("Q?", "image_1"), repeat_tool_answer]
+    )
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
     events = list(agent.stream({"messages": [HumanMessage([v1("red")])]}, stream_mode=["custom", "values"]))
     custom = [event for mode, event in events if mode == "custom"]
@@ -109,14 +115,14 @@ def test_failures_are_tool_errors_and_progress_is_streamed(server: OpenAIServer)
 
 
 def test_the_tool_finds_images_without_the_middleware(server: OpenAIServer) -> None:
-    model = ScriptedModel(script=[looks("Q?", "image_2"), repeats])
+    model = ScriptedModel(script=[call_vision_tool("Q?", "image_2"), repeat_tool_answer])
     agent = create_agent(model, tools=[MiniGPT4VisionTool()])
     state = agent.invoke({"messages": [HumanMessage([v1("red"), openai_style("green")])]})
     assert state["messages"][-1].content == "green"
 
 
 def test_a_state_serialized_as_json_still_works(server: OpenAIServer) -> None:
-    model = ScriptedModel(script=[AIMessage("Nice."), looks("Q?", "image_1"), repeats])
+    model = ScriptedModel(script=[AIMessage("Nice."), call_vision_tool("Q?", "image_1"), repeat_tool_answer])
     saver = InMemorySaver()
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=saver)
     thread: Any = {"configurable": {"thread_id": "1"}}
@@ -130,7 +136,9 @@ def test_a_state_serialized_as_json_still_works(server: OpenAIServer) -> None:
 
 def test_images_of_every_turn_are_numbered_and_stored_once(server: OpenAIServer) -> None:
     colors = ["red", "green", "blue", "yellow"]
-    script = [turn for number in range(1, 5) for turn in (looks("Q?", f"image_{number}"), repeats)]
+    script = [
+        turn for number in range(1, 5) for turn in (call_vision_tool("Q?", f"image_{number}"), repeat_tool_answer)
+    ]
     saver = InMemorySaver()
     agent = create_agent(
         ScriptedModel(script=script), tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=saver
@@ -148,7 +156,9 @@ def test_images_of_every_turn_are_numbered_and_stored_once(server: OpenAIServer)
 
 
 def test_a_forked_conversation_has_its_own_images(server: OpenAIServer) -> None:
-    model = ScriptedModel(script=[AIMessage("Nice."), AIMessage("Nice, too."), looks("Q?", "image_2"), repeats])
+    model = ScriptedModel(
+        script=[AIMessage("Nice."), AIMessage("Nice, too."), call_vision_tool("Q?", "image_2"), repeat_tool_answer]
+    )
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()], checkpointer=InMemorySaver())
     thread: Any = {"configurable": {"thread_id": "1"}}
     agent.invoke({"messages": [HumanMessage([v1("red")])]}, thread)
@@ -160,7 +170,7 @@ def test_a_forked_conversation_has_its_own_images(server: OpenAIServer) -> None:
 
 
 def test_a_sub_agent_gets_images_by_handle(server: OpenAIServer) -> None:
-    expert_model = ScriptedModel(script=[looks("What colour?", "image_2"), repeats])
+    expert_model = ScriptedModel(script=[call_vision_tool("What colour?", "image_2"), repeat_tool_answer])
     expert = create_agent(expert_model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
 
     @tool
@@ -170,27 +180,27 @@ def test_a_sub_agent_gets_images_by_handle(server: OpenAIServer) -> None:
         return str(expert.invoke(given)["messages"][-1].content)
 
     asks = AIMessage("", tool_calls=[{"name": "ask_expert", "args": {"task": "Colour of image_2?"}, "id": "c1"}])
-    model = ScriptedModel(script=[asks, repeats])
+    model = ScriptedModel(script=[asks, repeat_tool_answer])
     agent = create_agent(model, tools=[ask_expert], middleware=[ImageHandles()])
     state = agent.invoke({"messages": [HumanMessage([v1("red"), v1("green")])]})
     assert state["messages"][-1].content == "green"
-    no_picture_in([*model.sent, *expert_model.sent], [png("red"), png("green")])
+    assert_no_image_sent([*model.sent, *expert_model.sent], [png("red"), png("green")])
 
 
 async def test_canceling_the_agent_aborts_the_request(server: OpenAIServer) -> None:
     server.answers = [ENDLESS]
     agent = create_agent(
-        ScriptedModel(script=[looks("Q?", "image_1")]),
+        ScriptedModel(script=[call_vision_tool("Q?", "image_1")]),
         tools=[MiniGPT4VisionTool(max_answer_chars=10**6)],
         middleware=[ImageHandles()],
     )
     running = asyncio.create_task(agent.ainvoke({"messages": [HumanMessage([v1("red")])]}))
-    await until(lambda: server.requests or running.done())
+    await wait_until(lambda: server.requests or running.done())
     assert not running.done()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await until(lambda: server.aborted)
+    await wait_until(lambda: server.aborted)
 
 
 async def test_images_are_not_processed_in_the_event_loop(
@@ -209,7 +219,7 @@ async def test_images_are_not_processed_in_the_event_loop(
             return real(*args)
 
         monkeypatch.setattr(module, name, noting)
-    model = ScriptedModel(script=[looks("Q?", "image_1"), repeats])
+    model = ScriptedModel(script=[call_vision_tool("Q?", "image_1"), repeat_tool_answer])
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
     state = await agent.ainvoke({"messages": [HumanMessage([v1("red")])]})
     assert state["messages"][-1].content == "red"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from drawing import draw, encode
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_minigpt4.images import images_in, take_images
+from langchain_minigpt4.images import all_images, extract_images
 
 DATA = encode(draw())
 B64 = base64.b64encode(DATA).decode()
@@ -50,7 +50,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 def test_every_form_becomes_a_handle(form: str, kind: Any) -> None:
     block, stored = FORMS[form]
     message = kind([{"type": "text", "text": "before"}, block, "after"], id="m1")
-    changed, new = take_images([message], {}, max_bytes=10**6)
+    changed, new = extract_images([message], {}, max_bytes=10**6)
     assert new == {"image_1": stored}
     (after,) = changed
     assert after.id == "m1"
@@ -61,7 +61,7 @@ def test_every_form_becomes_a_handle(form: str, kind: Any) -> None:
     assert B64 not in str(after)
     # The original is untouched, and a second look finds nothing.
     assert message.content[1] == block
-    assert take_images(changed, new, max_bytes=10**6) == ([], {})
+    assert extract_images(changed, new, max_bytes=10**6) == ([], {})
 
 
 def test_pictures_inside_other_blocks_and_tools_answers() -> None:
@@ -74,7 +74,7 @@ def test_pictures_inside_other_blocks_and_tools_answers() -> None:
         HumanMessage([others]),
         ToolMessage([FORMS["mcp"][0]], tool_call_id="1"),
     ]
-    changed, new = take_images(messages, {}, max_bytes=10**6)
+    changed, new = extract_images(messages, {}, max_bytes=10**6)
     assert list(new) == ["image_1"], "the same picture has one handle"
     assert len(changed) == 4
     assert B64 not in str(changed)
@@ -93,24 +93,24 @@ def test_pictures_inside_other_blocks_and_tools_answers() -> None:
     ],
 )
 def test_everything_else_stays_as_it_is(content: Any) -> None:
-    assert take_images([HumanMessage(content)], {}, max_bytes=10**6) == ([], {})
+    assert extract_images([HumanMessage(content)], {}, max_bytes=10**6) == ([], {})
 
 
 def test_numbers_go_on_where_they_were() -> None:
     known: Any = {"image_1": {"base64": "old"}, "image_2": {"base64": B64}}
     blocks = [FORMS["openai"][0], FORMS["openai, address"][0]]
-    changed, new = take_images([HumanMessage(blocks)], known, max_bytes=10**6)
+    changed, new = extract_images([HumanMessage(blocks)], known, max_bytes=10**6)
     assert new == {"image_3": {"url": FAR}}
     assert "image_2" in str(changed[0].content)
-    assert list(images_in([HumanMessage(blocks)], known, max_bytes=10**6)) == ["image_1", "image_2", "image_3"]
+    assert list(all_images([HumanMessage(blocks)], known, max_bytes=10**6)) == ["image_1", "image_2", "image_3"]
 
 
 def test_a_handle_is_never_given_twice() -> None:
     known: Any = {"image_2": {"base64": "old"}, "image_7": {"base64": "older"}}
-    _, new = take_images([HumanMessage([FORMS["openai"][0]])], known, max_bytes=10**6)
+    _, new = extract_images([HumanMessage([FORMS["openai"][0]])], known, max_bytes=10**6)
     assert list(new) == ["image_8"], "a developer took some away"
     far = [{"type": "image", "file_id": "a"}, {"type": "image", "file_id": "b"}]
-    _, new = take_images([HumanMessage(far)], {}, max_bytes=10**6)
+    _, new = extract_images([HumanMessage(far)], {}, max_bytes=10**6)
     assert list(new) == ["image_1", "image_2"], "two pictures that can't be kept are still two"
 
 
@@ -124,7 +124,7 @@ def test_a_handle_is_never_given_twice() -> None:
     ],
 )
 def test_pasted_addresses(pasted: str) -> None:
-    (changed,), new = take_images([HumanMessage(pasted)], {}, max_bytes=10**6)
+    (changed,), new = extract_images([HumanMessage(pasted)], {}, max_bytes=10**6)
     assert new == {"image_1": {"base64": B64}}
     assert B64 not in str(changed.content)
 
@@ -140,7 +140,7 @@ def test_pasted_addresses(pasted: str) -> None:
     ],
 )
 def test_what_cant_be_kept_says_why(block: dict[str, Any], why: str) -> None:
-    changed, new = take_images([HumanMessage([block])], {}, max_bytes=1000)
+    changed, new = extract_images([HumanMessage([block])], {}, max_bytes=1000)
     assert "[image_1:" in str(changed[0].content)
     assert why in new["image_1"]["refused"]
     assert why in str(changed[0].content), "no call is wasted"

@@ -20,12 +20,12 @@ from processes import free_port
 SECRET = "sk-the-real-key-77"
 
 
-def base64_of(color: str, **options: Any) -> str:
+def encode_base64(color: str, **options: Any) -> str:
     return base64.b64encode(encode(draw(color), **options)).decode()
 
 
 def human(*colors: str, text: str = "Look!") -> HumanMessage:
-    images = [{"type": "image", "base64": base64_of(color), "mime_type": "image/png"} for color in colors]
+    images = [{"type": "image", "base64": encode_base64(color), "mime_type": "image/png"} for color in colors]
     return HumanMessage([*images, {"type": "text", "text": text}])
 
 
@@ -123,7 +123,8 @@ def test_progress_reaches_the_stream(server: OpenAIServer) -> None:
     assert {event["tool_call_id"] for event in written} == {"c1"}
     assert written[0]["wait_s"] == pytest.approx(0.1)
     assert (written[1]["ahead"], written[1]["wait_s"]) == (2, 1.5)
-    assert [event["text"] for event in written[2:]] == ["a ", "red ", "disc"]
+    assert (written[2]["ahead"], written[2]["wait_s"]) == (2, None)
+    assert [event["text"] for event in written[3:]] == ["a ", "red ", "disc"]
 
 
 def test_files_of_allowed_folders_are_read(server: OpenAIServer, tmp_path: Path) -> None:
@@ -335,4 +336,4 @@ class TestToolIntegration(ToolsIntegrationTests):
 
     @property
     def tool_invoke_params_example(self) -> dict[str, Any]:
-        return {"question": "What is it?", "images": [f"data:image/png;base64,{base64_of('red')}"]}
+        return {"question": "What is it?", "images": [f"data:image/png;base64,{encode_base64('red')}"]}

@@ -1,16 +1,16 @@
-"""What README.md and docs/bots.md say about the bots is so."""
+"""README.md and docs/bots.md agree with the code."""
 
 import re
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from discord import Permissions
-from minigpt4_bots.discord_commands import COMMANDS
-from minigpt4_bots.settings import ENVIRONMENT, BotSettings
+from minigpt4_bots.core.commands import COMMAND_NAMES
+from minigpt4_bots.core.settings import ENVIRONMENT, BotSettings
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "bots" / "minigpt4_bots"
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/bots.md")}
 
 
@@ -47,10 +47,8 @@ def test_named_settings_commands_and_sentences_exist() -> None:
         value: object = BotSettings()
         for step in key.split("."):
             value = getattr(value, step)
-    assert {f"/{command}" for command in COMMANDS} <= set(re.findall(r"`(/[a-z]+)`", text))
-    code = "".join(
-        file.read_text(encoding="utf-8") for file in files("minigpt4_bots").iterdir() if file.name.endswith(".py")
-    )
+    assert {f"/{command}" for command in COMMAND_NAMES} <= set(re.findall(r"`(/[a-z]+)`", text))
+    code = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
     cells = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     sentences = [cell for cell in cells if cell[0].isupper() and "_" not in cell.split()[0]]
     assert len(sentences) >= 3

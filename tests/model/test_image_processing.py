@@ -1,4 +1,4 @@
-"""Pixels as the original made them. That they equal recorded ones, to the bit, is tests/tools/test_parity.py's."""
+"""Preprocessing. tests/tools/test_parity.py compares pixels with the original's, bit by bit."""
 
 from pathlib import Path
 
@@ -10,18 +10,20 @@ from PIL import Image
 from minigpt4_serve.model import MiniGPT4ImageProcessor
 
 SIDE = 28
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def noise(width: int, height: int) -> Image.Image:
-    """Black and white at random: bicubic overshoots everywhere, so the order of the passes shows."""
+    """Random black and white pixels: bicubic overshoots everywhere, so the order of passes matters."""
     bits = numpy.random.default_rng(7).random((height, width, 3)) > 0.5
     return Image.fromarray(bits.astype(numpy.uint8) * 255)
 
 
 def levels(pixels: torch.Tensor) -> numpy.ndarray:
-    """Normalised pixels back as whole levels ``[H, W, 3]``."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    """Normalized pixels converted back to integer levels ``[H, W, 3]``."""
+    mean = torch.tensor(MEAN).view(3, 1, 1)
+    std = torch.tensor(STD).view(3, 1, 1)
     return (pixels * std + mean).mul(255).round().byte().permute(1, 2, 0).numpy()
 
 
@@ -32,8 +34,9 @@ def levels(pixels: torch.Tensor) -> numpy.ndarray:
         ((300, 572), False), ((60, 60), False), ((60, 20), False), ((5, 200), True), ((900, 9), False),
     ],
 )  # fmt: skip
-def test_the_order_of_the_passes_is_ours_not_the_librarys(size: tuple[int, int], tall: bool) -> None:
-    image, bicubic = noise(*size), Image.Resampling.BICUBIC
+def test_the_order_of_passes_does_not_depend_on_pillow(size: tuple[int, int], tall: bool) -> None:
+    image = noise(*size)
+    bicubic = Image.Resampling.BICUBIC
     vertical = image.resize((size[0], SIDE), bicubic).resize((SIDE, SIDE), bicubic)
     horizontal = image.resize((SIDE, size[1]), bicubic).resize((SIDE, SIDE), bicubic)
     assert not numpy.array_equal(numpy.array(vertical), numpy.array(horizontal))
@@ -42,15 +45,15 @@ def test_the_order_of_the_passes_is_ours_not_the_librarys(size: tuple[int, int],
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "F"])
-def test_every_kind_of_picture_becomes_rgb(mode: str) -> None:
-    picture = noise(31, 17).convert("L").convert(mode)
-    pixels = MiniGPT4ImageProcessor(SIDE).to_tensor(picture)
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = noise(31, 17).convert("L").convert(mode)
+    pixels = MiniGPT4ImageProcessor(SIDE).to_tensor(image)
     assert pixels.shape == (3, SIDE, SIDE)
     assert pixels.dtype == torch.float32
-    assert torch.equal(pixels, MiniGPT4ImageProcessor(SIDE).to_tensor(picture.convert("RGB")))
+    assert torch.equal(pixels, MiniGPT4ImageProcessor(SIDE).to_tensor(image.convert("RGB")))
 
 
-def test_transparency_is_dropped_and_fitting_squares_are_kept() -> None:
+def test_transparency_is_dropped_and_exact_squares_are_kept() -> None:
     image = noise(SIDE, SIDE)
     clear = image.convert("RGBA")
     clear.putalpha(0)

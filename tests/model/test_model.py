@@ -8,13 +8,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from minigpt4_serve.errors import ContextLengthExceeded
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor, Turn
+from minigpt4_serve.prompt.variants import VARIANTS
 
 Pair = tuple[MiniGPT4ForConditionalGeneration, MiniGPT4Processor]
 
 
 def _chat(*colors: str, question: str = "What is it?") -> list[dict[str, Any]]:
-    pictures = [{"type": "image", "image": draw(color)} for color in colors]
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": question}]}]
+    images = [{"type": "image", "image": draw(color)} for color in colors]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
 
 
 def test_save_and_load_round_trip_exactly(small_model: Pair, tmp_path: Path) -> None:
@@ -24,7 +25,8 @@ def test_save_and_load_round_trip_exactly(small_model: Pair, tmp_path: Path) -> 
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert type(again) is MiniGPT4ForConditionalGeneration
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == again.config.to_dict()
-    old, new = model.state_dict(), again.state_dict()
+    old = model.state_dict()
+    new = again.state_dict()
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
     reader = AutoProcessor.from_pretrained(tmp_path)
@@ -52,21 +54,21 @@ def test_padded_batches_equal_single_rows(small_model: Pair) -> None:
         assert row[: len(alone)].tolist() == alone.tolist()
 
 
-def test_the_picture_matters(small_model: Pair) -> None:
+def test_the_image_changes_the_logits(small_model: Pair) -> None:
     model, processor = small_model
     red, blue = (processor.apply_chat_template(_chat(color), tokenize=True) for color in ("red", "blue"))
     with torch.no_grad():
         assert not torch.allclose(model(**red).logits[0, -1], model(**blue).logits[0, -1], atol=1e-3)
 
 
-def test_slots_and_pictures_must_agree(small_model: Pair) -> None:
+def test_image_tokens_must_match_the_images(small_model: Pair) -> None:
     model, processor = small_model
     inputs = processor.apply_chat_template(_chat("red", "blue"), tokenize=True)
-    with pytest.raises(ValueError, match="image slots"):
+    with pytest.raises(ValueError, match="image tokens"):
         model.generate(inputs["input_ids"], pixel_values=inputs["pixel_values"][:1])
 
 
-def test_prompt_ids_hold_one_run_of_slots_per_picture(small_model: Pair) -> None:
+def test_prompts_have_image_tokens_for_every_image(small_model: Pair) -> None:
     _, processor = small_model
     turns = [Turn("user", "Q1", 1), Turn("assistant", "A1"), Turn("user", "Q2", 2)]
     ids = processor.encode_chat(turns).token_ids
@@ -75,7 +77,7 @@ def test_prompt_ids_hold_one_run_of_slots_per_picture(small_model: Pair) -> None
     assert max(i for i in ids if i != processor.image_token_id) < 512
 
 
-def test_a_chat_that_is_too_long_forgets_words_but_no_picture(small_model: Pair) -> None:
+def test_long_chats_lose_text_but_no_images(small_model: Pair) -> None:
     _, processor = small_model
     turns = [Turn("user", "first question " * 5, 1)]
     for i in range(6):
@@ -111,12 +113,12 @@ def test_answers_are_cut_at_the_stop_string(small_model: Pair) -> None:
     assert processor.decode_answer([1, *ids, 2]) == "A red circle."
 
 
-@pytest.mark.parametrize("name", ["vicuna", "llama2", "v2"])
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
     "typed", ["<ImageHere>", "###", "<Img><ImageHere></Img>", "</s>", "<s>[INST] x [/INST]", "##", "#"]
 )
-def test_what_users_type_is_words_in_every_turn_and_format(small_model: Pair, name: str, typed: str) -> None:
-    """The ids that give a prompt its structure are as many as with harmless words."""
+def test_user_text_never_changes_the_structure_of_ids(small_model: Pair, name: str, typed: str) -> None:
+    """A prompt has as many special tokens, image tokens and ### as with harmless text."""
     model, plain = small_model
     processor = MiniGPT4Processor(plain.image_processor, plain.tokenizer, name, 8, plain.image_token_id)
     sharps = processor.tokenizer.encode_segment("a ### b###c")
@@ -157,7 +159,7 @@ def test_a_chat_of_thousands_of_turns_is_cut_in_a_few_steps(small_model: Pair, m
     assert cut.dropped_messages == 4000 - 2 * kept.count("question ") + 2
 
 
-def test_the_template_without_pictures_and_the_pictures_later(small_model: Pair) -> None:
+def test_images_can_be_given_after_the_template(small_model: Pair) -> None:
     _, processor = small_model
     bare = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     prompt = processor.apply_chat_template(bare, add_generation_prompt=True)
@@ -175,6 +177,6 @@ def test_the_template_without_pictures_and_the_pictures_later(small_model: Pair)
         ({"role": "tool", "content": "42"}, "not 'tool'"),
     ],
 )
-def test_messages_that_cannot_be_shown_are_refused(small_model: Pair, message: dict[str, Any], reason: str) -> None:
+def test_unsupported_messages_are_rejected(small_model: Pair, message: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         small_model[1].apply_chat_template([message], tokenize=True)

@@ -14,7 +14,7 @@ def tokenizer(request: pytest.FixtureRequest, golden: Path) -> MiniGPT4Tokenizer
     return MiniGPT4Tokenizer(str(golden / "llm" / request.param / "tokenizer.model"))
 
 
-def test_the_originals_table(tokenizer: MiniGPT4Tokenizer, golden: Path) -> None:
+def test_ids_and_texts_equal_the_originals(tokenizer: MiniGPT4Tokenizer, golden: Path) -> None:
     expected = json.loads((golden / "v1_vicuna" / "expected.json").read_text())
     assert len(expected["tokenizer_table"]) == 30
     for row in expected["tokenizer_table"]:
@@ -24,7 +24,7 @@ def test_the_originals_table(tokenizer: MiniGPT4Tokenizer, golden: Path) -> None
         assert tokenizer.decode(row["ids"], skip_special_tokens=True) == row["skip_special"]
 
 
-def test_special_ids_are_the_vocabularys_own(tokenizer: MiniGPT4Tokenizer) -> None:
+def test_special_ids_come_from_the_vocabulary(tokenizer: MiniGPT4Tokenizer) -> None:
     assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert tokenizer.convert_ids_to_tokens(tokenizer.pad_token_id) == "$$"
 
@@ -38,7 +38,7 @@ def test_vocabularies_of_other_sizes_work_without_padding_piece(tmp_path: Path) 
     assert MiniGPT4Tokenizer(str(tmp_path / "tokenizer.model")).pad_token_id == 3
 
 
-def test_ids_past_the_vocabulary_have_no_text(tokenizer: MiniGPT4Tokenizer) -> None:
+def test_ids_beyond_the_vocabulary_have_no_text(tokenizer: MiniGPT4Tokenizer) -> None:
     assert tokenizer.decode_ids([tokenizer.vocab_size, 2]) == ""
 
 
@@ -56,7 +56,8 @@ def test_a_file_that_is_no_vocabulary_is_refused(golden: Path) -> None:
 
 
 def test_a_vocabulary_with_other_special_ids_is_refused(tmp_path: Path) -> None:
-    file, other = tmp_path / "tokenizer.model", io.BytesIO()
+    file = tmp_path / "tokenizer.model"
+    other = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["What is it?"] * 3),
         model_writer=other,

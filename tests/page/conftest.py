@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_pla
 
 from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.http.routes import create_app
-from minigpt4_serve.server.ray.replica import load_engine
+from minigpt4_serve.server.local_engine import load_engine
 from minigpt4_serve.settings import EngineSettings, ServeSettings
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"

@@ -147,7 +147,8 @@ def test_an_edit_can_be_given_up(visit: Visit, scripted: ScriptedServer) -> None
 
 
 def test_the_place_in_the_queue_is_shown(visit: Visit, scripted: ScriptedServer) -> None:
-    first, second = Gate(), Gate()
+    first = Gate()
+    second = Gate()
     scripted.on_word("wait", [queued(3, 12.0), first, queued(2), second, "done"])
     page = visit()
     ask(page, "please wait")

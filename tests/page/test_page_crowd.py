@@ -11,7 +11,7 @@ from page_driving import answered, answers, ask, image_file, show
 from page_serving import Gate, ScriptedServer
 from playwright.sync_api import Page
 from serving_app import settled
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.server.http.chat_service import ChatService
 
@@ -43,7 +43,7 @@ async def test_fifty_chats_stream_at_once(scripted: ScriptedServer) -> None:
             return [first, await _answer(client, messages)]
 
         talks = [asyncio.create_task(talk(number)) for number in range(PEOPLE)]
-        await until(lambda: scripted.running == PEOPLE)
+        await wait_until(lambda: scripted.running == PEOPLE)
         gate.open()
         found = await asyncio.gather(*talks)
     for number, (first, second) in enumerate(found):

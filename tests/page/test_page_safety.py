@@ -126,13 +126,15 @@ def test_a_generated_website_holds_no_frames(visit: Visit, scripted: ScriptedSer
     )
     page = visit()
     for number, way in enumerate(ways):
-        script = "<p id=heard>nothing</p><script>onmessage = (event) => { heard.textContent = event.data; }</script>"
+        script = (
+            "<p id=received>nothing</p><script>onmessage = (event) => { received.textContent = event.data; }</script>"
+        )
         scripted.on_word("website", [f"<html>{script}{way}<p>Shown {number}</p></html>"])
         ask(page, "a website please")
         frame = page.frame_locator("iframe").nth(number)
         expect(frame.get_by_text(f"Shown {number}")).to_be_visible()
         page.wait_for_timeout(500)
-        expect(frame.locator("#heard")).to_have_text("nothing")
+        expect(frame.locator("#received")).to_have_text("nothing")
 
 
 def test_the_preview_document_takes_messages_of_its_page_only(visit: Visit, scripted: ScriptedServer) -> None:

@@ -8,7 +8,8 @@ from ray.serve.deployment import Deployment
 from minigpt4_serve.server.ray.app import build
 from minigpt4_serve.settings import EngineSettings, ScaleSettings, ServeSettings
 
-SLOTS, QUEUE = 64, 128
+SLOTS = 64
+QUEUE = 128
 
 
 def built(**scale: Any) -> tuple[Deployment, Deployment]:
@@ -16,7 +17,7 @@ def built(**scale: Any) -> tuple[Deployment, Deployment]:
     engine = EngineSettings(max_running=SLOTS, max_waiting=QUEUE)
     # Without gpus_per_engine the cluster would be asked whether it has any.
     http = build(ServeSettings(engine=engine, scale=ScaleSettings(gpus_per_engine=0, **scale)))._bound_deployment
-    _, engines, _ = http.init_args
+    engines = http.init_args[1]
     return http, engines._bound_deployment
 
 

@@ -97,7 +97,7 @@ def test_keys_come_and_go_while_the_server_runs(keyed: Keyed) -> None:
     until(401)
 
 
-def test_limits_are_told_and_kept(small_model: Any, tmp_path: Path) -> None:
+def test_limits_are_reported_and_kept(small_model: Any, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     key = add_key(file, "guest", KeyLimits(requests_per_minute=3, images_per_day=1))
     other = add_key(file, "other", KeyLimits())

@@ -11,8 +11,8 @@ from golden_chats import VARIANTS, chats, convert_recorded
 
 from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.http.routes import create_app
+from minigpt4_serve.server.local_engine import load_engine
 from minigpt4_serve.server.openai.chat_request import ChatCompletionRequest
-from minigpt4_serve.server.ray.replica import load_engine
 from minigpt4_serve.settings import ModelSettings, ServeSettings
 
 Served = tuple[httpx.AsyncClient, ChatService, dict[str, Any]]

@@ -36,7 +36,7 @@ def test_a_key_is_stored_as_a_hash_that_only_its_owner_can_read(file: Path) -> N
     assert key not in text
     assert key.rpartition("_")[2] not in text
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing is left over"
+    assert [path.name for path in file.parent.iterdir()] == [file.name], "no temporary file remains"
     (stored,) = read_keys(file)
     assert (stored.name, stored.limits.requests_per_minute) == ("alice", 5)
     found = KeyRing(file, None).find(key)

@@ -8,20 +8,20 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_driving import collect, few_steps, idle, prompt, running
+from engine_driving import collect, make_prompt, running_engine, step_gate, wait_until_idle
 from serving_app import serving
 
 from minigpt4_serve.model import Turn
 from minigpt4_serve.protocol import SamplingParams
 from minigpt4_serve.server.http.routes import create_app
-from minigpt4_serve.server.metrics import METRICS, EngineMeter, HttpMeter
+from minigpt4_serve.server.ray.metrics import METRICS, EngineMeter, HttpMeter
 
 CHAT = "/v1/chat/completions"
 LONG = SamplingParams(max_tokens=60, ignore_eos=True)
 
 
 class Recorder:
-    """In the place of Ray's metrics, which are nobody's without a cluster: every value by name and labels."""
+    """Replaces Ray's metrics, which need a cluster: every value by name and labels."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, str] = {}
@@ -35,7 +35,8 @@ class Recorder:
             def __init__(self, name: str, text: str, *, tag_keys: tuple[str, ...] = (), **_: Any) -> None:
                 assert text
                 recorder.kinds[name] = kind
-                self.name, self.tag_keys = name, tag_keys
+                self.name = name
+                self.tag_keys = tag_keys
 
             def _key(self, tags: dict[str, str] | None) -> tuple[str, str]:
                 assert tuple(tags or ()) == self.tag_keys
@@ -68,45 +69,45 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
 
 
 async def test_gauges_follow_the_engine_and_return_to_zero(small_model: Any, recorder: Recorder) -> None:
-    asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    asked = make_prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
     meter = EngineMeter()
-    with running(small_model, max_running=2, max_waiting=3, block_size=4) as engine:
-        meter.note(asdict(engine.stats()))
+    with running_engine(small_model, max_running=2, max_waiting=3, block_size=4) as engine:
+        meter.update(asdict(engine.stats()))
         assert (recorder["running"], recorder["waiting"], recorder["kv_blocks"]) == (0, 0, 0)
-        total = recorder["kv_blocks_total"]
+        total = recorder["kv_blocks_capacity"]
         assert total == engine.stats().blocks_total > 0
-        with few_steps(engine, 10) as gate:
+        with step_gate(engine, 10) as gate:
             tasks = [asyncio.create_task(collect(engine, asked, LONG, str(number))) for number in range(5)]
-            await gate.used_up()
-            meter.note(asdict(engine.stats()))
+            await gate.wait_until_exhausted()
+            meter.update(asdict(engine.stats()))
             assert (recorder["running"], recorder["waiting"]) == (2, 3)
             # Both read the same prompt, so they share its full blocks; each has at least one of its own.
             assert len(asked.token_ids) // 4 + 2 <= recorder["kv_blocks"] <= total
         await asyncio.gather(*tasks)
-        await idle(engine)
-        meter.note(asdict(engine.stats()))
+        await wait_until_idle(engine)
+        meter.update(asdict(engine.stats()))
     assert (recorder["running"], recorder["waiting"], recorder["kv_blocks"]) == (0, 0, 0)
-    assert recorder["kv_blocks_total"] == total
+    assert recorder["kv_blocks_capacity"] == total
 
 
 async def test_what_an_engine_counts_is_passed_on_once(small_model: Any, recorder: Recorder) -> None:
-    asked = prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    asked = make_prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
     meter = EngineMeter()
-    with running(small_model, max_running=1) as engine:
+    with running_engine(small_model, max_running=1) as engine:
         for number in range(2):
             await collect(engine, asked, LONG, str(number))
             for _ in range(3):  # Ray asks whether anything happened or not
-                meter.note(asdict(engine.stats()))
+                meter.update(asdict(engine.stats()))
         assert recorder["generated_tokens"] == 2 * LONG.max_tokens
         assert (recorder["image_decodes"], recorder["image_encodes"], recorder["image_hits"]) == (1, 1, 1)
         assert recorder["aborted"] == 0
-        with few_steps(engine, 10) as gate:
+        with step_gate(engine, 10) as gate:
             leaving = engine.generate(asked, LONG, request_id="leaves")
             await anext(leaving)
-            await gate.used_up()
+            await gate.wait_until_exhausted()
             await leaving.aclose()  # type: ignore[attr-defined]
-        await idle(engine)
-        meter.note(asdict(engine.stats()))
+        await wait_until_idle(engine)
+        meter.update(asdict(engine.stats()))
     assert recorder["aborted"] == 1
     assert recorder["running"] == 0
 

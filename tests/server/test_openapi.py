@@ -1,4 +1,4 @@
-"""The served OpenAPI document is true enough to attack the server with it: no request made from it gives a 500."""
+"""The OpenAPI document is accurate: responses conform to it, and no request made from it gives a 500."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def test_no_request_gives_a_500(served: tuple[httpx.Client, ChatService]) -> Non
             answer = case.call(timeout=120)
             asked[f"{case.method} {case.path} {answer.status_code}"] += 1
             case.validate_response(answer, checks=[not_a_server_error, response_schema_conformance])
-            # A model that chance won't name, and a question that chance won't ask: then the parameters are looked at.
+            # With a model and a question that random generation won't find, the other parameters are used.
             for known in ({"model": "small"}, {"model": "small", **QUESTION}):
                 if isinstance(case.body, dict):
                     answer = client.post(case.path, json={**case.body, **known})
@@ -48,7 +48,7 @@ def test_no_request_gives_a_500(served: tuple[httpx.Client, ChatService]) -> Non
                     assert answer.status_code < 500, answer.text
 
         attack()
-    # Some were good enough to be answered, others were not: both sides of the door were tried.
+    # Both valid and invalid requests were tried.
     assert asked["POST /v1/chat/completions 200"], asked
     assert asked["POST /v1/chat/completions 400"], asked
     assert asked["POST /v1/responses 200"], asked
@@ -62,7 +62,7 @@ def test_afterwards_nothing_runs_and_the_server_answers(served: tuple[httpx.Clie
     assert client.post("/v1/chat/completions", json=hello).status_code == 200
 
 
-def test_the_document_knows_every_route_and_names_every_field(served: tuple[httpx.Client, ChatService]) -> None:
+def test_the_document_has_every_route_and_field(served: tuple[httpx.Client, ChatService]) -> None:
     client, _ = served
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/chat/completions", "/v1/responses", "/v1/models", "/health", "/ready"} <= set(paths)
@@ -71,3 +71,7 @@ def test_the_document_knows_every_route_and_names_every_field(served: tuple[http
     assert {"messages", "stream", "timeout", "response_format", "seed"} <= set(body["properties"])
     assert "$ref" not in str(body), "a reference would point nowhere"
     assert {"200", "400", "401", "404", "408", "413", "429", "503"} <= set(chat["responses"])
+    for path, name in {"/v1/chat/completions": "ChatCompletion", "/v1/responses": "Response"}.items():
+        content = paths[path]["post"]["responses"]["200"]["content"]
+        assert content["application/json"]["schema"] == {"$ref": f"#/components/schemas/{name}"}
+        assert "text/event-stream" in content

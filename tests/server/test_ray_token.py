@@ -1,4 +1,4 @@
-"""The token of a local Ray cluster: nobody else on the machine may read it."""
+"""The token of a local Ray cluster: no other user of the machine may read it."""
 
 import os
 import stat
@@ -63,6 +63,12 @@ def test_a_token_file_given_by_path_is_protected(home: Path, monkeypatch: pytest
     protect_token()
     assert _mode(file) == 0o600
     assert not (home / ".ray").exists()
+
+
+def test_a_missing_token_file_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "none"))
+    with pytest.raises(EngineFailed, match=r"RAY_AUTH_TOKEN_PATH names .*none, which doesn't exist"):
+        protect_token()
 
 
 @pytest.mark.parametrize("variable", [("RAY_AUTH_TOKEN", "t"), ("RAY_AUTH_MODE", "disabled")])

@@ -11,7 +11,7 @@ import openai
 import pytest
 from drawing import draw, encode
 from openai.types.responses import Response
-from serving_app import few_steps, serving, settled
+from serving_app import few_steps, local_engine, serving, settled
 
 RESPONSES = "/v1/responses"
 PICTURE = "data:image/png;base64," + base64.b64encode(encode(draw("red"))).decode()
@@ -84,7 +84,7 @@ def test_the_openai_client_streams_every_event_in_order(client: openai.OpenAI) -
     assert kinds[-1] in ("response.completed", "response.incomplete")
     assert [event.sequence_number for event in events] == list(range(len(events)))
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
-    last: Response = events[-1].response  # type: ignore[union-attr]
+    last: Response = events[-1].response
     assert text == last.output_text
     assert not text.startswith(" ")
     whole = client.responses.create(model="small", input=QUESTION, max_output_tokens=12, temperature=0)  # type: ignore[arg-type]
@@ -136,8 +136,8 @@ def test_logprobs_metadata_and_json(client: openai.OpenAI) -> None:
     )
     assert json.loads(given.output_text)["color"] in ("red", "blue")
     assert given.metadata == {"a": "b"}
-    part = given.output[0].content[0]  # type: ignore[union-attr]
-    assert part.logprobs  # type: ignore[union-attr]
+    part = given.output[0].content[0]
+    assert part.logprobs
     assert len(part.logprobs[0].top_logprobs) == 2  # type: ignore[union-attr,index]
     assert given.status == "completed"
 
@@ -220,7 +220,7 @@ def test_a_stream_that_breaks_ends_in_a_failed_response(small_model: Any, monkey
         for event in stream:
             events.append(event)
             if event.type == "response.output_text.delta":
-                monkeypatch.setattr(service.engine._scheduler, "schedule", broken)  # type: ignore[union-attr]
+                monkeypatch.setattr(local_engine(service)._scheduler, "schedule", broken)
                 held.close()
         assert events[-1].type == "response.failed"
         error = events[-1].response.error

@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 from drawing import draw, encode
-from serving_app import few_steps, serving, settled, wait_until_told
+from serving_app import few_steps, local_engine, serving, settled, wait_until_abort_is_sent
 
+from minigpt4_serve.engine.admission import Admission
 from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.images import EncodedImage
 from minigpt4_serve.server.http.chat_service import ChatService
@@ -117,8 +118,8 @@ def test_logprobs(client: httpx.Client) -> None:
         # Greedy: the chosen token is the likeliest.
         assert entry["top_logprobs"][0]["token"] == entry["token"]
     streamed = _events(client.post(CHAT, json=_question(logprobs=True, max_tokens=5, stream=True)).text)
-    told = [e for event in streamed for c in event["choices"] if c["logprobs"] for e in c["logprobs"]["content"]]
-    assert [entry["token"] for entry in told] == [entry["token"] for entry in content]
+    logprobs = [e for event in streamed for c in event["choices"] if c["logprobs"] for e in c["logprobs"]["content"]]
+    assert [entry["token"] for entry in logprobs] == [entry["token"] for entry in content]
 
 
 def test_a_stop_string_ends_the_answer_and_is_not_in_it(client: httpx.Client) -> None:
@@ -204,19 +205,19 @@ def test_wrong_addresses(client: httpx.Client, method: str, path: str, status: i
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_the_answer_bears_the_clients_name_for_it_or_one_of_ours(client: httpx.Client) -> None:
+def test_the_response_has_the_requests_id_or_a_new_one(client: httpx.Client) -> None:
     assert client.get("/health", headers={"x-request-id": "mine"}).headers.get_list("x-request-id") == ["mine"]
     assert client.get("/health").headers["x-request-id"].startswith("req-")
 
 
 def test_a_client_that_leaves_frees_its_slot(served: tuple[httpx.Client, ChatService]) -> None:
     client, service = served
-    before = service.engine.stats().aborted
+    before = local_engine(service).stats().aborted
     long = _question(max_tokens=400, min_tokens=400, stream=True)
     with few_steps(service):
         with client.stream("POST", CHAT, json=long) as answer:
             next(answer.iter_text())
-        wait_until_told(service)
+        wait_until_abort_is_sent(service)
     stats = settled(service)
     assert stats.aborted == before + 1
 
@@ -225,15 +226,15 @@ def test_a_client_leaving_a_whole_answer_frees_its_slot(
     served: tuple[httpx.Client, ChatService],
 ) -> None:
     client, service = served
-    before = service.engine.stats()
+    before = local_engine(service).stats()
     body = json.dumps(_question(max_tokens=400, min_tokens=400)).encode()
     with few_steps(service):
         with _sent(client, body, len(body)):
             deadline = time.monotonic() + 60
-            while service.engine.stats().generated_tokens == before.generated_tokens:
+            while local_engine(service).stats().generated_tokens == before.generated_tokens:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
-        wait_until_told(service)
+        wait_until_abort_is_sent(service)
     assert settled(service).aborted == before.aborted + 1
 
 
@@ -246,13 +247,13 @@ def _sent(client: httpx.Client, body: bytes, declared: int) -> Iterator[socket.s
         yield connection
 
 
-def test_when_full_nobody_is_asked_for_the_rest_of_the_body(small_model: Any) -> None:
+def test_a_full_server_refuses_before_reading_the_body(small_model: Any) -> None:
     with serving(small_model, engine=EngineSettings(max_running=1, max_waiting=0)) as (client, service):
         long = _question(max_tokens=400, min_tokens=400, stream=True)
         with few_steps(service), client.stream("POST", CHAT, json=long) as answer:
             pieces = answer.iter_text()  # kept: an iterator that is dropped closes the stream
             next(pieces)
-            before = service.engine.stats()
+            before = local_engine(service).stats()
             with _sent(client, b"{", declared=1_000_000) as connection:
                 assert connection.recv(100).startswith(b"HTTP/1.1 429 ")
             refused = client.post(CHAT, json=_question("What is it?", "red"))
@@ -260,20 +261,20 @@ def test_when_full_nobody_is_asked_for_the_rest_of_the_body(small_model: Any) ->
             assert int(refused.headers["retry-after"]) >= 1
         assert settled(service).image_decodes == before.image_decodes
         with _sent(client, b"{", declared=1_000_000):
-            assert client.post(CHAT, json=_question()).status_code == 200, "an unfinished body takes nobody's place"
+            assert client.post(CHAT, json=_question()).status_code == 200, "an unfinished body takes no place"
 
 
-async def test_who_is_being_prepared_has_a_place(
+async def test_requests_being_prepared_count_as_capacity(
     served: tuple[httpx.Client, ChatService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, service = served
-    monkeypatch.setattr(service.engine, "_settings", EngineSettings(max_running=1, max_waiting=1))
+    monkeypatch.setattr(local_engine(service), "_admission", Admission(max_running=1, max_waiting=1))
     reading: asyncio.Future[list[EncodedImage]] = asyncio.get_running_loop().create_future()
 
     async def read(_: Any) -> list[EncodedImage]:
         return await asyncio.shield(reading)
 
-    monkeypatch.setattr(service._pictures, "read", read)
+    monkeypatch.setattr(service._images, "read", read)
     wanted = parse_chat_request(json.dumps(_question()).encode())
     first, second = (asyncio.create_task(service.prepare(wanted)) for _ in range(2))
     await asyncio.sleep(0)
@@ -281,7 +282,7 @@ async def test_who_is_being_prepared_has_a_place(
         await service.prepare(wanted)
     reading.set_result([])
     await asyncio.gather(first, second)
-    service.check_capacity()
+    await service.check_capacity()
 
 
 def test_the_body_is_limited(small_model: Any) -> None:
@@ -297,7 +298,7 @@ def test_the_body_is_limited(small_model: Any) -> None:
         assert answer.json()["error"]["code"] == "payload_too_large"
 
 
-def test_a_key_is_wanted_everywhere_but_for_health(small_model: Any) -> None:
+def test_every_route_but_health_needs_a_key(small_model: Any) -> None:
     with serving(small_model, api_key="sesame") as (client, _):
         for headers in (
             {},
@@ -342,13 +343,13 @@ def test_when_busy_some_queue_and_others_are_refused(small_model: Any) -> None:
     assert last["timings"]["queue_s"] > 0
 
 
-def test_when_the_engine_dies_everybody_hears_of_it(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_request_fails_when_the_engine_dies(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(small_model) as (client, service):
 
         def broken(*_: Any) -> None:
             raise RuntimeError("secret words of a driver")
 
-        monkeypatch.setattr(service.engine._runner, "step", broken)
+        monkeypatch.setattr(local_engine(service)._runner, "step", broken)
         answer = client.post(CHAT, json=_question(stream=True))
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "engine_failed"

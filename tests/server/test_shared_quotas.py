@@ -1,4 +1,4 @@
-"""Counters in another process: while it doesn't answer, requests with a key get a 503 and none gets past it."""
+"""Quotas in another process: while it doesn't answer, requests with a key get a 503."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
-from serving_app import serving
-from waiting import until
+from serving_app import local_engine, serving
+from waiting import wait_until
 
 from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.server.http.routes import create_app
@@ -23,15 +23,15 @@ HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 
 
 class Actor:
-    """Ray's handle of the ledger, and the ledger itself.
+    """Ray's handle of the store's actor, with the store itself.
 
     Attributes:
-        trouble: what a call meets instead of the ledger: ``"silence"``, or Ray's exception.
+        trouble: what a call meets instead of a result: ``"silence"``, or Ray's exception.
         asked: names of the methods that were called, whatever they met.
     """
 
     def __init__(self) -> None:
-        self.ledger = QuotaStore()
+        self.store = QuotaStore()
         self.trouble: str | Exception | None = None
         self.asked: list[str] = []
 
@@ -41,7 +41,8 @@ class Actor:
 
 class _Method:
     def __init__(self, actor: Actor, name: str) -> None:
-        self._actor, self._name = actor, name
+        self._actor = actor
+        self._name = name
 
     def remote(self, *arguments: Any) -> Awaitable[Any]:
         self._actor.asked.append(self._name)
@@ -49,9 +50,9 @@ class _Method:
         trouble = self._actor.trouble
         if isinstance(trouble, Exception):
             answer.set_exception(trouble)
-            answer.exception()  # nobody awaits the end of a request; that is no error of the test
+            answer.exception()  # a release is not awaited
         elif trouble is None:
-            answer.set_result(getattr(self._actor.ledger, self._name)(*arguments))
+            answer.set_result(getattr(self._actor.store, self._name)(*arguments))
         return answer
 
 
@@ -67,7 +68,7 @@ def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
             return actor
 
     monkeypatch.setattr(shared_quotas.ray, "remote", lambda _: Options())
-    monkeypatch.setattr(shared_quotas, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(shared_quotas, "_TIMEOUT_S", 0.05)
     return actor
 
 
@@ -84,15 +85,15 @@ TROUBLES = ["silence", ActorDiedError(), ActorUnavailableError("gone", None)]
 async def test_counters_that_do_not_answer_are_a_503(actor: Actor, key: ApiKey, trouble: str | Exception) -> None:
     quotas = SharedQuotas()
     actor.trouble = trouble
-    asking: list[Callable[[], Awaitable[Any]]] = [lambda: quotas.begin(key, "a"), lambda: quotas.charge(key, "a", 1)]
+    asking: list[Callable[[], Awaitable[Any]]] = [lambda: quotas.reserve(key, "a"), lambda: quotas.consume(key, "a", 1)]
     for ask in asking:
         with pytest.raises(EngineFailed, match="counters of the keys are being replaced") as failed:
             await ask()
         assert failed.value.status == 503
-        quotas.end(key, "a", refund=True)
+        quotas.release(key, "a", refund=True)
     actor.trouble = None
-    assert (await quotas.begin(key, "b")).refusal is None, "what failed holds nothing"
-    quotas.end(key, "b", refund=False)
+    assert (await quotas.reserve(key, "b")).refusal is None, "a failed request holds no reservation"
+    quotas.release(key, "b", refund=False)
 
 
 async def test_a_request_of_a_key_is_refused_while_counters_are_silent(
@@ -104,17 +105,17 @@ async def test_a_request_of_a_key_is_refused_while_counters_are_silent(
         transport = httpx.ASGITransport(app=create_app(service, SharedQuotas()))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
             assert (await client.post(CHAT, json=HELLO)).status_code == 200
-            requests = service.engine.stats().generated_tokens  # type: ignore[union-attr]
+            requests = local_engine(service).stats().generated_tokens
             actor.trouble = "silence"
             refused = await client.post(CHAT, json=HELLO)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "engine_failed"
-            assert service.engine.stats().generated_tokens == requests, "nothing was computed"  # type: ignore[union-attr]
+            assert local_engine(service).stats().generated_tokens == requests, "nothing was computed"
             assert (await client.get("/v1/models")).status_code == 200, "what isn't counted is answered"
             actor.trouble = None
             answers = [await client.post(CHAT, json=HELLO) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 200], "the one request at a time is free again"
-    assert actor.asked.count("begin") == actor.asked.count("end") == 4
+    assert actor.asked.count("reserve") == actor.asked.count("release") == 4
 
 
 async def test_a_holder_is_renewed_only_while_requests_run(
@@ -122,15 +123,15 @@ async def test_a_holder_is_renewed_only_while_requests_run(
 ) -> None:
     monkeypatch.setattr(shared_quotas, "HOLDER_TIMEOUT_S", 0.02)
     quotas = SharedQuotas()
-    await quotas.begin(key, "a")
-    actor.trouble = ActorDiedError()  # being restarted: the next time it is told again
-    await until(lambda: actor.asked.count("renew") >= 3)
+    await quotas.reserve(key, "a")
+    actor.trouble = ActorDiedError()  # it is restarted: the holder renews again
+    await wait_until(lambda: actor.asked.count("renew") >= 3)
     actor.trouble = None
-    quotas.end(key, "a", refund=False)
+    quotas.release(key, "a", refund=False)
     assert quotas._renewing is not None
     await quotas._renewing  # it ends with the last request
     renewed = actor.asked.count("renew")
-    await quotas.begin(key, "b")
-    await until(lambda: actor.asked.count("renew") > renewed)
-    quotas.end(key, "b", refund=False)
+    await quotas.reserve(key, "b")
+    await wait_until(lambda: actor.asked.count("renew") > renewed)
+    quotas.release(key, "b", refund=False)
     await quotas._renewing

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4_serve.errors import InvalidRequest
-from minigpt4_serve.server.ray.shared_socket import SharedSocket, receive_socket
+from minigpt4_serve.server.http.shared_socket import SharedSocket, receive_socket
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def test_connections_during_a_replacement_reach_the_successor() -> None:
         port = listening.getsockname()[1]
     try:
         for number in range(3):
-            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:  # nobody accepts yet
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:  # no process accepts yet
                 with _received(shared) as listening:
                     connection, _ = listening.accept()
                 with connection:
@@ -110,7 +110,7 @@ def test_receivers_that_have_gone_are_not_waited_for() -> None:
 
 
 def test_receivers_notice_that_the_owner_is_killed() -> None:
-    code = "import sys, time; from minigpt4_serve.server.ray.shared_socket import SharedSocket as S; "
+    code = "import sys, time; from minigpt4_serve.server.http.shared_socket import SharedSocket as S; "
     code += "s = S('127.0.0.1', 0); print(s.path, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None

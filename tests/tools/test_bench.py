@@ -1,4 +1,4 @@
-"""The benchmark runs from the tree, with the smallest sizes, without Ray, FastAPI and matplotlib."""
+"""The benchmarks run from a checkout, at the smallest sizes, without Ray, FastAPI and matplotlib."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from minigpt4_serve.settings import EngineSettings
 from tools.bench import engine as bench
 from tools.bench import soak, stages
 from tools.bench.__main__ import main
-from tools.bench.measurement import Measurement, percentile
+from tools.bench.measurement import Measurement, percentile, percentiles_ms
 
 pytestmark = pytest.mark.timeout(1000)  # the smallest sizes on the slowest machine
 
@@ -40,7 +40,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_measures_all_sides_and_writes_figures(tmp_path: Path) -> None:
+def test_the_engines_benchmark_measures_all_ways(tmp_path: Path) -> None:
     done = run("--preset", "smoke", "--skip-transformers", "--roofline", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Burst" in done.stdout
@@ -57,7 +57,7 @@ def test_it_measures_all_sides_and_writes_figures(tmp_path: Path) -> None:
 
 
 def test_engines_run_one_at_a_time_and_each_stage_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU a second KV cache, or what measures the device, would find no room beside the first."""
+    """On a GPU there is no memory for a second KV cache, nor for measuring the device, beside the first."""
     before: list[weakref.ref[Engine]] = []
     kept: list[set[str]] = []
 
@@ -102,6 +102,8 @@ def test_a_short_soak_leaks_nothing(tmp_path: Path) -> None:
 def test_percentiles_are_of_the_nearest_rank(percent: float, expected: float) -> None:
     assert percentile([5.0, 1.0, 4.0, 2.0, 3.0], percent) == expected
     assert percentile([], percent) == 0.0
+    name = f"ttft_p{percent:.0f}_ms"
+    assert percentiles_ms("ttft", [0.001 * expected] * 3, [int(percent)]) == {name: expected}
 
 
 def test_latencies_count_from_arrival_to_token_to_token() -> None:
@@ -113,7 +115,7 @@ def test_latencies_count_from_arrival_to_token_to_token() -> None:
     assert measured.summary()["ttft_p50_ms"] == 500.0
 
 
-def test_a_leak_found_by_the_soak_is_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leak_makes_the_soak_test_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "soak", lambda *_: {"leaked_blocks": 0, "leaked_slots": 1})
     threads = torch.get_num_threads()
     try:

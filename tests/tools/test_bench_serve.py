@@ -1,4 +1,4 @@
-"""What the benchmark of the server reads, asks and sums up; the run itself needs Ray and minutes."""
+"""Requests, counts and summaries of the server's benchmark; the benchmark itself needs Ray and minutes."""
 
 import asyncio
 import json
@@ -60,7 +60,9 @@ def test_streamed_answers_are_counted() -> None:
 
 def test_the_summary_is_relative_to_the_bare_server() -> None:
     answer = StreamedAnswer(ttft=0.25, events=2, completion_tokens=4, prompt_tokens=40, cached_tokens=8)
-    summary = ServerResult(seconds=2.0, cpu_seconds=1.0, answers=[answer]).summary(base_rate=4.0)
+    result = ServerResult(seconds=2.0, cpu_seconds=1.0)
+    result.add([answer])
+    summary = result.summary(base_rate=4.0)
     assert (summary["tokens_per_s"], summary["of_uvicorn"], summary["tokens_per_cpu_s"]) == (2.0, 0.5, 4.0)
     assert (summary["ttft_p50_ms"], summary["tokens_per_event"], summary["cached_share_of_prompts"]) == (250.0, 2, 0.2)
 
@@ -93,7 +95,9 @@ def test_late_refusals_are_counted() -> None:
 
 
 def test_saturation_keeps_one_request_per_running_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    body, active, most = openai_body(), 0, 0
+    body = openai_body()
+    active = 0
+    most = 0
 
     async def counted(*arguments: object) -> None:
         nonlocal active, most

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from other_set import MEMBERS, PICTURES, write_set
+from other_set import IMAGES, MEMBERS, write_set
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -53,13 +53,17 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_another_set_needs_no_word_about_its_dimensions(
+def test_another_set_converts_and_equals_the_original(
     other: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    files, sizes = other / "models", MEMBERS[name]
+    files = other / "models"
+    sizes = MEMBERS[name]
     words = ["convert", "--variant", sizes.variant, "--llm", str(files / f"llm of {name}"), "--dtype", "float32"]
     words += ["--vit", str(files / "a tower.pth"), "--checkpoint", str(files / f"{name}.pth"), str(scratch / name)]
     words += ["--qformer", str(files / "queries.pth")] if sizes.qformer else []
+    words += ["--vit-heads", str(sizes.heads), "--vit-depth", str(sizes.depth), "--image-size", str(sizes.image)]
+    words += ["--qformer-heads", str(sizes.qformer[1])] if sizes.qformer else []
+    words += ["--lora-alpha", str(sizes.lora[1])] if sizes.lora else []
     monkeypatch.setattr(sys, "argv", ["minigpt4", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -72,10 +76,10 @@ def test_another_set_needs_no_word_about_its_dimensions(
 
     rows = {row.stage: row for row in command.compare(other, name, "sdpa", scratch / name)}
     assert [str(row) for row in rows.values() if not row.holds] == []
-    seen = {"pixels, SHA-256": len(PICTURES), "prompt texts": 3, "prompt ids": 4, "greedy_rp13 ids": 4}
+    seen = {"pixels, SHA-256": len(IMAGES), "prompt texts": 3, "prompt ids": 4, "greedy_rp13 ids": 4}
     assert {stage: rows[stage].total for stage in seen} == seen
     assert {"image_embeds", "logits, every position", "beam3_no_stop_strings ids"} <= rows.keys()
-    # What this set hasn't recorded isn't claimed to hold.
+    # Stages that this set has no recordings of are left out.
     assert not rows.keys() & {"losses", "sampling scores", "candidate ranks"}
     assert ("batch ids" in rows) == (sizes.variant != "v2")
     assert ("beam2_short ids" in rows) == (sizes.variant != "vicuna")

@@ -1,4 +1,4 @@
-"""Attention supervision on hand-made dialogues: which token attends to what."""
+"""Attention targets of hand-made dialogues."""
 
 import pytest
 import torch
@@ -16,7 +16,10 @@ SCENE = Scene(
     (Thing("star", "red", 0.2, 0.2, 0.1), Thing("moon", "blue", 0.8, 0.2, 0.1), Thing("star", "blue", 0.8, 0.8, 0.1)),
     "white",
 )
-RED_STAR, BLUE_MOON, BLUE_STAR = 0, 3, 15  # the queries that own them
+# the queries that own them
+RED_STAR = 0
+BLUE_MOON = 3
+BLUE_STAR = 15
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,9 @@ def test_a_color_before_a_noun_means_the_noun(tokenizer: MiniGPT4Tokenizer) -> N
 
 def test_later_mentions_link_to_earlier_ones(tokenizer: MiniGPT4Tokenizer) -> None:
     targets = _Targets(tokenizer, "Is the moon above the red star?", "No, the moon is not above the red star.")
-    moon, red, star = targets.asked("moon"), targets.asked("red"), targets.asked("star")
+    moon = targets.asked("moon")
+    red = targets.asked("red")
+    star = targets.asked("star")
     assert targets.keys(Role.LINK, moon) == {}
     assert targets.keys(Role.LINK, red) == {moon: 1.0}
     assert targets.keys(Role.LINK, star) == {moon: 1.0}  # "red star" is one mention

@@ -1,4 +1,4 @@
-"""Configurations of training runs: what is accepted, what is refused, and in which words."""
+"""Configurations of training runs: valid and invalid ones, and the error messages."""
 
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,11 @@ def test_a_stage_that_the_run_lacks_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "has no stage 'language'" in capsys.readouterr().err
 
 
-def test_inputs_name_what_a_result_depends_on(tmp_path: Path) -> None:
+def test_stage_inputs_are_the_settings_of_a_result(tmp_path: Path) -> None:
     config = TrainConfig.read(_written(tmp_path, MINIMAL))
     longer = TrainConfig.read(_written(tmp_path, {**MINIMAL, "finetune": {"steps": 31, "learning_rate": 1e-3}}))
     faster = TrainConfig.read(_written(tmp_path, {**MINIMAL, "threads": 2, "checkpoint_steps": 3}))
     for stage in ("vision", "language", "fit-projection"):
-        assert config.inputs_of(stage) == longer.inputs_of(stage) == faster.inputs_of(stage)
-    assert config.inputs_of("finetune") != longer.inputs_of("finetune")
-    assert config.inputs_of("finetune") == faster.inputs_of("finetune")
+        assert config.stage_inputs(stage) == longer.stage_inputs(stage) == faster.stage_inputs(stage)
+    assert config.stage_inputs("finetune") != longer.stage_inputs("finetune")
+    assert config.stage_inputs("finetune") == faster.stage_inputs("finetune")

@@ -1,4 +1,4 @@
-"""The evaluation: its table, and which questions it leaves out."""
+"""The evaluation: its table, and the selection of questions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from minigpt4_serve.settings import TINY_MODEL
 from tools.tiny import evaluate
 from tools.tiny.evaluate import evaluation_set, exact_share, print_table
 from tools.tiny.questions import Dialogue
-from tools.tiny.wordings import NEW
+from tools.tiny.wordings import HELD_OUT
 
 MODEL: Any = object()
 
@@ -47,16 +48,26 @@ def test_a_model_that_is_always_right_scores_100(
         "| detailed description | 100.0% | 3 |",
         "| refusal | 100.0% | 3 |",
         "| greeting | 100.0% | 3 |",
-        "| new wordings, mean | 100.0% | 18 |",
-        "| new wordings, refusals and greetings | 100.0% | |",
-        *[line for line in lines if line.startswith("new wordings by kind: ")],
-        "| asked by a stranger, mean | 100.0% | 18 |",
-        "| asked by a stranger, refusals and greetings | 100.0% | |",
-        *[line for line in lines if line.startswith("asked by a stranger by kind: ")],
+        "| held-out wordings, mean | 100.0% | 18 |",
+        "| held-out wordings, refusals and greetings | 100.0% | |",
+        *[line for line in lines if line.startswith("held-out wordings by kind: ")],
+        "| independent wordings, mean | 100.0% | 18 |",
+        "| independent wordings, refusals and greetings | 100.0% | |",
+        *[line for line in lines if line.startswith("independent wordings by kind: ")],
         "| alternative renderer, factual kinds | 100.0% | 48 |",
         "| wrong image, factual kinds | 100.0% | 32 |",
         "| blank image, factual kinds | 100.0% | 48 |",
     ]
+
+
+def test_the_models_readme_has_the_rows_of_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (TINY_MODEL / "README.md").read_text(encoding="utf-8").splitlines()
+    printed = _table(monkeypatch, capsys, 2, lambda image, dialogue: dialogue.answer)
+    names, in_readme = ([line.split(" | ")[0] for line in lines if line[:2] == "| "] for lines in (printed, readme))
+    assert len(names) == 25
+    assert in_readme == names
 
 
 def test_each_row_uses_its_own_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +89,7 @@ def test_the_share_counts_exact_answers(monkeypatch: pytest.MonkeyPatch) -> None
 def test_sets_are_reproducible_and_differ_by_seed() -> None:
     assert evaluation_set("where", 5) == evaluation_set("where", 5)
     assert evaluation_set("where", 5) != evaluation_set("where", 5, seed="test")
-    assert evaluation_set("where", 5)[0].scene != evaluation_set("where", 5, NEW)[0].scene
+    assert evaluation_set("where", 5)[0].scene != evaluation_set("where", 5, HELD_OUT)[0].scene
 
 
 def test_follow_ups_need_the_image() -> None:

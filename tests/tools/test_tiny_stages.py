@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from training_runs import train_until_killed
 
+from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.settings import TINY_MODEL
 from tools.tiny.config import TrainConfig
 from tools.tiny.evaluate import answers, load
@@ -22,7 +23,8 @@ from tools.tiny.stages import AccuracyByKind, Run, fit_linear
 from tools.tiny.train import main
 
 ROOT = Path(__file__).parents[2]
-STEPS, CHECKPOINT_STEPS = 7, 5
+STEPS = 7
+CHECKPOINT_STEPS = 5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,7 +92,8 @@ def test_a_killed_stage_resumes_exactly(
     assert len(killed["losses"]) == CHECKPOINT_STEPS
     assert (run / f"{stage}.pt.partial").exists() is while_saving
     main(arguments)
-    resumed, uninterrupted = _result(run / f"{stage}.pt"), _result(finished / f"{stage}.pt")
+    resumed = _result(run / f"{stage}.pt")
+    uninterrupted = _result(finished / f"{stage}.pt")
     assert len(set(resumed["losses"].tolist())) == STEPS
     _assert_equal(resumed, uninterrupted)
 
@@ -102,6 +105,15 @@ def test_rendering_again_gives_the_same_shards(config: Path, finished: Path, tmp
     (tmp_path / "shards" / "scenes-0001.partial").write_bytes(b"half a shard")
     main(_arguments(config, tmp_path, "--stage", "render"))
     assert shard.read_bytes() == (finished / "shards" / "scenes-0001.npy").read_bytes()
+
+
+def test_finished_stages_are_reported_and_skipped(
+    config: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for stage in ("vision", "language", "fit-projection", "finetune"):
+        main(_arguments(config, tmp_path / "run", "--stage", stage))
+        assert capsys.readouterr().out == f"{stage}: finished\n"
 
 
 def test_fitting_again_gives_the_same_projection(config: Path, finished: Path, tmp_path: Path) -> None:
@@ -139,7 +151,7 @@ def test_the_export_loads_and_repeats_its_self_test(finished: Path) -> None:
     ("stage", "missing"),
     [("vision", "render"), ("fit-projection", "vision"), ("finetune", "fit-projection"), ("export", "fit-projection")],
 )
-def test_a_stage_names_the_one_that_it_needs(
+def test_a_stage_names_the_missing_earlier_stage(
     config: Path, tmp_path: Path, stage: str, missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -167,6 +179,31 @@ def test_results_of_other_settings_are_refused(
     with pytest.raises(SystemExit):
         main(["--config", str(config), "--run", str(tmp_path / "run"), "--steps", "9", "--stage", "vision"])
     assert "was made with other settings in 'vision'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_diverging_stage_ends_with_one_sentence(
+    config: Path, finished: Path, tmp_path: Path, processes: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values["vision"] |= {"processes": processes, "loss_weights": {"background": 1e300}}
+    diverging = tmp_path / "diverging.yaml"
+    diverging.write_text(yaml.safe_dump(values), encoding="utf-8")
+    shutil.copytree(finished / "shards", tmp_path / "run" / "shards")
+    with pytest.raises(SystemExit) as ended:
+        main(_arguments(diverging, tmp_path / "run", "--stage", "vision"))
+    assert ended.value.code == 2
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert sentence.startswith("The loss of step 0 of vision is inf: lower the learning rate and start")
+
+
+def test_a_tokenizer_of_other_settings_is_refused(config: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("shards", "model", "*.pt"))
+    given = TrainConfig.read(config)
+    assert Run(given, tmp_path / "run").tokenizer().vocab_size == given.model.vocabulary_size
+    trained = given.model_copy(update={"tokenizer": None})
+    with pytest.raises(InvalidRequest, match=r"tokenizer\.model was made with other settings"):
+        Run(trained, tmp_path / "run").tokenizer()
 
 
 def test_shards_of_another_size_are_refused(
@@ -229,7 +266,8 @@ def test_a_run_trains_its_vocabulary_once(config: Path, tmp_path: Path) -> None:
     tokenizer = run.tokenizer()
     assert tokenizer.vocab_size == run.config.model.vocabulary_size
     OracleEncoder(8, tokenizer)  # needs a single token for every word that describes a scene
-    (file,) = tmp_path.iterdir()
+    assert {file.name for file in tmp_path.iterdir()} == {"tokenizer.model", "tokenizer.json"}
+    file = tmp_path / "tokenizer.model"
     written = file.stat().st_mtime_ns
     run.tokenizer()
     assert file.stat().st_mtime_ns == written
@@ -249,7 +287,9 @@ def test_half_known_kinds_are_sampled_more() -> None:
 @torch.no_grad()
 def test_ridge_regression_recovers_a_linear_map() -> None:
     torch.manual_seed(0)
-    inputs, truth, layer = torch.randn(50, 3, 6), torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
+    inputs = torch.randn(50, 3, 6)
+    truth = torch.nn.Linear(6, 4)
+    layer = torch.nn.Linear(6, 4)
     assert fit_linear(layer, inputs, truth(inputs), 1e-9) == pytest.approx(1)
     assert torch.allclose(layer.weight, truth.weight, atol=1e-4)
     assert torch.allclose(layer.bias, truth.bias, atol=1e-4)

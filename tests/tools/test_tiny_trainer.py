@@ -4,15 +4,20 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
-from training_runs import Regression, start_worker, train_in_process
+from training_runs import Regression, render, start_worker, train_in_process
+from waiting import wait_until
 
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.process_tree import descendants
 from tools.tiny import trainer as trainer_module
 from tools.tiny.config import TrainingBudget
 from tools.tiny.trainer import (
@@ -124,12 +129,17 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     class Diverging(Regression):
         def loss(self, step: Step) -> torch.Tensor:
-            return super().loss(step) * (math.nan if step.number == 8 else 1)
+            loss = super().loss(step)
+            return loss * math.nan if step.number == 8 else loss
 
-    trainer = _trainer(Diverging(), tmp_path / "c.pt")
-    with pytest.raises(TrainingDiverged, match="step 8 of regression is nan"):
+    file = tmp_path / "c.pt"
+    trainer = _trainer(Diverging(), file)
+    with pytest.raises(TrainingDiverged, match=rf"step 8 of regression is nan: .* delete {file} and start"):
         trainer.run()
-    assert len(read_result(tmp_path / "c.pt", {})["losses"]) == 6  # the last checkpoint
+    assert len(read_result(file, {})["losses"]) == 6  # the last checkpoint
+    file.unlink()
+    lower = TrainingBudget(steps=8, learning_rate=0.01)
+    _trainer(Diverging(), file, budget=lower, inputs={"rate": 0.01}).run()
 
 
 def test_the_log_has_a_line_every_log_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,12 +168,31 @@ def test_a_worker_ends_when_its_parent_is_killed() -> None:
     parent.start()
     sender.close()
     worker = receiver.recv()
+    _assert_ends_with(parent, [worker], receiver)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, workers don't inherit the pipe")
+async def test_render_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    parent = multiprocessing.get_context("spawn").Process(target=render, args=(tmp_path, sender))
+    parent.start()
+    sender.close()
+    await wait_until(lambda: any(tmp_path.glob("*.npy")))
+    workers = descendants(parent.pid)
+    assert len(workers) >= 2
+    _assert_ends_with(parent, workers, receiver)
+
+
+def _assert_ends_with(parent: multiprocessing.process.BaseProcess, workers: list[int], receiver: Connection) -> None:
+    """Kill a process; its workers, the last that hold the other end of ``receiver`` open, must end, too."""
     parent.kill()
     parent.join()
     parent.close()
-    ended = receiver.poll(120)  # the end of the worker, the last that holds the sender open
+    ended = receiver.poll(60)
     if not ended:
-        os.kill(worker, signal.SIGKILL)
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
     assert ended
     with pytest.raises(EOFError):
         receiver.recv()

@@ -1,4 +1,4 @@
-"""The language objective: what packed training computes is what the model computes, one dialogue at a time."""
+"""The language objective: packed training equals the model's own loss, one dialogue at a time."""
 
 import random
 
@@ -18,7 +18,7 @@ from tools.tiny.questions import KINDS_OF_QUESTION, Dialogue
 from tools.tiny.tokens import branch, prefix
 from tools.tiny.world import KINDS, Scene, Thing, draw, scene
 
-NOBODY = np.zeros(CELLS * CELLS, np.float32)
+NO_PRESENCE = np.zeros(CELLS * CELLS, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +38,36 @@ def test_dialogues_fill_the_bins(tokenizer: MiniGPT4Tokenizer) -> None:
 
 @torch.no_grad()
 def test_packed_loss_equals_one_dialogue_at_a_time(tokenizer: MiniGPT4Tokenizer) -> None:
-    model, rng = new_model(ModelConfig(), tokenizer.vocab_size), random.Random(0)
+    model = new_model(ModelConfig(), tokenizer.vocab_size)
+    rng = random.Random(0)
     language = model.language_model
     images = 0.3 * torch.randn(2, QUERIES, model.config.text_config.hidden_size)
-    assigned = [assign_scene(scene(rng), NOBODY) for _ in images]
+    assigned = [assign_scene(scene(rng), NO_PRESENCE) for _ in images]
     packed = [pack_dialogues(one.scene, rng, tokenizer, KINDS_OF_QUESTION, 3.0) for one in assigned]
     loss, exact = LanguageLoss(model, tokenizer, LanguageLossWeights(attention=0))(images, packed, assigned)
     language.set_attn_implementation("eager")
-    table, total, weight = language.get_input_embeddings(), 0.0, 0.0
+    table = language.get_input_embeddings()
+    total = 0.0
+    weight = 0.0
     for image, bins in zip(images, packed, strict=True):
         for _, tokens in (one for of_bin in bins for one in of_bin):
-            start, ids = table(torch.tensor(prefix(tokenizer))), torch.tensor(tokens.ids)
+            start = table(torch.tensor(prefix(tokenizer)))
+            ids = torch.tensor(tokens.ids)
             logits = language(inputs_embeds=torch.cat([start, image, table(ids)]).unsqueeze(0)).logits
             weights = torch.tensor(tokens.weights[1:])
             each = functional.cross_entropy(logits[0, -len(ids) : -1], ids[1:], reduction="none")
-            total, weight = total + float((each * weights).sum()), weight + float(weights.sum())
+            total += float((each * weights).sum())
+            weight += float(weights.sum())
     assert float(loss) == pytest.approx(total / weight, rel=1e-5)
     assert sum(map(len, exact.values())) == sum(len(of_bin) for bins in packed for of_bin in bins)
 
 
 @torch.no_grad()
 def test_attention_supervision_is_added_by_weight(tokenizer: MiniGPT4Tokenizer) -> None:
-    model, rng = new_model(ModelConfig(), tokenizer.vocab_size), random.Random(0)
+    model = new_model(ModelConfig(), tokenizer.vocab_size)
+    rng = random.Random(0)
     images = 0.3 * torch.randn(1, QUERIES, model.config.text_config.hidden_size)
-    assigned = [assign_scene(scene(rng), NOBODY)]
+    assigned = [assign_scene(scene(rng), NO_PRESENCE)]
     packed = [pack_dialogues(assigned[0].scene, rng, tokenizer, KINDS_OF_QUESTION, 3.0)]
     answers, tenth, whole = (
         float(LanguageLoss(model, tokenizer, LanguageLossWeights(attention=weight))(images, packed, assigned)[0])
@@ -84,7 +90,7 @@ def test_key_words_and_short_answers_weigh_more(tokenizer: MiniGPT4Tokenizer) ->
 
 def test_assigned_objects_are_in_the_order_of_queries() -> None:
     things = (Thing("star", "red", 0.9, 0.9, 0.1), Thing("moon", "blue", 0.1, 0.1, 0.1))
-    assigned = assign_scene(Scene(things, "white"), NOBODY)
+    assigned = assign_scene(Scene(things, "white"), NO_PRESENCE)
     assert assigned.scene.things == (things[1], things[0])
     assert assigned.queries == (0, CELLS * CELLS - 1)
 

@@ -8,7 +8,7 @@ import torch
 
 from tools.tiny.config import VisionLossWeights
 from tools.tiny.network import CELLS, QUERIES
-from tools.tiny.shards import MAX_OBJECTS, SceneBatch, labels_of
+from tools.tiny.shards import MAX_OBJECTS, SceneBatch, encode_labels
 from tools.tiny.vision import VisionHeads, assign_queries, vision_accuracy, vision_losses, weighted_sum
 from tools.tiny.world import BACKGROUNDS, KINDS, SIDE, Scene, Thing, dense_scene, scene
 
@@ -16,10 +16,10 @@ WIDTH = 8
 
 
 def _batch(*scenes: Scene) -> SceneBatch:
-    labels = np.zeros((len(scenes), MAX_OBJECTS, labels_of(scenes[0].things).shape[1]), np.float32)
+    labels = np.zeros((len(scenes), MAX_OBJECTS, encode_labels(scenes[0].things).shape[1]), np.float32)
     radii = np.zeros((len(scenes), MAX_OBJECTS), np.float32)
     for i, one in enumerate(scenes):
-        labels[i, : len(one.things)] = labels_of(one.things)
+        labels[i, : len(one.things)] = encode_labels(one.things)
         radii[i, : len(one.things)] = [thing.radius for thing in one.things]
     return SceneBatch(
         np.zeros((len(scenes), SIDE, SIDE, 3), np.uint8),
@@ -32,15 +32,16 @@ def _batch(*scenes: Scene) -> SceneBatch:
 
 def _losses(*scenes: Scene) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    patches, queries = torch.randn(len(scenes), 64, WIDTH), torch.randn(len(scenes), QUERIES, WIDTH)
+    patches = torch.randn(len(scenes), 64, WIDTH)
+    queries = torch.randn(len(scenes), QUERIES, WIDTH)
     losses = vision_losses(VisionHeads(WIDTH), patches, queries, _batch(*scenes), 0.8)
     return {name: loss.detach() for name, loss in losses.items()}
 
 
 def test_objects_go_to_the_nearest_free_query() -> None:
     positions = np.array([[(0.1, 0.1), (0.13, 0.12), (0.9, 0.9)]])
-    nobody = np.zeros((1, CELLS * CELLS))
-    (owners,) = assign_queries(nobody, positions, np.array([3]))
+    no_presence = np.zeros((1, CELLS * CELLS))
+    (owners,) = assign_queries(no_presence, positions, np.array([3]))
     assert owners[1] == 0  # the nearest to the first cell's center
     assert owners[0] in {1, 4}  # a neighbor of it
     assert owners[2] == CELLS * CELLS - 1
@@ -78,8 +79,10 @@ def test_each_weight_scales_its_term(name: str) -> None:
 
 def test_the_empty_class_weight_changes_the_kind_terms() -> None:
     torch.manual_seed(0)
-    heads, batch = VisionHeads(WIDTH), _batch(scene(random.Random(0)))
-    patches, queries = torch.randn(1, 64, WIDTH), torch.randn(1, QUERIES, WIDTH)
+    heads = VisionHeads(WIDTH)
+    batch = _batch(scene(random.Random(0)))
+    patches = torch.randn(1, 64, WIDTH)
+    queries = torch.randn(1, QUERIES, WIDTH)
     low, high = (vision_losses(heads, patches, queries, batch, weight) for weight in (0.1, 2.0))
     changed = {name for name in low if not torch.equal(low[name], high[name])}
     assert changed == {"kind", "patch_kind"}
@@ -87,7 +90,8 @@ def test_the_empty_class_weight_changes_the_kind_terms() -> None:
 
 def test_perfect_predictions_are_fully_accurate() -> None:
     one = Scene((Thing("moon", "blue", 0.125, 0.125, 0.1), Thing("star", "red", 0.875, 0.875, 0.1)), "beige")
-    batch, heads = _batch(one), VisionHeads(QUERIES)
+    batch = _batch(one)
+    heads = VisionHeads(QUERIES)
     predictions = np.full((QUERIES - 1, heads.cells.out_features), -9.0, np.float32)
     predictions[:, len(KINDS)] = 9  # "no object"
     offsets = np.cumsum([0, len(KINDS) + 1, 8, 3])

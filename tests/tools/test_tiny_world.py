@@ -1,4 +1,4 @@
-"""The embedded model's synthetic domain: images show what answers say, and nothing ambiguous is asked."""
+"""The embedded model's synthetic domain: answers describe the images, and questions are unambiguous."""
 
 import hashlib
 import json
@@ -12,12 +12,13 @@ import pytest
 from tools.tiny.alternative_renderer import draw_alternative
 from tools.tiny.evaluate import evaluation_set
 from tools.tiny.questions import KINDS_OF_QUESTION, Dialogue, ask, is_correct
-from tools.tiny.wordings import NEW, STRANGERS, TRAINED, word
+from tools.tiny.wordings import HELD_OUT, INDEPENDENT, TRAINED, word
 from tools.tiny.world import BACKGROUNDS, COLORS, KINDS, Scene, Thing, dense_scene, draw, example, scene
 
 TINY = Path(__file__).parents[2] / "tools" / "tiny"
 
-STAR, MOON = Thing("star", "red", 0.2, 0.2, 0.15), Thing("moon", "blue", 0.8, 0.75, 0.1)
+STAR = Thing("star", "red", 0.2, 0.2, 0.15)
+MOON = Thing("moon", "blue", 0.8, 0.75, 0.1)
 
 
 def test_the_domain_has_the_documented_size() -> None:
@@ -55,10 +56,10 @@ def test_scenes_and_their_pixels_stay_the_same() -> None:
     ("patterns", "digest"),
     [
         (TRAINED, "4df7c2e177532a17eac244eb66d526d7cafacaef062bd83d85c94744896594e7"),
-        (NEW, "5ea258ef4a1f2fa72e306e464c7295235c8b82b74c7e4d9701785e9677d85f4f"),
-        (STRANGERS, "2418c360b7f75782ab8de413d3061bbd2b4b1ba102d6cd2a725baec6a399063f"),
+        (HELD_OUT, "5ea258ef4a1f2fa72e306e464c7295235c8b82b74c7e4d9701785e9677d85f4f"),
+        (INDEPENDENT, "2418c360b7f75782ab8de413d3061bbd2b4b1ba102d6cd2a725baec6a399063f"),
     ],
-    ids=["trained", "new", "strangers"],
+    ids=["trained", "held out", "independent"],
 )
 def test_evaluation_dialogues_stay_the_same(patterns: Mapping[str, tuple[str, ...]], digest: str) -> None:
     sets = [evaluation_set(kind, 8, patterns) for kind in KINDS_OF_QUESTION]
@@ -160,17 +161,17 @@ def test_every_kind_has_many_wordings(kind: str) -> None:
 
 def test_independent_wordings_are_not_trained() -> None:
     trained = json.loads((TINY / "wordings.json").read_text(encoding="utf-8"))["trained"]
-    assert set(STRANGERS) == {kind for kind in TRAINED if not kind.startswith("follow_")}
-    for kind, patterns in STRANGERS.items():
+    assert set(INDEPENDENT) == {kind for kind in TRAINED if not kind.startswith("follow_")}
+    for kind, patterns in INDEPENDENT.items():
         assert len(patterns) >= 8
         assert not set(patterns) & set(trained[kind]), kind
 
 
-def test_new_wordings_are_new() -> None:
+def test_held_out_wordings_are_not_trained() -> None:
     rng = random.Random(2)
     parts = {"x": "the star", "y": "the moon", "a": "a star", "n": "stars", "c": "red"}
-    assert set(NEW) <= set(TRAINED) != set()
-    for kind, patterns in NEW.items():
+    assert set(HELD_OUT) <= set(TRAINED) != set()
+    for kind, patterns in HELD_OUT.items():
         assert patterns
         trained = {word(TRAINED[kind], rng, **parts).lower().rstrip("?.!") for _ in range(3000)}
         new = {word((pattern,), rng, **parts).lower().rstrip("?.!") for pattern in patterns}

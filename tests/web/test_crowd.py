@@ -9,7 +9,7 @@ import httpx
 from drawing import draw, encode
 from fakes.openai_replies import Gate
 from fakes.openai_server import OpenAIServer
-from waiting import until
+from waiting import wait_until
 
 PEOPLE = 20
 
@@ -92,7 +92,7 @@ async def test_twenty_people_are_served_concurrently(page_url: str, scripted: Op
 
         talks = [asyncio.create_task(talk(number)) for number in range(PEOPLE)]
         # Nobody is answered before all are being served: all twenty stream at the same time.
-        await until(lambda: scripted.active == len(scripted.requests) == PEOPLE)
+        await wait_until(lambda: scripted.active == len(scripted.requests) == PEOPLE)
         gate.open()
         answers = await asyncio.gather(*talks)
     for number, (first, second) in enumerate(answers):

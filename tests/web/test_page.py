@@ -192,7 +192,11 @@ def test_two_people_have_separate_chats(visit: Visit, gate: Gate) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        ("notes.png", b"not a picture", "This is not a picture I can read. Send a PNG, JPEG, WEBP, GIF or BMP."),
+        (
+            "notes.png",
+            b"not a picture",
+            "This is not a picture in a supported format. Send a PNG, JPEG, WEBP, GIF or BMP.",
+        ),
         ("cut.png", encode(draw())[:80], "The picture is damaged and can't be decoded. Save it again and retry."),
         ("huge.png", b"\x89PNG".ljust(24 * 2**20), "this file is larger than 20 MiB. Choose a smaller one."),
     ],

@@ -9,7 +9,7 @@ from drawing import draw, encode
 from fakes.openai_replies import Gate
 from fakes.openai_requests import image_parts
 from fakes.openai_server import OpenAIServer
-from waiting import until
+from waiting import wait_until
 
 from minigpt4_serve.client.chat_client import ChatClient
 from minigpt4_serve.images import ImageLimits
@@ -70,11 +70,11 @@ async def test_stop_aborts_the_request_and_keeps_the_text(
 ) -> None:
     talk = Talk()
     asking = asyncio.create_task(_ask(talk, server, shelf, "a slow one"))
-    await until(lambda: talk.exchanges and talk.exchanges[-1].text)
+    await wait_until(lambda: talk.exchanges and talk.exchanges[-1].text)
     assert talk.busy
     talk.stop()
     assert (await asking).startswith("word0")
-    await until(lambda: scripted.aborted)
+    await wait_until(lambda: scripted.aborted)
     assert talk.exchanges[-1].state == "stopped"
     assert not talk.busy
     await _ask(talk, server, shelf, "go on")
@@ -87,7 +87,7 @@ async def test_closing_the_view_aborts_the_request(scripted: OpenAIServer, serve
         async for _ in news:
             if talk.exchanges[-1].text:
                 break
-    await until(lambda: [request.text for request in scripted.aborted] == ["a slow one"])
+    await wait_until(lambda: [request.text for request in scripted.aborted] == ["a slow one"])
     assert not talk.busy
 
 
@@ -96,7 +96,7 @@ async def test_a_second_question_during_an_answer_is_ignored(
 ) -> None:
     talk = Talk()
     asking = asyncio.create_task(_ask(talk, server, shelf, "please wait"))
-    await until(lambda: scripted.requests)
+    await wait_until(lambda: scripted.requests)
     async for _ in talk.ask(server, shelf, Question(text="me too")):
         pass
     async for _ in talk.ask_again(server, shelf, Options()):

@@ -1,4 +1,4 @@
-"""Conversion of the recorded files in the original's layout. That the numbers agree is tests/tools/test_parity.py's."""
+"""Conversion of the recorded files in the original's layout. tests/tools/test_parity.py compares the numbers."""
 
 import contextlib
 import json
@@ -18,9 +18,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, WeightsError
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights import output
+from minigpt4_serve.weights import writer
 from minigpt4_serve.weights.convert import Conversion, Progress, convert
-from minigpt4_serve.weights.geometry import Untold
+from minigpt4_serve.weights.infer_config import Hyperparameters
 from minigpt4_serve.weights.load import load_model
 
 CHECKPOINTS = {
@@ -35,8 +35,12 @@ def files(golden: Path, tmp_path: Path) -> Path:
     """A copy of the original's files that a test may damage."""
     for part in ("weights", "llm"):
         shutil.copytree(golden / part, tmp_path / part)
-    shutil.copy(golden / "MANIFEST.json", tmp_path)
     return tmp_path
+
+
+def dimensions(variant: str) -> Hyperparameters:
+    """Those of the recorded files."""
+    return Hyperparameters(vit_heads=4, vit_depth=3, qformer_heads=4, image_size=84 if variant == "v2" else None)
 
 
 def run(files: Path, variant: str = "vicuna", **changes: Any) -> Conversion:
@@ -47,6 +51,7 @@ def run(files: Path, variant: str = "vicuna", **changes: Any) -> Conversion:
         "qformer": files / "weights" / "blip2_pretrained_flant5xxl.pth" if variant == "vicuna" else None,
         "checkpoint": files / "weights" / CHECKPOINTS.get(variant, ""),
         "out": files / "made" / "model",
+        "hyperparameters": dimensions(variant),
     }
     return convert(**{**arguments, **changes})
 
@@ -114,7 +119,7 @@ def test_shards_of_either_kind_give_the_same_tensors(golden: Path, tmp_path: Pat
     assert torch.equal(model.query_tokens, one["query_tokens"])
 
 
-def test_lora_may_be_kept_and_is_read_under_every_spelling(golden: Path, files: Path) -> None:
+def test_lora_can_be_kept_and_has_either_key_format(golden: Path, files: Path) -> None:
     run(golden, "v2", out=files / "merged", dtype="float32")
     run(golden, "v2", out=files / "kept", dtype="float32", keep_lora=True)
     checkpoint = files / "weights" / CHECKPOINTS["v2"]
@@ -143,7 +148,7 @@ def test_lora_may_be_kept_and_is_read_under_every_spelling(golden: Path, files: 
     assert fast.state_dict().keys() == reference.state_dict().keys()
 
 
-def test_what_the_checkpoint_trained_lies_over_the_rest(files: Path) -> None:
+def test_trained_weights_override_the_base_ones(files: Path) -> None:
     """ln_vision is 1 and 0 without a Q-Former, unless a checkpoint has its own."""
     run(files, "llama2", out=files / "plain", dtype="float32")
     norm = "vision_model.post_layernorm.weight"
@@ -154,7 +159,7 @@ def test_what_the_checkpoint_trained_lies_over_the_rest(files: Path) -> None:
     assert torch.equal(load_file(files / "own" / "model.safetensors")[norm], own)
 
 
-def test_an_embedding_taller_than_the_configuration_is_kept(files: Path) -> None:
+def test_an_embedding_with_more_rows_than_configured_is_kept(files: Path) -> None:
     path = files / "llm" / "vicuna-tiny" / "config.json"
     path.write_text(path.read_text().replace('"vocab_size": 513', '"vocab_size": 512'))
     conversion = run(files)
@@ -163,7 +168,7 @@ def test_an_embedding_taller_than_the_configuration_is_kept(files: Path) -> None
     assert any("512" in note and "513" in note for note in conversion.notes)
 
 
-def test_early_special_ids_are_put_right(files: Path) -> None:
+def test_wrong_special_ids_are_corrected(files: Path) -> None:
     path = files / "llm" / "vicuna-tiny" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}))
@@ -171,7 +176,7 @@ def test_early_special_ids_are_put_right(files: Path) -> None:
     assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == (1, 2, None)
 
 
-# --- what people get wrong ---
+# --- wrong or damaged inputs ---
 
 
 @pytest.mark.parametrize("name", ["eva_vit_g.pth", CHECKPOINTS["vicuna"], "blip2_pretrained_flant5xxl.pth"])
@@ -224,11 +229,11 @@ def test_the_wrong_variant(files: Path, variant: str, given: str, hint: str) -> 
 def test_a_missing_shard(files: Path) -> None:
     folder = files / "llm" / "vicuna-tiny-bin"
     (folder / "pytorch_model-00002-of-00002.bin").unlink()
-    assert "pytorch_model-00002-of-00002.bin is not there" in refused(files, llm=folder).message
+    assert "pytorch_model-00002-of-00002.bin is missing" in refused(files, llm=folder).message
     (folder / "pytorch_model.bin.index.json").unlink()
-    assert "pytorch_model-00002-of-00002.bin is not there" in refused(files, llm=folder).message
+    assert "pytorch_model-00002-of-00002.bin is missing" in refused(files, llm=folder).message
     (folder / "pytorch_model-00001-of-00002.bin").unlink()
-    assert "holds no weights" in refused(files, llm=folder).message
+    assert "has no weights" in refused(files, llm=folder).message
 
 
 def test_a_renamed_key_is_named_on_both_sides(files: Path) -> None:
@@ -306,11 +311,11 @@ def test_something_that_is_no_checkpoint(files: Path) -> None:
     page.write_text("<html>Sign in to continue</html>")  # what drives deliver instead of large files
     assert "not a PyTorch checkpoint" in refused(files, checkpoint=page).message
     torch.save({"epoch": 3}, page)
-    assert "holds no tensors" in refused(files, checkpoint=page).message
+    assert "contains no tensors" in refused(files, checkpoint=page).message
     assert "no file" in refused(files, checkpoint=files / "nowhere.pth").message
 
 
-def test_files_in_each_others_place(files: Path) -> None:
+def test_swapped_files(files: Path) -> None:
     weights = files / "weights"
     assert "looks like a vision tower (--vit)" in refused(files, checkpoint=weights / "eva_vit_g.pth").message
     vit = weights / CHECKPOINTS["vicuna"]
@@ -326,11 +331,11 @@ def test_numbers_that_do_not_fit_the_dtype(files: Path) -> None:
     assert run(files, dtype="bfloat16").config.dtype == torch.bfloat16
 
 
-def test_dimensions_that_nobody_tells(files: Path) -> None:
-    (files / "MANIFEST.json").unlink()
-    assert "--vit-depth" in refused(files).message
-    assert "--qformer-heads" in refused(files, untold=Untold(vit_depth=3, vit_heads=4)).message
-    run(files, untold=Untold(vit_depth=3, vit_heads=4, qformer_heads=4))
+def test_unknown_dimensions_must_be_given(golden: Path, files: Path) -> None:
+    shutil.copy(golden / "MANIFEST.json", files)  # a recorded set's, which has them: it is not read
+    assert "--vit-depth" in refused(files, hyperparameters=None).message
+    assert "--qformer-heads" in refused(files, hyperparameters=Hyperparameters(vit_depth=3, vit_heads=4)).message
+    run(files, hyperparameters=Hyperparameters(vit_depth=3, vit_heads=4, qformer_heads=4))
 
 
 @pytest.mark.parametrize("change", [{"dtype": "int8"}, {"variant": "v3"}])
@@ -341,7 +346,7 @@ def test_impossible_arguments(golden: Path, tmp_path: Path, change: dict[str, st
 
 def test_an_output_folder_that_is_taken(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    run(golden, out=tmp_path / "m")  # an empty one is welcome
+    run(golden, out=tmp_path / "m")  # an empty folder is accepted
     with pytest.raises(InvalidRequest, match="exists already"):
         run(golden, out=tmp_path / "m")
 
@@ -359,13 +364,13 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output, "save_file", fail)
+    monkeypatch.setattr(writer, "save_file", fail)
 
 
 def test_no_space_left(files: Path, monkeypatch: pytest.MonkeyPatch, full_disk: None) -> None:
     assert "became full" in refused(files).message
     usage = shutil.disk_usage(files)._replace(free=1000)
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
     assert "has only 0.0 MiB free" in refused(files).message
 
 
@@ -376,7 +381,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a file system")
+        pytest.skip("mounting a file system is not permitted")
     yield place
     subprocess.run(["umount", place], check=True)
 
@@ -385,7 +390,7 @@ def test_a_real_disk_that_is_full_or_becomes_full(golden: Path, small_disk: Path
     full = small_disk / "thesis"
 
     def fill(progress: Progress) -> None:
-        """Somebody else writes while the model is written."""
+        """Another process fills the disk while the model is written."""
         if progress.step == "writing" and not full.exists():
             with contextlib.suppress(OSError):
                 full.write_bytes(bytes(5 * 2**20))

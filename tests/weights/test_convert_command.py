@@ -1,4 +1,4 @@
-"""``minigpt4 convert`` as people run it: what goes wrong is one message, exit code 1, and no folder."""
+"""``minigpt4 convert`` as a command: an error is one message and exit code 1, and leaves no folder."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4_serve import cli
 from minigpt4_serve.errors import InvalidRequest
-from minigpt4_serve.weights.output import atomic_folder
+from minigpt4_serve.weights.writer import atomic_folder
 
 CHECKPOINTS = {
     "vicuna": "pretrained_minigpt4_vicuna_tiny.pth",
@@ -34,7 +34,6 @@ def files(golden: Path, tmp_path: Path) -> Path:
     """A copy of the original's files that a test may damage."""
     for part in ("weights", "llm"):
         shutil.copytree(golden / part, tmp_path / part)
-    shutil.copy(golden / "MANIFEST.json", tmp_path)
     return tmp_path
 
 
@@ -46,6 +45,10 @@ def words(files: Path, variant: str = "llama2", **changes: str | None) -> list[s
         "vit": str(files / "weights" / "eva_vit_g.pth"),
         "qformer": str(files / "weights" / "blip2_pretrained_flant5xxl.pth") if variant == "vicuna" else None,
         "checkpoint": str(files / "weights" / CHECKPOINTS[variant]),
+        "vit-heads": "4",
+        "vit-depth": "3",
+        "qformer-heads": "4",
+        "image-size": "84" if variant == "v2" else None,
     }
     given = {**options, **changes}
     pairs = [(f"--{name}", value) for name, value in given.items() if value is not None]
@@ -150,7 +153,7 @@ def infinite(files: Path) -> list[str]:
     return words(files)
 
 
-def taken(files: Path) -> list[str]:
+def existing_output(files: Path) -> list[str]:
     (files / "made" / "model").mkdir(parents=True)
     (files / "made" / "model" / "thesis.tex").touch()
     return words(files)
@@ -165,11 +168,11 @@ WRONG: list[tuple[Callable[[Path], list[str]], str]] = [
     (malicious, "holds Python code, not only tensors"),
     (bare_pickle, "eva_vit_g.pth"),
     (wrong_variant, "use --variant v2"),
-    (missing_shard, "pytorch_model-00001-of-00002.bin is not there"),
+    (missing_shard, "pytorch_model-00001-of-00002.bin is missing"),
     (renamed_key, "missing: vision_model.encoder.layers.0.self_attn.qkv.bias"),
     (wrong_size, "hidden size 5120 (13B), but --llm has 64"),
     (delta, "delta weights"),
-    (half_lora, "left over: language_model.model.layers.0.self_attn.q_proj.lora_B.weight"),
+    (half_lora, "unexpected: language_model.model.layers.0.self_attn.q_proj.lora_B.weight"),
     (web_page, "not a PyTorch checkpoint"),
     (other_archive, "weights.zip"),
     (quantized_llm, "quantized weights"),
@@ -177,7 +180,7 @@ WRONG: list[tuple[Callable[[Path], list[str]], str]] = [
     (unknown_activation, "describes no LLaMA that can be built"),
     (damaged_index, "index.json is damaged"),
     (infinite, "holds numbers that are infinite"),
-    (taken, "exists already"),
+    (existing_output, "exists already"),
     (no_disk, "can't be written"),
     (lambda files: words(files, llm="nowhere"), "no folder nowhere"),
     (lambda files: words(files, checkpoint="nowhere.pth"), "no file nowhere.pth"),
@@ -194,7 +197,7 @@ WRONG: list[tuple[Callable[[Path], list[str]], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_what_goes_wrong_is_said_once_and_leaves_nothing(
+def test_errors_are_one_message_and_leave_nothing(
     files: Path,
     damage: Callable[[Path], list[str]],
     message: str,
@@ -210,24 +213,25 @@ def test_what_goes_wrong_is_said_once_and_leaves_nothing(
     assert printed.out == ""
     first, *names = [line for line in printed.err.splitlines() if not line.startswith("•")]
     assert first.startswith("minigpt4: ")
-    assert all(line.startswith(("  missing: ", "  left over: ")) for line in names)
+    assert all(line.startswith(("  missing: ", "  unexpected: ")) for line in names)
     assert message in printed.err
     assert sorted(files.glob("made/**/*")) in (before, [files / "made"])
     assert not (files / "owned").exists()
 
 
-# --- processes that end in the middle ---
+# --- interrupted processes ---
 
 PAUSED = """
 import sys
 from minigpt4_serve import cli
+from minigpt4_serve.cli import convert
 
 def wait_in_the_middle(item, done, total):
     if item.startswith("writing") and 2 * done > total:
         print("in the middle", flush=True)
         sys.stdin.read()
 
-cli._show_bytes = wait_in_the_middle
+convert.show_bytes = wait_in_the_middle
 cli.main()
 """
 
@@ -251,7 +255,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(files: Path, number:
     assert running.returncode == code
     assert "Traceback" not in errors
     if number == signal.SIGKILL:
-        # Nobody can tidy up behind a killed process but the next one for the same folder.
+        # Only the next run for the same folder can clean up after SIGKILL.
         assert len(list(made.iterdir())) == 1
         with atomic_folder(made / "model", needs=0) as folder:
             assert list(made.iterdir()) == [folder]
@@ -259,7 +263,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(files: Path, number:
         assert list(made.iterdir()) == []
 
 
-def test_two_runs_at_once_leave_each_other_alone(tmp_path: Path) -> None:
+def test_concurrent_runs_for_one_folder_do_not_interfere(tmp_path: Path) -> None:
     out = tmp_path / "model"
 
     def both() -> None:
@@ -267,7 +271,7 @@ def test_two_runs_at_once_leave_each_other_alone(tmp_path: Path) -> None:
             (quick / "whose").write_text("quick")
             assert slow.is_dir()
 
-    with pytest.raises(InvalidRequest, match="can't be written"):  # the slow one comes too late
+    with pytest.raises(InvalidRequest, match="can't be written"):  # the slower one finishes last
         both()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (out / "whose").read_text() == "quick"
@@ -284,11 +288,11 @@ def test_a_limit_on_the_size_of_files(files: Path) -> None:
     assert list((files / "made").iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-def test_a_folder_that_this_person_may_not_write() -> None:
-    """Checked as nobody, since root may write everywhere."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user id")
+def test_a_folder_without_write_permission() -> None:
+    """Runs as an unprivileged user, since root can write everywhere."""
     code = (
-        "import tempfile, pathlib, sys; from minigpt4_serve.weights.output import atomic_folder\n"
+        "import tempfile, pathlib, sys; from minigpt4_serve.weights.writer import atomic_folder\n"
         "import os; place = pathlib.Path(tempfile.mkdtemp()); place.chmod(0o755); os.setuid(65534)\n"
         "from minigpt4_serve.errors import InvalidRequest\n"
         "try:\n    atomic_folder(place / 'model', needs=1).__enter__()\n"
@@ -302,19 +306,24 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 from minigpt4_serve.weights.convert import convert
+from minigpt4_serve.weights.infer_config import Hyperparameters
 
 root = Path(sys.argv[1])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 files = {name: root / "weights" / file for name, file in (("vit", "eva_vit_g.pth"), ("checkpoint", "large.pth"))}
-convert(variant="llama2", llm=root / "llm" / "large", out=root / "model", **files)
+dimensions = Hyperparameters(vit_heads=4, vit_depth=3)
+convert(variant="llama2", llm=root / "llm" / "large", out=root / "model", hyperparameters=dimensions, **files)
 print(peak() - before)
 """
 
 
 def test_memory_stays_near_one_copy_of_the_model(files: Path) -> None:
-    """The inputs are mapped, which counts as used while they are read; beside them there is one shard."""
-    llm, width, inner, layers = files / "llm" / "large", 768, 3072, 12
+    """Mapped inputs count as used memory while they are read; one shard is allocated beside them."""
+    llm = files / "llm" / "large"
+    width = 768
+    inner = 3072
+    layers = 12
     llm.mkdir()
     shutil.copy(files / "llm" / "llama2-tiny" / "tokenizer.model", llm)
     config = json.loads((files / "llm" / "llama2-tiny" / "config.json").read_text(encoding="utf-8"))
@@ -341,7 +350,7 @@ def test_memory_stays_near_one_copy_of_the_model(files: Path) -> None:
     assert len(list((files / "model").glob("*.safetensors"))) == 9
 
 
-# --- Python that comes with a folder ---
+# --- Python code in an LLM's folder ---
 
 
 @pytest.mark.parametrize(("model_type", "code"), [("llama", 0), ("stranger", 1)])

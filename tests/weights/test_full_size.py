@@ -1,4 +1,4 @@
-"""The published models' names and shapes, planned from files that hold shapes but no numbers."""
+"""Keys and shapes of the published models, planned from files with shapes but no data."""
 
 import json
 import shutil
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt4_serve.weights.load import model_shapes
+from minigpt4_serve.prompt.variants import VARIANTS
 from minigpt4_serve.weights.plan import Files, Plan, make_plan
+from minigpt4_serve.weights.shapes import model_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -80,30 +81,30 @@ def save(path: Path, shapes: Shapes, **more: Any) -> Path:
 
 @pytest.fixture
 def plan(golden: Path, tmp_path: Path) -> Callable[..., Plan]:
-    def make(variant: Any, *, layers: int, hidden: int, mlp: int, rows: int, context: int, image: int) -> Plan:
+    def make(variant: str, *, layers: int, hidden: int, mlp: int, rows: int, context: int, image: int) -> Plan:
         folder = tmp_path / "llm"
         folder.mkdir()
         sizes = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "vocab_size": rows}
-        told = {
+        config = {
             "model_type": "llama",
             **sizes,
             "num_attention_heads": hidden // 128,
             "max_position_embeddings": context,
         }
-        (folder / "config.json").write_text(json.dumps(told))
+        (folder / "config.json").write_text(json.dumps(config))
         shutil.copy(golden / "llm" / "vicuna-tiny" / "tokenizer.model", folder)
-        norm = torch.ones(hidden)  # read: it tells delta weights
+        norm = torch.ones(hidden)  # read to detect delta weights
         save(folder / "pytorch_model.bin", llm(layers, hidden, mlp, rows), **{"model.norm.weight": norm})
         trained: Shapes = {"llama_proj.weight": (hidden, image), "llama_proj.bias": (hidden,)}
-        if variant == "v2":
+        if VARIANTS[variant].has_lora:
             trained |= lora(layers)
         files = Files(
             llm=folder,
             vit=save(tmp_path / "vit.pth", vision()),
-            qformer=save(tmp_path / "qformer.pth", qformer()) if variant == "vicuna" else None,
+            qformer=save(tmp_path / "qformer.pth", qformer()) if VARIANTS[variant].has_qformer else None,
             checkpoint=save(tmp_path / "checkpoint.pth", trained),
         )
-        return make_plan(files, variant)
+        return make_plan(files, VARIANTS[variant])
 
     return make
 

@@ -12,13 +12,15 @@ import pytest
 from huggingface_hub import errors, hf_api
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
+from minigpt4_serve.prompt.variants import VARIANTS
 from minigpt4_serve.weights import hub
 from minigpt4_serve.weights.convert import convert
 from minigpt4_serve.weights.hub import MODELS, PARTS, Drive, File, Folder, fetch
+from tools.parity.subject import recorded_hyperparameters
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
-    """Serves the files of a folder, with ranges; cuts the first answer off when told to."""
+    """Serves the files of a folder, with ranges; with ``cut``, the next answer is incomplete."""
 
     folder: Path
     cut = False
@@ -44,7 +46,8 @@ class _Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address(golden: Path) -> Iterator[str]:
-    _Server.folder, _Server.cut = golden / "weights", False
+    _Server.folder = golden / "weights"
+    _Server.cut = False
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -55,7 +58,7 @@ def address(golden: Path) -> Iterator[str]:
 
 @pytest.fixture
 def public(address: str, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The family's parts, in small and near."""
+    """Small public parts at a local address."""
     for name, file in (("eva-vit-g", "eva_vit_g.pth"), ("blip2-qformer", "blip2_pretrained_flant5xxl.pth")):
         monkeypatch.setitem(PARTS, name, File(f"{address}/{file}"))
 
@@ -68,14 +71,13 @@ def public(address: str, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_public_parts_are_fetched_and_convert(public: None, golden: Path, tmp_path: Path) -> None:
-    heard: list[tuple[str, int, int]] = []
-    fetched = fetch("vicuna-7b", tmp_path / "parts", on_progress=lambda *progress: heard.append(progress))
+    reported: list[tuple[str, int, int]] = []
+    fetched = fetch("vicuna-7b", tmp_path / "parts", on_progress=lambda *progress: reported.append(progress))
     assert fetched.paths.keys() == {"llm", "vit", "qformer"}
     assert "1RY9jV0dyqLX" in fetched.missing["checkpoint"]
-    assert {name for name, _, _ in heard} == {"eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth"}
-    assert heard[-1][1] == heard[-1][2] > 0
-    shutil.copy(golden / "MANIFEST.json", tmp_path)
-    # What was saved by hand under its own name is found, and nothing is fetched twice.
+    assert {name for name, _, _ in reported} == {"eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth"}
+    assert reported[-1][1] == reported[-1][2] > 0
+    # A checkpoint that was saved by hand is found by its name, and nothing is downloaded twice.
     checkpoint = tmp_path / "parts" / "prerelease_minigpt4_7b.pth"
     shutil.copy(golden / "weights" / "pretrained_minigpt4_vicuna_tiny.pth", checkpoint)
     again = fetch(
@@ -85,14 +87,15 @@ def test_public_parts_are_fetched_and_convert(public: None, golden: Path, tmp_pa
         on_progress=Mock(side_effect=AssertionError),
     )
     assert again.missing == {}
-    convert(variant=again.variant, out=tmp_path / "model", **again.paths)  # type: ignore[arg-type]
+    hyperparameters = recorded_hyperparameters(golden, image_size=None)
+    convert(variant=again.variant, out=tmp_path / "model", hyperparameters=hyperparameters, **again.paths)
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
-def test_a_download_goes_on_where_it_was_cut_off(public: None, golden: Path, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(public: None, golden: Path, tmp_path: Path) -> None:
     given = {"llm": golden, "checkpoint": golden, "qformer": golden}
     _Server.cut = True
-    with pytest.raises(WeightsError, match="again to go on"):
+    with pytest.raises(WeightsError, match="again to resume"):
         fetch("vicuna-7b", tmp_path, given=given)
     assert [path.name for path in tmp_path.iterdir()] == ["eva_vit_g.pth.partial"]
     starts: list[int] = []
@@ -102,8 +105,8 @@ def test_a_download_goes_on_where_it_was_cut_off(public: None, golden: Path, tmp
 
 
 @pytest.mark.parametrize("more", [b"", b"of something else"])
-def test_a_partial_file_without_anything_left_to_fetch(public: None, golden: Path, tmp_path: Path, more: bytes) -> None:
-    """Cut off between its last byte and its name; or left over from a longer file, as the server tells."""
+def test_a_complete_or_too_long_partial_file(public: None, golden: Path, tmp_path: Path, more: bytes) -> None:
+    """Interrupted between the last byte and the rename, or from a longer file, as the server's answer shows."""
     whole = (golden / "weights" / "eva_vit_g.pth").read_bytes()
     (tmp_path / "eva_vit_g.pth.partial").write_bytes(whole + more)
     fetched = fetch("vicuna-7b", tmp_path, given={"llm": golden, "checkpoint": golden, "qformer": golden})
@@ -113,7 +116,7 @@ def test_a_partial_file_without_anything_left_to_fetch(public: None, golden: Pat
 
 def test_a_hub_that_cannot_be_reached(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_api.api, "endpoint", "http://127.0.0.1:9")
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # it tries again and again
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # huggingface_hub retries
     with pytest.raises(WeightsError, match="can't be downloaded now"):
         fetch("v2-7b", tmp_path, given={"vit": golden, "checkpoint": golden})
 
@@ -126,7 +129,7 @@ def _failing(kind: type[Exception]) -> Any:
 def test_gated_and_gone_parts_are_explained(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"vit": golden, "checkpoint": golden}
     monkeypatch.setattr(huggingface_hub, "list_repo_files", _failing(errors.GatedRepoError))
-    assert "accept its licence" in fetch("v2-7b", tmp_path, given=given).missing["llm"]
+    assert "accept its license" in fetch("v2-7b", tmp_path, given=given).missing["llm"]
     monkeypatch.setattr(huggingface_hub, "list_repo_files", _failing(errors.RepositoryNotFoundError))
     assert "isn't public" in fetch("llama2-7b", tmp_path, given=given).missing["llm"]
     monkeypatch.setattr(huggingface_hub, "list_repo_files", _failing(OSError))
@@ -140,11 +143,11 @@ def test_a_server_that_cannot_be_reached(golden: Path, tmp_path: Path, monkeypat
         fetch("v2-7b", tmp_path, given={"llm": golden, "checkpoint": golden})
 
 
-def test_unknown_names_and_the_table() -> None:
+def test_unknown_names_fail_and_every_part_exists() -> None:
     with pytest.raises(InvalidRequest, match="vicuna-13b"):
         fetch("gpt-4", Path("nowhere"))
     kinds = {"vit": File, "qformer": File, "llm": Folder, "checkpoint": Drive}
     for model in MODELS.values():
         assert all(isinstance(PARTS[part], kinds[role]) for role, part in model.roles().items())
-        assert (model.qformer is None) == (model.variant != "vicuna")
+        assert (model.qformer is not None) == VARIANTS[model.variant].has_qformer
     assert {part for model in MODELS.values() for part in model.roles().values()} == set(hub.PARTS)

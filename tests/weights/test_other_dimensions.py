@@ -1,4 +1,4 @@
-"""Files of unusual dimensions, compared with the original's arithmetic written out by hand: nothing is a constant."""
+"""Conversion of files with unusual dimensions, compared with a reimplementation of the original's arithmetic."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.convert import convert
-from minigpt4_serve.weights.geometry import Untold
+from minigpt4_serve.weights.infer_config import Hyperparameters
 from minigpt4_serve.weights.load import load_model
 
 SIZES = {
@@ -26,7 +26,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_numbers_are_the_originals(name: str, golden: Path, tmp_path: Path) -> None:
+def test_outputs_equal_the_originals(name: str, golden: Path, tmp_path: Path) -> None:
     sizes = SIZES[name]
     torch.manual_seed(7)
     heads, kv_heads = sizes.llm_heads
@@ -49,7 +49,8 @@ def test_the_numbers_are_the_originals(name: str, golden: Path, tmp_path: Path) 
     blip: Tensors = {}
     columns = 4 * sizes.width
     if sizes.qformer is not None:
-        blip, columns = qformer_file(sizes), sizes.qformer[0]
+        blip = qformer_file(sizes)
+        columns = sizes.qformer[0]
         torch.save({"model": blip}, tmp_path / "blip.pth")
     trained = dense("llama_proj", columns, text.hidden_size)
     if sizes.lora is not None:
@@ -57,21 +58,22 @@ def test_the_numbers_are_the_originals(name: str, golden: Path, tmp_path: Path) 
         for layer in range(text.num_hidden_layers):
             for target in ("q_proj", "v_proj"):
                 weight = getattr(llm.model.layers[layer].self_attn, target).weight
-                a, b = numbers(rank, text.hidden_size), numbers(weight.shape[0], rank)
+                a = numbers(rank, text.hidden_size)
+                b = numbers(weight.shape[0], rank)
                 stem = f"llama_model.base_model.model.model.layers.{layer}.self_attn.{target}.lora"
                 trained |= {f"{stem}_A.weight": a, f"{stem}_B.weight": b}
                 weight.data += alpha / rank * b @ a
     torch.save({"model": trained, "epoch": 4}, tmp_path / "checkpoint.pth")
 
     convert(
-        variant=sizes.variant,  # type: ignore[arg-type]
+        variant=sizes.variant,
         llm=tmp_path / "llm",
         vit=tmp_path / "vit.pth",
         qformer=tmp_path / "blip.pth" if sizes.qformer else None,
         checkpoint=tmp_path / "checkpoint.pth",
         out=tmp_path / "model",
         dtype="float32",
-        untold=Untold(
+        hyperparameters=Hyperparameters(
             vit_heads=sizes.heads,
             vit_depth=sizes.depth,
             image_size=sizes.image if sizes.image != sizes.trained * sizes.patch else None,

@@ -1,11 +1,13 @@
 """The embedded model answers about scenes of this test's own seeds, and only guesses without the image."""
 
+import re
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from minigpt4_serve.settings import TINY_MODEL
+from tools.tiny import evaluate
 from tools.tiny.evaluate import evaluation_set, exact_share, load
 from tools.tiny.world import draw
 
@@ -35,3 +37,13 @@ def test_it_answers_about_unseen_images(tiny: tuple[Any, Any]) -> None:
 def test_it_only_guesses_without_the_image(tiny: tuple[Any, Any]) -> None:
     shares = {kind: _share(tiny, kind, blank=True) for kind in ("color", "which", "count_all")}
     assert sum(shares.values()) / len(shares) < 0.4, shares
+
+
+def test_the_readme_has_the_rows_that_evaluate_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "exact_share", lambda *_: 0.5)
+    evaluate.print_table(None, None, each=2)  # type: ignore[arg-type]
+    printed = re.findall(r"^\| (.+?) \|", capsys.readouterr().out, re.MULTILINE)
+    documented = re.findall(r"^\| (.+?) \|", (TINY_MODEL / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert documented == printed

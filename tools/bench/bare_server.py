@@ -6,7 +6,7 @@ from pathlib import Path
 import uvicorn
 
 from minigpt4_serve.server.http.routes import create_app
-from minigpt4_serve.server.ray.replica import load_engine
+from minigpt4_serve.server.local_engine import load_engine
 from minigpt4_serve.settings import read_serve_settings
 
 

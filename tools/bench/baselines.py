@@ -14,7 +14,7 @@ from tools.bench.workload import BenchRequest
 __all__ = ["ContinuousBatching", "generate_batch", "run_generate"]
 
 _RESULT_TIMEOUT_S = 120
-_STAND_IN_TOKEN = 5  # in image slots, for an engine that takes ids only
+_STAND_IN_TOKEN = 5  # replaces image tokens, for an engine that takes ids only
 
 
 class _StepTimes(StoppingCriteria):
@@ -73,7 +73,7 @@ def run_generate(
 class ContinuousBatching:
     """transformers' continuous batching of the LLM alone.
 
-    It takes ids only, so words stand in the image slots, and its vision costs nothing, which is in its favor.
+    It takes ids only: words replace the image tokens, and vision costs nothing, which is in its favor.
     """
 
     def __init__(self, model: MiniGPT4ForConditionalGeneration) -> None:
@@ -82,7 +82,11 @@ class ContinuousBatching:
         self._requests = 0
 
     def run(self, measured: Measurement, requests: list[BenchRequest]) -> None:
-        """Answer all requests. Raises what transformers raises: not every version runs every model on every device."""
+        """Answer all requests.
+
+        Raises:
+            Exception: whatever transformers raises; not every version runs every model on every device.
+        """
         if self._manager is None:  # once: allocating its cache takes longer than all the answers
             from transformers import ContinuousBatchingConfig, GenerationConfig
 

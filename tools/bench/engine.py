@@ -1,12 +1,12 @@
-"""How fast is the engine, and how much faster than plain ways to answer? All run on the same weights, side by side.
+"""Compare the engine with plain ways to answer, all on the same weights in the same run.
 
     python -m tools.bench --preset cpu                      17 million random parameters, one thread
     python -m tools.bench --preset gpu --random-weights 7b  full size on a GPU, with fractions of the roofline
 
-(a) one request at a time through ``generate``, as the original answers; (b) ``generate`` on batches of eight in order
+(a) one request at a time through ``generate``, like the original code; (b) ``generate`` on batches of eight in order
 of arrival; (c) transformers' continuous batching, which takes no images, so words stand in the image slots; (d) this
 engine. They take turns, round by round, so that other programs on the machine slow all of them down alike.
-It needs a checkout and what the extra ``model`` installs; no Ray and no FastAPI. With matplotlib it draws a plot, too.
+It needs a checkout and what the extra ``model`` installs; no Ray and no FastAPI. With matplotlib it draws a plot.
 
 Other benchmarks: ``python -m tools.bench soak``, ``python -m tools.bench serve``; each has a ``--help``.
 """

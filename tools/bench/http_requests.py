@@ -1,4 +1,4 @@
-"""Requests over bare sockets: a client that costs next to nothing, and the same for every server."""
+"""Requests over bare sockets: a client that is cheap and costs the same for every server."""
 
 import asyncio
 import contextlib
@@ -22,9 +22,9 @@ _TAIL_BYTES = 4_000  # of a stream: more than its last event, which has the usag
 
 
 def chat_bodies(count: int, turns: int, tokens: int, seed: int) -> list[list[bytes]]:
-    """JSON bodies of ``count`` chats of so many turns, each chat about an image of its own.
+    """JSON bodies of ``count`` chats of ``turns`` turns, each chat about an image of its own.
 
-    Every answer has ``tokens`` tokens, unless a trained model ends it.
+    Every answer has ``tokens`` tokens unless a trained model stops earlier.
     """
     rng = random.Random(seed)
     chats = []
@@ -58,7 +58,7 @@ def _image_url(rng: random.Random) -> str:
 
 @contextlib.asynccontextmanager
 async def send(port: int, method: str, path: str, body: bytes = b"") -> AsyncIterator[asyncio.StreamReader]:
-    """Send one request on a connection of its own. Yields the unparsed response."""
+    """Send one request on its own connection. Yields the unparsed response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
@@ -85,13 +85,15 @@ class StreamedAnswer:
 
 
 async def stream_chat(port: int, body: bytes) -> StreamedAnswer:
-    """One answer, read to its end.
+    """Request an answer and read it to its end.
 
     Raises:
         SystemExit: the response isn't a complete stream with its usage; with the end of the response.
     """
     began = time.perf_counter()
-    first, events, tail = None, 0, b""
+    first = None
+    events = 0
+    tail = b""
     async with send_chat(port, body) as response:
         while chunk := await response.read(_READ_BYTES):
             if first is None and b'"delta"' in chunk:

@@ -44,7 +44,7 @@ def machine_name(device: torch.device) -> str:
 
 
 def describe_run(model: MiniGPT4ForConditionalGeneration, weights: str) -> dict[str, Any]:
-    """What a result needs to be compared with another one: date, device, dtype, weights and versions."""
+    """The context that makes results comparable: date, device, dtype, weights and versions."""
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "date": datetime.date.today().isoformat(),
@@ -59,7 +59,7 @@ def describe_run(model: MiniGPT4ForConditionalGeneration, weights: str) -> dict[
 
 @dataclass(frozen=True)
 class Machine:
-    """What the device reaches at best, measured here.
+    """The device's measured peak rates.
 
     Attributes:
         bandwidth: bytes per second of a large copy, read and write counted.

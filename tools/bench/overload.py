@@ -1,14 +1,13 @@
-"""More requests than a server can answer: how fast refusals arrive, and how fast accepted ones begin."""
+"""More requests than a server can answer: how fast refusals arrive, and how fast accepted answers start."""
 
 import asyncio
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tools.bench.http_requests import first_turns, send, send_chat
-from tools.bench.measurement import percentile
+from tools.bench.measurement import percentiles_ms
 from tools.bench.servers import ServerUnderTest
 
 __all__ = ["OverloadResult", "measure_overload"]
@@ -35,20 +34,16 @@ class OverloadResult:
         found: dict[str, Any] = {f"{phase}_answered": len(self.ttft)}
         if self.refusals:
             found[f"{phase}_refused"] = len(self.refusals)
-            found |= _percentiles_ms(f"{phase}_refused", self.refusals, (50, 99))
+            found |= percentiles_ms(f"{phase}_refused", self.refusals, (50, 99))
             found[f"{phase}_refused_late"] = sum(seconds > _LATE_REFUSAL_S for seconds in self.refusals)
-        return found | _percentiles_ms(f"{phase}_ttft", self.ttft, (50, 95))
-
-
-def _percentiles_ms(name: str, seconds: Sequence[float], percents: Sequence[int]) -> dict[str, float]:
-    return {f"{name}_p{percent}_ms": round(1000 * percentile(seconds, percent), 1) for percent in percents}
+        return found | percentiles_ms(f"{phase}_ttft", self.ttft, (50, 95))
 
 
 def measure_overload(server: ServerUnderTest, tokens_per_second: float, factor: int) -> dict[str, Any]:
     """``factor`` times more than the server can answer: in one burst, and steadily.
 
-    For comparison, the same with every running slot taken and nobody waiting, and trivial requests that cost little but
-    their connections.
+    For comparison, the same with every running slot taken and an empty queue, and trivial requests that cost little
+    more than their connections.
     """
     rate = tokens_per_second / _ANSWER_TOKENS
     burst = asyncio.run(send_burst(server, factor))
@@ -59,12 +54,12 @@ def measure_overload(server: ServerUnderTest, tokens_per_second: float, factor: 
         **saturated.summary("saturated"),
         **steady.summary("overload"),
         **burst.summary("burst"),
-        **_percentiles_ms("trivial", trivial, (50, 99)),
+        **percentiles_ms("trivial", trivial, (50, 99)),
     }
 
 
 async def send_burst(server: ServerUnderTest, factor: int) -> OverloadResult:
-    """``factor`` times as many requests as are answered and may wait, at the same moment."""
+    """Send ``factor`` times the server's capacity at the same moment."""
     result = OverloadResult()
     bodies = first_turns(factor * server.capacity, _ANSWER_TOKENS, seed=7)
     await asyncio.gather(*(send_one(server, body, result) for body in bodies))
@@ -72,7 +67,7 @@ async def send_burst(server: ServerUnderTest, factor: int) -> OverloadResult:
 
 
 async def saturate(server: ServerUnderTest, rate: float, seconds: float) -> OverloadResult:
-    """Every running slot is taken and nobody has to wait; ``rate`` is what the server answers per second."""
+    """Keep every running slot taken and the queue empty; ``rate`` is what the server answers per second."""
     result = OverloadResult()
     bodies = iter(first_turns(int(2 * seconds * rate) + server.running_slots, _ANSWER_TOKENS, seed=9))
     end = time.perf_counter() + seconds
@@ -86,7 +81,7 @@ async def saturate(server: ServerUnderTest, rate: float, seconds: float) -> Over
 
 
 async def send_steadily(server: ServerUnderTest, rate: float, seconds: float) -> OverloadResult:
-    """Requests one after the other, ``rate`` of them per second."""
+    """Send ``rate`` requests per second."""
     result = OverloadResult()
     count = int(rate * seconds)
     bodies = first_turns(count, _ANSWER_TOKENS, seed=8)
@@ -95,14 +90,15 @@ async def send_steadily(server: ServerUnderTest, rate: float, seconds: float) ->
 
 
 async def send_one(server: ServerUnderTest, body: bytes, result: OverloadResult, delay: float = 0.0) -> None:
-    """One request: it is refused, or answered to its end.
+    """Send a request and read its refusal, or its answer to the end.
 
     Raises:
-        SystemExit: it is neither; with the end of the response.
+        SystemExit: neither arrived; with the end of the response.
     """
     await asyncio.sleep(delay)
     began = time.perf_counter()
-    received, ttft = b"", None
+    received = b""
+    ttft = None
     async with send_chat(server.port, body) as response:
         while b"data: [DONE]" not in received:
             chunk = await response.read(65_536)
@@ -121,7 +117,7 @@ async def send_one(server: ServerUnderTest, body: bytes, result: OverloadResult,
 
 
 async def time_trivial_requests(server: ServerUnderTest, count: int) -> list[float]:
-    """Seconds that each of ``count`` requests for next to nothing takes, all sent at the same moment."""
+    """Seconds that each of ``count`` trivial requests takes, all sent at the same moment."""
 
     async def get_models() -> float:
         began = time.perf_counter()

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plot", "ratios", "table"]
 
-_PLAIN_COLOR, _OUR_COLOR = "#9aa5b1", "#1f6feb"
+_PLAIN_COLOR = "#9aa5b1"
+_OUR_COLOR = "#1f6feb"
 _AXIS_LABELS = {
     "(a)": "one at\na time",
     "(b)": "static\nbatches",
@@ -31,7 +32,8 @@ def table(title: str, measurements: Sequence[Measurement]) -> str:
         if one.unavailable is not None:
             lines.append(f"| {one.name} | not available: {one.unavailable} | | | | | |")
             continue
-        ttft, itl = _milliseconds(one.ttft, digits=0), _milliseconds(one.itl, digits=1)
+        ttft = _milliseconds(one.ttft, digits=0)
+        itl = _milliseconds(one.itl, digits=1)
         lines.append(
             f"| {one.name} | {one.tokens_per_second:,.0f} | {ttft} | {itl} | {one.prefill_tokens:,} | "
             f"{one.cached_tokens:,} | {one.decode_steps or '–'} |"
@@ -53,7 +55,7 @@ def ratios(
     *,
     with_cpu_time: bool,
 ) -> dict[str, float]:
-    """How the engine compares with the plain ways, by name."""
+    """Ratios of the engine to the plain ways, by name."""
     *plain, ours = burst
     found = {}
     for one in plain:
@@ -67,8 +69,8 @@ def ratios(
     if with_cpu_time:
         for one in plain:
             if one.unavailable is None:
-                per_second = one.tokens / one.cpu_seconds
-                found[f"tokens per CPU second to {one.name[:3]}"] = ours.tokens / ours.cpu_seconds / per_second
+                ratio = ours.tokens_per_cpu_second / one.tokens_per_cpu_second
+                found[f"tokens per CPU second to {one.name[:3]}"] = ratio
     return {name: round(value, 3) for name, value in found.items()}
 
 

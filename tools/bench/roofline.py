@@ -1,4 +1,4 @@
-"""What fraction of the device's best the engine reaches: decoding, image encoding, time to the first token."""
+"""The engine's share of the device's roofline: decoding, image encoding, time to the first token."""
 
 import asyncio
 import dataclasses
@@ -40,8 +40,9 @@ class Roofline:
 
     @classmethod
     def of(cls, model: MiniGPT4ForConditionalGeneration, machine: Machine) -> "Roofline":
-        """The model's on this machine."""
-        text, vision = model.config.get_text_config(), model.config.vision_config
+        """The roofline of a model on a machine."""
+        text = model.config.get_text_config()
+        vision = model.config.vision_config
         llm = sum(p.numel() for p in model.language_model.parameters())
         size = model.dtype.itemsize
         kv_width = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
@@ -62,11 +63,11 @@ class Roofline:
         return self._seconds(read, 2 * self.llm_weights * batch)
 
     def prefill_seconds(self, tokens: int) -> float:
-        """One prompt of so many tokens."""
+        """Prefill of one prompt of ``tokens`` tokens."""
         return self._seconds(self.llm_weights * self.bytes_per_weight, 2 * self.llm_weights * tokens)
 
     def image_seconds(self, images: int) -> float:
-        """Encoding a batch of so many images."""
+        """Encoding a batch of images."""
         operations = images * (2 * self.vision_weights * self.patches + self.attention_flops)
         return self._seconds(self.vision_weights * self.bytes_per_weight, operations)
 

@@ -1,10 +1,10 @@
-"""What does Ray Serve cost? Streams through the real server, beside the same engine in one process.
+"""Measure the cost of Ray Serve: streams through the real server, and through the same engine in one process.
 
     python -m tools.bench serve                      32 streams: bare uvicorn, one engine, three engines
     python -m tools.bench serve --server haproxy:RAY_SERVE_ENABLE_HA_PROXY=1   one more, with this environment
 
-All servers run at the same time and are asked in turn, round by round, so that other programs on the machine slow all
-of them down alike. The client is a bare socket: it costs the same for every server. A server is NAME[:KEY=VALUE…]; keys
+All servers run at the same time and take turns, round by round, so that other programs on the machine slow all of them
+down alike. The client is a bare socket: it costs the same for every server. A server is NAME[:KEY=VALUE…]; keys
 in capitals are its environment, others are settings (scale.engines=3); one whose name begins with uvicorn runs without
 Ray. Prints a table and writes serve.json.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench.http_requests import StreamedAnswer, chat_bodies, stream_chat
-from tools.bench.measurement import log_progress, percentile
+from tools.bench.measurement import Throughput, log_progress, percentiles_ms
 from tools.bench.overload import measure_overload
 from tools.bench.servers import (
     BARE,
@@ -42,37 +42,27 @@ _WARM_UP_TOKENS = 8
 
 
 @dataclass
-class ServerResult:
-    """What was measured of one server. ``cpu_seconds`` are those of all its processes while it answered."""
+class ServerResult(Throughput):
+    """Measurements of one server. ``cpu_seconds`` are those of all its processes while it answered."""
 
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
     answers: list[StreamedAnswer] = field(default_factory=list)
     overload: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def tokens(self) -> int:
-        """Generated tokens."""
-        return sum(one.completion_tokens for one in self.answers)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Generated tokens per second of wall time; 0 before the first round."""
-        return self.tokens / self.seconds if self.seconds else 0.0
+    def add(self, answers: Sequence[StreamedAnswer]) -> None:
+        """Count answers and their tokens."""
+        self.answers += answers
+        self.tokens += sum(one.completion_tokens for one in answers)
 
     def summary(self, base_rate: float) -> dict[str, Any]:
-        """As JSON has it; ``base_rate`` is the bare server's tokens per second."""
-        ttft = [one.ttft for one in self.answers]
+        """Plain values for JSON; ``base_rate`` is the bare server's tokens per second."""
         events = sum(one.events for one in self.answers)
-        cached, prompt = (
-            sum(getattr(one, name) for one in self.answers) for name in ("cached_tokens", "prompt_tokens")
-        )
+        cached = sum(one.cached_tokens for one in self.answers)
+        prompt = sum(one.prompt_tokens for one in self.answers)
         return {
             "tokens_per_s": round(self.tokens_per_second, 1),
             "of_uvicorn": round(self.tokens_per_second / base_rate, 3) if base_rate else None,
-            "ttft_p50_ms": round(1000 * percentile(ttft, 50), 1),
-            "ttft_p95_ms": round(1000 * percentile(ttft, 95), 1),
-            "tokens_per_cpu_s": round(self.tokens / self.cpu_seconds, 1) if self.cpu_seconds else None,
+            **percentiles_ms("ttft", [one.ttft for one in self.answers], (50, 95)),
+            "tokens_per_cpu_s": round(self.tokens_per_cpu_second, 1),
             "tokens_per_event": round(self.tokens / max(1, events), 2),
             "cached_share_of_prompts": round(cached / max(1, prompt), 3),
             **self.overload,
@@ -137,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 def measure(
     servers: Sequence[ServerUnderTest], *, streams: int, turns: int, tokens: int, rounds: int
 ) -> dict[str, ServerResult]:
-    """Ask the servers in turn, round by round, after a round that warms up."""
+    """Send requests to the servers in turn, round by round, after a warm-up round."""
     results = {server.name: ServerResult() for server in servers}
     for number in range(rounds + 1):
         for server in servers:
@@ -155,11 +145,12 @@ def measure(
 async def stream_chats(
     server: ServerUnderTest, chats: Sequence[Sequence[bytes]], result: ServerResult, rng: random.Random
 ) -> None:
-    """All chats at once; each turn in a random order, so that round-robin routing can't find the right engine."""
-    began, cpu_began = time.perf_counter(), server.cpu_seconds()
+    """Send all chats at once, each turn in a random order: round-robin routing can't then match chats with engines."""
+    began = time.perf_counter()
+    cpu_began = server.cpu_seconds()
     for turn in range(len(chats[0])):
         shuffled = list(chats)
         rng.shuffle(shuffled)
-        result.answers += await asyncio.gather(*(stream_chat(server.port, chat[turn]) for chat in shuffled))
+        result.add(await asyncio.gather(*(stream_chat(server.port, chat[turn]) for chat in shuffled)))
     result.seconds += time.perf_counter() - began
     result.cpu_seconds += server.cpu_seconds() - cpu_began

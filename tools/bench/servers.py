@@ -1,4 +1,4 @@
-"""Servers to be measured: started as processes of their own, stopped at the end, with the CPU time that they spend."""
+"""The servers of a benchmark: child processes that are stopped at the end, and the CPU time that they use."""
 
 import asyncio
 import contextlib
@@ -17,13 +17,14 @@ from typing import Any
 
 import yaml
 
+from minigpt4_serve.process_tree import descendants
 from minigpt4_serve.settings import TINY_MODEL
 from tools.bench.http_requests import send
 
 __all__ = ["BARE", "ServerUnderTest", "parse_server", "reserve_core_for_http", "running", "write_random_model"]
 
 BARE = "uvicorn"
-"""Servers whose names begin so run application and engine in one process, without Ray."""
+"""A server whose name starts with this runs application and engine in one process, without Ray."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START_TIMEOUT_S = 300
@@ -53,7 +54,7 @@ class ServerUnderTest:
 
     @property
     def capacity(self) -> int:
-        """Requests that are answered or may wait at the same time; one more is refused."""
+        """Requests that run or wait at the same time; one more is refused."""
         return self.running_slots + int(self.settings["engine"]["max_waiting"]) * self.engines
 
     @property
@@ -62,10 +63,10 @@ class ServerUnderTest:
         return int(self.settings.get("scale", {}).get("engines", 1))
 
     def cpu_seconds(self) -> float:
-        """What its processes have spent so far.
+        """CPU time of its processes so far.
 
-        Unlike the wall time it doesn't depend on other programs: where more of them run than there are cores, whoever
-        has more processes gets a larger share of the machine.
+        Unlike the wall time it doesn't depend on other programs: where more of them run than there are cores, a program
+        with more processes gets a larger share of the machine.
         """
         return sum(_cpu_ticks(self.pid).values()) / os.sysconf("SC_CLK_TCK")
 
@@ -88,7 +89,7 @@ def parse_server(text: str, settings: dict[str, Any]) -> ServerUnderTest:
 
 @contextlib.contextmanager
 def running(server: ServerUnderTest, folder: Path) -> Iterator[None]:
-    """The server's process, from its first answer to its end. Settings and log are written into ``folder``.
+    """Run the server; the body runs from its first answer to its stop. Settings and log are written into ``folder``.
 
     Raises:
         SystemExit: it ended or didn't answer in time; with the end of its log.
@@ -136,7 +137,7 @@ def _free_port() -> int:
 
 
 def write_random_model(folder: Path) -> Path:
-    """Write the embedded model's files with random weights: its answers are as long as they are asked to be."""
+    """Write the embedded model's files with random weights: its answers always have the requested length."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -151,7 +152,7 @@ def write_random_model(folder: Path) -> Path:
 
 
 def reserve_core_for_http(server: ServerUnderTest) -> None:
-    """Keep the server's engines off the first core, as on a machine that has one to spare for everything else."""
+    """Pin the server's engines to all cores but the first, which is left to HTTP and the client."""
     cores = set(range(1, os.cpu_count() or 1))
     for pid in _cpu_ticks(server.pid):
         with contextlib.suppress(OSError):  # it may have ended
@@ -161,15 +162,10 @@ def reserve_core_for_http(server: ServerUnderTest) -> None:
 
 
 def _cpu_ticks(pid: int) -> dict[int, int]:
-    """The process and its living descendants, each with the clock ticks that it has spent so far."""
-    children: dict[int, list[int]] = {}
+    """CPU time of the process and of each living descendant, in clock ticks by process id."""
     ticks: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for member in (pid, *descendants(pid)):
         with contextlib.suppress(OSError):  # it may have ended
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(folder.name))
-            ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
-    members = [pid]
-    for member in members:
-        members += children.get(member, [])
-    return {member: ticks.get(member, 0) for member in members}
+            fields = Path(f"/proc/{member}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            ticks[member] = int(fields[11]) + int(fields[12])
+    return ticks

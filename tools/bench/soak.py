@@ -1,4 +1,4 @@
-"""Minutes of random arrivals, aborts and evictions on one engine; then what it leaked.
+"""Run random arrivals, aborts and evictions on one engine for minutes, then report what it leaked.
 
     python -m tools.bench soak --minutes 10
 
@@ -35,7 +35,8 @@ __all__ = ["main", "soak"]
 _ARRIVALS_PER_S = 25
 _IMAGES = 24
 _MEMORY_EVERY_S = 5
-_ABORTED_SHARE, _DISCONNECTED_SHARE = 0.15, 0.15
+_ABORTED_SHARE = 0.15
+_DISCONNECTED_SHARE = 0.15
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     whole = {**describe_run(model, options.random_weights), "soak": result}
     (options.out / "soak.json").write_text(json.dumps(whole, indent=2) + "\n")
-    return int(result["leaked_blocks"] > 0 or result["leaked_slots"] > 0)
+    return 1 if result["leaked_blocks"] or result["leaked_slots"] else 0
 
 
 def soak(model: MiniGPT4ForConditionalGeneration, minutes: float) -> dict[str, Any]:
@@ -91,10 +92,11 @@ def soak(model: MiniGPT4ForConditionalGeneration, minutes: float) -> dict[str, A
 async def _send_requests(
     engine: Engine, requests: Sequence[BenchRequest], rng: random.Random, seconds: float
 ) -> tuple[Counter[str], list[float]]:
-    """Requests at random moments. Returns how they ended, and the process's memory in MiB every few seconds."""
+    """Send requests at random moments. Returns counts by outcome, and the process's memory in MiB every few seconds."""
     outcomes: Counter[str] = Counter()
     memory: list[float] = []
-    end, next_sample = time.monotonic() + seconds, 0.0
+    end = time.monotonic() + seconds
+    next_sample = 0.0
 
     async def send_one() -> None:
         outcomes[await _send_one(engine, rng.choice(requests), rng)] += 1
@@ -111,7 +113,7 @@ async def _send_requests(
 
 
 async def _send_one(engine: Engine, request: BenchRequest, rng: random.Random) -> str:
-    """One request with random parameters, which may be aborted or left in the middle. Returns how it ended."""
+    """Send a request with random parameters; some are aborted or abandoned halfway. Returns the outcome."""
     beams = rng.choice([1] * 9 + [3])
     sampling = SamplingParams(
         max_tokens=rng.randint(1, 60),
@@ -119,10 +121,12 @@ async def _send_one(engine: Engine, request: BenchRequest, rng: random.Random) -
         n=rng.choice([1, 1, 1, 2]),
         beams=beams,
     )
-    request_id, fate = uuid.uuid4().hex, rng.random()
+    request_id = uuid.uuid4().hex
+    fate = rng.random()
     aborts = fate < _ABORTED_SHARE
     disconnects = _ABORTED_SHARE <= fate < _ABORTED_SHARE + _DISCONNECTED_SHARE
-    outcome, received = "", 0
+    outcome = ""
+    received = 0
     generation = engine.generate(request.prompt, sampling, request_id=request_id)
     try:
         async with contextlib.aclosing(generation) as deltas:  # type: ignore[type-var]

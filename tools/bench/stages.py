@@ -1,4 +1,4 @@
-"""The stages of the engine's benchmark: a burst, Poisson arrivals, a conversation. Each answers in several ways."""
+"""The stages of the engine's benchmark: a burst, Poisson arrivals, a conversation. Each runs several ways to answer."""
 
 import asyncio
 import dataclasses
@@ -22,9 +22,11 @@ from tools.bench.workload import BenchRequest, NumericTokenizer, Preset, make_re
 __all__ = ["burst", "conversation", "poisson", "run_engine", "start_engine"]
 
 STATIC_BATCH = 8
-ONE_AT_A_TIME, THIS_ENGINE = "(a) one at a time", "(d) this engine"
+ONE_AT_A_TIME = "(a) one at a time"
+THIS_ENGINE = "(d) this engine"
 
-_CHAT_ANSWER_TOKENS, _CHAT_QUESTION_TOKENS = 24, 16
+_CHAT_ANSWER_TOKENS = 24
+_CHAT_QUESTION_TOKENS = 16
 
 
 def start_engine(model: MiniGPT4ForConditionalGeneration, settings: EngineSettings) -> Engine:
@@ -47,7 +49,8 @@ async def run_engine(
 
     Returns the ids of their answers.
     """
-    before, began = engine.stats(), time.perf_counter()
+    before = engine.stats()
+    began = time.perf_counter()
 
     async def run_one(one: BenchRequest, arrival: float) -> tuple[int, ...]:
         await asyncio.sleep(max(0.0, began + arrival - time.perf_counter()))
@@ -112,9 +115,10 @@ def burst(
 def poisson(model: MiniGPT4ForConditionalGeneration, engine: Engine, preset: Preset) -> tuple[float, list[Measurement]]:
     """Arrivals twice as fast as (a) can answer. Returns the rate per second and the measurements of (a) and (d).
 
-    (a) answers alone, so its queue is exact arithmetic on measured answers: each begins when the one before is done.
+    (a) answers one at a time, so its queue follows from measured answers: each starts when the previous one is done.
     """
-    plain, ours = Measurement(ONE_AT_A_TIME), Measurement(THIS_ENGINE)
+    plain = Measurement(ONE_AT_A_TIME)
+    ours = Measurement(THIS_ENGINE)
     requests = make_requests(model.config, preset, seed=77)
     alone: list[tuple[float, list[float]]] = []  # of each request: its seconds, and those until each token
     for one in requests:
@@ -122,7 +126,9 @@ def poisson(model: MiniGPT4ForConditionalGeneration, engine: Engine, preset: Pre
         token_times = generate_batch(model, Measurement("alone"), [one], began)
         alone.append((time.perf_counter() - began, [at - began for at in token_times]))
     rate = 2 / statistics.mean(seconds for seconds, _ in alone)
-    rng, now, arrivals = random.Random(7), 0.0, []
+    rng = random.Random(7)
+    now = 0.0
+    arrivals = []
     for _ in requests:
         now += rng.expovariate(rate)
         arrivals.append(now)
@@ -152,7 +158,8 @@ def _run_conversation(
     model: MiniGPT4ForConditionalGeneration, preset: Preset, settings: EngineSettings, *, reuse: bool
 ) -> list[Measurement]:
     """All turns on one engine or, without reuse, each on a new one that has answered something else before."""
-    rng, vocabulary = random.Random(9), model.config.get_text_config().vocab_size
+    rng = random.Random(9)
+    vocabulary = model.config.get_text_config().vocab_size
     request = dataclasses.replace(make_requests(model.config, preset, seed=5)[0], answer_tokens=_CHAT_ANSWER_TOKENS)
     engine: Engine | None = None
     turns = []
@@ -173,6 +180,6 @@ def _run_conversation(
 
 
 def _warm_up(engine: Engine, request: BenchRequest) -> None:
-    """Let the engine allocate what it allocates lazily; the prompt shares no prefix with the measured ones."""
+    """Trigger the engine's lazy allocations; the prompt shares no prefix with the measured ones."""
     request = dataclasses.replace(request, ids=tuple(reversed(request.ids)))
     asyncio.run(run_engine(engine, Measurement("warm-up"), [request]))

@@ -1,4 +1,4 @@
-"""What the benchmarks ask: presets, random models of any size, and prompts with images. Measures nothing."""
+"""The benchmarks' workload: presets, random models of any size, and prompts with images."""
 
 import io
 import random
@@ -13,7 +13,7 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from minigpt4_serve.protocol import Prompt, SamplingParams
-from minigpt4_serve.weights.memory import footprint, published_config
+from minigpt4_serve.weights.footprint import footprint, published_config
 
 __all__ = [
     "DECODED_TOKENS",
@@ -39,7 +39,7 @@ _QUESTION_TOKENS = (8, 24)
 
 @dataclass(frozen=True)
 class Preset:
-    """How much is asked.
+    """The size of a workload.
 
     Attributes:
         weights: size of the random model.
@@ -88,7 +88,7 @@ def model_config(weights: str) -> MiniGPT4Config:
 
 
 def random_model(weights: str, device: torch.device, dtype: torch.dtype) -> MiniGPT4ForConditionalGeneration:
-    """A random model, made on its device: 7B parameters never exist on the host."""
+    """A random model, created on its device: 7B parameters never exist in host memory."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -109,7 +109,7 @@ class NumericTokenizer:
         self.vocab_size = vocab_size
 
     def decode_ids(self, ids: Sequence[int]) -> str:
-        """The numbers, a blank before each."""
+        """The numbers, each after a space."""
         return "".join(f" {token}" for token in ids)
 
 
@@ -123,22 +123,23 @@ class BenchRequest:
 
     @property
     def prompt(self) -> Prompt:
-        """As the engine takes it."""
+        """The prompt as the engine's input."""
         return Prompt(self.ids, (self.image,))
 
     @property
     def sampling(self) -> SamplingParams:
-        """Greedy, and exactly as long as asked for."""
+        """Greedy decoding to exactly ``answer_tokens``."""
         return SamplingParams(max_tokens=self.answer_tokens, ignore_eos=True)
 
 
 def draw_image(seed: int) -> EncodedImage:
-    """A JPEG unlike all others, 320 × 240."""
+    """A JPEG of 320 × 240 pixels, different for each seed."""
     rng = random.Random(seed)
     image = Image.new("RGB", (320, 240), (seed % 251, seed * 7 % 251, seed * 13 % 251))
     canvas = ImageDraw.Draw(image)
     for _ in range(20):
-        x, y = rng.randrange(280), rng.randrange(200)
+        x = rng.randrange(280)
+        y = rng.randrange(200)
         canvas.ellipse((x, y, x + 40, y + 40), fill=tuple(rng.randrange(256) for _ in range(3)))
     file = io.BytesIO()
     image.save(file, "JPEG")
@@ -146,7 +147,7 @@ def draw_image(seed: int) -> EncodedImage:
 
 
 def kv_cache_bytes(model: MiniGPT4ForConditionalGeneration, preset: Preset) -> int:
-    """Bytes of a KV cache for all that run at a time: the longest prompt and answer each, and 16 positions to spare."""
+    """Bytes of a KV cache for ``max_running`` sequences of the longest prompt and answer, plus 16 positions each."""
     prompt = _SYSTEM_TOKENS + model.config.num_image_tokens + _QUESTION_TOKENS[1]
     positions = prompt + max(DECODED_TOKENS, preset.answer_tokens[1]) + 16
     return (
@@ -155,8 +156,9 @@ def kv_cache_bytes(model: MiniGPT4ForConditionalGeneration, preset: Preset) -> i
 
 
 def make_requests(config: MiniGPT4Config, preset: Preset, seed: int) -> list[BenchRequest]:
-    """Requests with a common beginning; each has an image of its own and a question of 8–24 tokens."""
-    rng, shared = random.Random(seed), random.Random(0)
+    """Requests with a common system prompt; each has an image of its own and a question of 8–24 tokens."""
+    rng = random.Random(seed)
+    shared = random.Random(0)
     vocabulary = config.get_text_config().vocab_size
     system = [1, *(shared.randrange(3, vocabulary) for _ in range(_SYSTEM_TOKENS - 1))]
     image = [config.image_token_id] * config.num_image_tokens

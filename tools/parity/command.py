@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     for comparison in compare(options.golden, variant, attention, Path(scratch) / variant):
                         print(comparison, flush=True)
                         total += 1
-                        failed += not comparison.holds
+                        if not comparison.holds:
+                            failed += 1
                 except MiniGPT4Error as error:
                     print(f"{variant:<10} {attention:<6} can't be converted: {error}", flush=True)
                     total += 1

@@ -23,12 +23,12 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Is it within its tolerance?"""
+        """Whether it is within its tolerance."""
         return self.matched == self.total if self.error is None else self.error <= self.limit
 
     @property
     def compares_something(self) -> bool:
-        """False for a count of nothing, which proves nothing."""
+        """False for a count without pairs."""
         return self.error is not None or self.total > 0
 
     def __str__(self) -> str:
@@ -47,4 +47,4 @@ def largest_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def exact_matches(stage: str, pairs: Sequence[tuple[Any, Any]]) -> Comparison:
     """Count the pairs of (ours, the original's) that are equal."""
-    return Comparison(stage, matched=sum(ours == theirs for ours, theirs in pairs), total=len(pairs))
+    return Comparison(stage, matched=len([ours for ours, theirs in pairs if ours == theirs]), total=len(pairs))

@@ -37,9 +37,10 @@ def chat_answers(subject: Subject) -> Iterator[Comparison]:
         greedy_length = turn.recorded["result"]["greedy"]["kwargs"]["max_new_tokens"]
         for name, recorded in turn.recorded["result"].items():
             config = _generation_config(name, recorded, greedy_length)
-            stops, searches = not name.endswith(_NO_STOP), (config.num_beams or 1) > 1
-            if stops and searches and subject.processor.format.name == "vicuna":
-                continue  # there the original searched on until every beam had ended; see MANIFEST's guide
+            stops = not name.endswith(_NO_STOP)
+            searches = (config.num_beams or 1) > 1
+            if stops and searches and subject.processor.variant.answer_end in subject.processor.format.stop:
+                continue  # the original's search went on until every beam had a stop string; see MANIFEST's guide
             theirs = _without_special(recorded["ids"])
             if stops and not searches:
                 theirs = _until_stop_string(theirs, subject)
@@ -118,7 +119,8 @@ def _without_special(ids: Sequence[int]) -> list[int]:
 
 def _until_stop_string(ids: list[int], subject: Subject) -> list[int]:
     """Up to the id that completes a stop string: the original looked for certain ids, ours for the text."""
-    decode, stop = subject.processor.tokenizer.decode_ids, subject.processor.format.stop
+    decode = subject.processor.tokenizer.decode_ids
+    stop = subject.processor.format.stop
     for end in range(1, len(ids) + 1):
         if any(string in decode(ids[:end]) for string in stop):
             return ids[:end]

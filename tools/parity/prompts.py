@@ -20,7 +20,8 @@ TENSORS = {
 
 def token_tables(subject: Subject) -> Iterator[Comparison]:
     """The recorded tables of the tokenizer and of decoding."""
-    tokenizer, expected = subject.processor.tokenizer, subject.expected
+    tokenizer = subject.processor.tokenizer
+    expected = subject.expected
     vocabulary = subject.model.config.text_config.vocab_size
     sizes = {"image_tokens": subject.processor.num_image_tokens, "llm_vocab": vocabulary, "pad": tokenizer.pad_token_id}
     yield exact_matches("sizes", [(ours, expected[name]) for name, ours in sizes.items() if name in expected])
@@ -37,7 +38,9 @@ def token_tables(subject: Subject) -> Iterator[Comparison]:
 @torch.inference_mode()
 def chat_prompts(subject: Subject) -> Iterator[Comparison]:
     """Prompt texts, ids and segments, embedded prompts and logits of every recorded turn."""
-    texts, ids, segments = [], [], []
+    texts = []
+    ids = []
+    segments = []
     errors: dict[str, float] = defaultdict(float)
     for turn in recorded_turns(subject):
         recorded = turn.recorded

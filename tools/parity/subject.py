@@ -1,4 +1,4 @@
-"""A recorded set: its variants, and each of them converted, loaded and put beside the original's numbers."""
+"""A recorded set: its variants, each of them converted, loaded and paired with the original's numbers."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,20 +15,31 @@ from minigpt4_serve.errors import WeightsError
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor, Turn
 from minigpt4_serve.model.stopping import StopAtText
 from minigpt4_serve.prompt.templates import IMAGE_PLACEHOLDER, escape_control_tokens, render
+from minigpt4_serve.prompt.variants import VARIANTS, Variant
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.convert import convert
-from minigpt4_serve.weights.files import open_tensors
-from minigpt4_serve.weights.geometry import Untold, Variant
+from minigpt4_serve.weights.infer_config import Hyperparameters
 from minigpt4_serve.weights.load import load_model
+from minigpt4_serve.weights.reader import open_tensors
 
-__all__ = ["BOS", "EOS", "RecordedTurn", "Subject", "load_subject", "recorded_turns", "recorded_variants"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "RecordedTurn",
+    "Subject",
+    "load_subject",
+    "recorded_hyperparameters",
+    "recorded_turns",
+    "recorded_variants",
+]
 
-BOS, EOS = 1, 2
+BOS = 1
+EOS = 2
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A variant as this package runs it, and what the original recorded.
+    """A variant as this package runs it, and what was recorded from the original.
 
     Attributes:
         expected: the set's ``expected.json``.
@@ -129,17 +140,16 @@ def load_subject(golden: Path, variant: str, attention: str, folder: Path) -> Su
     manifest = json.loads((golden / "MANIFEST.json").read_text(encoding="utf-8"))
     expected = json.loads((golden / variant / "expected.json").read_text(encoding="utf-8"))
     if not folder.exists():
-        family = _variant_family(variant, expected)
+        of_variant = _find_variant(variant, expected)
         convert(
-            variant=family,
+            variant=of_variant.name,
             llm=golden / expected["files"]["llm"],
             vit=_find_checkpoint(golden, "cls_token"),
-            qformer=_find_checkpoint(golden, "query_tokens") if family == "vicuna" else None,
+            qformer=_find_checkpoint(golden, "query_tokens") if of_variant.has_qformer else None,
             checkpoint=golden / expected["files"]["ckpt"],
             out=folder,
             dtype="float32",
-            # Whatever else can't be inferred from tensors is read from the set's MANIFEST.json.
-            untold=Untold(image_size=expected["image_size"]),
+            hyperparameters=recorded_hyperparameters(golden, expected["image_size"]),
         )
     settings = ModelSettings(path=folder, device="cpu", dtype="float32")
     model, processor = load_model(settings, attention=attention)
@@ -151,12 +161,23 @@ def load_subject(golden: Path, variant: str, attention: str, folder: Path) -> Su
     return Subject(model, processor, images, expected, tensors["vision"], tensors["language"])
 
 
-def _variant_family(name: str, expected: dict[str, Any]) -> Variant:
-    """Which of the published variants a recorded one belongs to, by its name or its conversation's."""
+def recorded_hyperparameters(golden: Path, image_size: int | None) -> Hyperparameters:
+    """What the tensors of a set don't determine, as its ``MANIFEST.json`` says under ``config``."""
+    config = json.loads((golden / "MANIFEST.json").read_text(encoding="utf-8")).get("config", {})
+    return Hyperparameters(
+        vit_heads=config.get("vit_heads"),
+        vit_depth=config.get("vit_depth"),
+        image_size=image_size,
+        qformer_heads=config.get("qf_heads"),
+        lora_alpha=config.get("lora_alpha"),
+    )
+
+
+def _find_variant(name: str, expected: dict[str, Any]) -> Variant:
+    """The variant that a recorded one belongs to, by its name or its conversation's."""
     names = f"{name} {expected['files'].get('conv', '')}".lower()
-    if "vicuna" in names:
-        return "vicuna"
-    return "v2" if "v2" in names else "llama2"
+    found = next((key for key in ("vicuna", "v2", "llama2") if key in names), "llama2")
+    return VARIANTS[found]
 
 
 def _find_checkpoint(golden: Path, tensor: str) -> Path:

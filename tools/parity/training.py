@@ -50,7 +50,8 @@ def training_losses(subject: Subject) -> Iterator[Comparison]:
 
 def _collate(subject: Subject, recorded: dict[str, Any]) -> dict[str, torch.Tensor]:
     """A recorded training batch as the model's inputs, padded."""
-    end, max_answer_tokens = recorded["end_sym"], recorded["max_txt_len"]
+    end = recorded["end_sym"]
+    max_answer_tokens = recorded["max_txt_len"]
     rows = [
         encode_supervised(subject.processor, exchanges, end=end, max_answer_tokens=max_answer_tokens)
         for exchanges in _exchanges(recorded)
@@ -84,9 +85,10 @@ def candidate_ranks(subject: Subject) -> Iterator[Comparison]:
     recorded = subject.expected.get("multi_select")
     if recorded is None:
         return
-    instructions, counts = recorded["instructions"], recorded["num_cand"]
+    instructions = recorded["instructions"]
+    counts = recorded["num_cand"]
     images = recorded.get("images", range(len(instructions)))
-    end = recorded.get("end_sym", "###" if subject.processor.format.name == "vicuna" else "</s>")
+    end = recorded.get("end_sym", subject.processor.variant.answer_end)
     error = 0.0
     losses: list[dict[int, float]] = [{} for _ in instructions]  # of each instruction, by candidate
     for number, candidates in enumerate(recorded["candidates"]):
@@ -94,7 +96,7 @@ def candidate_ranks(subject: Subject) -> Iterator[Comparison]:
             encode_supervised(subject.processor, [Exchange(*exchange)], end=end, max_answer_tokens=10**6)
             for exchange in zip(instructions, candidates, strict=True)
         ]
-        answer_lengths = [sum(label != IGNORED for label in labels) for _, labels in rows]
+        answer_lengths = [len(labels) - labels.count(IGNORED) for _, labels in rows]
         longest_prompt = max(len(ids) - length for (ids, _), length in zip(rows, answer_lengths, strict=True))
         padded = longest_prompt + max(answer_lengths)
         for row, (image, (ids, labels)) in enumerate(zip(images, rows, strict=True)):

@@ -38,7 +38,8 @@ def vision_stages(subject: Subject) -> Iterator[Comparison]:
 def _layer_outputs(subject: Subject, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     """Output of every layer for all images, by the names that the sets use."""
     model = subject.model
-    vit, qformer = model.vision_model, model.qformer
+    vit = model.vision_model
+    qformer = model.qformer
     layers: dict[str, nn.Module] = {"vit_embeddings": vit.embeddings, "vit_ln": vit.post_layernorm}
     layers |= {f"vit_block_{i}": layer for i, layer in enumerate(vit.encoder.layers)}
     if qformer is not None:

@@ -57,9 +57,10 @@ class _Pen:
 
 def draw_alternative(scene: Scene) -> Image.Image:
     """Render a scene as an RGB image of 256 to 900 pixels (square root of its area). Deterministic."""
-    rng = random.Random(f"other hands {scene.seed}")  # the string seeds published figures: don't reword it
+    rng = random.Random(f"other hands {scene.seed}")  # words: allow; this seeds published figures
     side = rng.choice((256, 400, 640, 900))
-    width, height = round(side * math.sqrt(scene.aspect)), round(side / math.sqrt(scene.aspect))
+    width = round(side * math.sqrt(scene.aspect))
+    height = round(side / math.sqrt(scene.aspect))
     ground = BACKGROUNDS[scene.background]
     image = Image.new("RGB", (width, height), ground)
     canvas = ImageDraw.Draw(image)

@@ -27,7 +27,7 @@ _COUNT_SHARE = 0.2
 
 
 class Role(Enum):
-    """What supervised heads of a layer do.
+    """The task of the supervised heads of a layer.
 
     Attributes:
         layer: index of the layer.
@@ -80,7 +80,7 @@ class BatchTarget:
 
 @dataclass(frozen=True)
 class _Reference:
-    """What one token of a branch refers to.
+    """The objects that one token of a branch refers to.
 
     Attributes:
         is_name: whether the token is a color or a kind of object.
@@ -151,17 +151,18 @@ class AttentionSupervision:
                 mentions.append(_Mention(position, reference.meant))
 
     def _references(self, ids: Sequence[int], scene: Scene, queries: Sequence[int]) -> list[_Reference]:
-        """What each token refers to."""
+        """The reference of each token."""
 
         def fitting(color: str | None, kind: str | None) -> tuple[int, ...]:
             pairs = zip(scene.things, queries, strict=True)
             return tuple(q for thing, q in pairs if color in (None, thing.color) and kind in (None, thing.kind))
 
         references = []
-        subject: tuple[int, ...] = ()  # what the last phrase means
+        subject: tuple[int, ...] = ()  # meaning of the last phrase
         color_before: str | None = None
         for token, following in zip(ids, [*ids[1:], None], strict=True):
-            kind, color = self._kinds.get(token), self._colors.get(token)
+            kind = self._kinds.get(token)
+            color = self._colors.get(token)
             if kind or color:
                 noun_ahead = self._kinds.get(following) if color and following is not None else None
                 meant = fitting(color or color_before, kind or noun_ahead)

@@ -143,7 +143,7 @@ class VisionConfig(TrainingBudget):
     noise: float = Field(default=0.03, ge=0)
     """Standard deviation of the noise added to normalized pixels."""
     noise_pool: int = Field(default=160, ge=1)
-    """Images of noise that are drawn once and reused: drawing new noise costs more than it improves."""
+    """Images of noise, drawn once and reused: new noise in every step costs time and hardly improves accuracy."""
     loss_weights: VisionLossWeights = VisionLossWeights()
 
     @model_validator(mode="after")
@@ -210,7 +210,7 @@ _SECTIONS: dict[StageName, tuple[str, ...]] = {
 
 
 class TrainConfig(_Section):
-    """A whole run. ``stages`` lists what it consists of."""
+    """The configuration of a run; ``stages`` lists its stages."""
 
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
@@ -285,6 +285,6 @@ class TrainConfig(_Section):
             return ("render", "vision", "fit-projection", "finetune", "export")
         return ("render", "vision", "language", "fit-projection", "finetune", "export")
 
-    def inputs_of(self, stage: StageName) -> dict[str, Any]:
+    def stage_inputs(self, stage: StageName) -> dict[str, Any]:
         """All settings that the result of a stage depends on, as plain values."""
         return {name: self.model_dump(mode="json", include={name})[name] for name in _SECTIONS[stage]}

@@ -19,7 +19,7 @@ from minigpt4_serve.prompt.templates import Turn, render
 from minigpt4_serve.settings import TINY_MODEL
 from tools.tiny.alternative_renderer import draw_alternative
 from tools.tiny.questions import KINDS_OF_QUESTION, Dialogue, ask, is_correct
-from tools.tiny.wordings import NEW, STRANGERS, TRAINED
+from tools.tiny.wordings import HELD_OUT, INDEPENDENT, TRAINED
 from tools.tiny.world import Scene, draw, scene
 
 __all__ = ["Question", "answers", "evaluation_set", "exact_share", "load"]
@@ -148,7 +148,7 @@ def print_table(model: MiniGPT4ForConditionalGeneration, processor: MiniGPT4Proc
         shares = [exact_share(model, processor, questions[kind], images[kind]) for kind in kinds]
         _print_row(row, _mean(shares), each * len(kinds))
     fewer = max(1, each // 3)
-    for name, patterns in (("new wordings", NEW), ("asked by a stranger", STRANGERS)):
+    for name, patterns in (("held-out wordings", HELD_OUT), ("independent wordings", INDEPENDENT)):
         by_kind = {}
         for kind in KINDS_OF_QUESTION:
             of_kind = evaluation_set(kind, fewer, patterns)

@@ -85,7 +85,10 @@ class OracleEncoder(nn.Module):
 
     def forward(self, assigned: Sequence[AssignedScene], embeddings: torch.Tensor) -> torch.Tensor:
         """Image tokens ``[N, QUERIES, width]``, from the language model's ``embeddings`` ``[vocabulary, width]``."""
-        image, query, words, geometries = [], [], [], []
+        image = []
+        query = []
+        words = []
+        geometries = []
         for n, one in enumerate(assigned):
             for thing, owner in zip(one.scene.things, one.queries, strict=True):
                 image.append(n)
@@ -115,7 +118,8 @@ def pack_dialogues(
     Args:
         kind_weights: sampling weights of the kinds of question.
     """
-    kinds, weights = tuple(kind_weights), tuple(kind_weights.values())
+    kinds = tuple(kind_weights)
+    weights = tuple(kind_weights.values())
     bins: Bins = [[] for _ in range(BINS)]
     free = [BIN_TOKENS] * BINS
     while True:

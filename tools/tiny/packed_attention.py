@@ -15,7 +15,8 @@ from tools.tiny.network import QUERIES
 
 __all__ = ["BINS", "BIN_TOKENS", "PACKED_ATTENTION", "AttentionMaps", "bin_mask"]
 
-BINS, BIN_TOKENS = 3, 80
+BINS = 3
+BIN_TOKENS = 80
 PACKED_ATTENTION = "packed_bins"
 """Name of the implementation, for ``set_attn_implementation``. The language model must then be called with the keyword
 arguments ``mask`` (as of ``bin_mask``) and ``maps`` (an empty dictionary, which is filled)."""
@@ -25,7 +26,7 @@ roles over the branch, the tokens of the same bin."""
 
 
 def bin_mask(dialogue: torch.Tensor) -> torch.Tensor:
-    """What to add to the scores between tokens of a bin, ``[N, 1, BINS, BIN_TOKENS, BIN_TOKENS]``.
+    """The additive mask of the scores between tokens of a bin, ``[N, 1, BINS, BIN_TOKENS, BIN_TOKENS]``.
 
     Args:
         dialogue: ``[N, BINS · BIN_TOKENS]``, number of the dialogue that each token belongs to.
@@ -51,7 +52,8 @@ def _packed_attention(
     binned = (*query.shape[:2], BINS, BIN_TOKENS, query.shape[-1])
     prefix = query.shape[2] - BINS * BIN_TOKENS
     query = query * scaling
-    prefix_keys, prefix_values = key[:, :, :prefix], value[:, :, :prefix]
+    prefix_keys = key[:, :, :prefix]
+    prefix_values = value[:, :, :prefix]
     future = torch.ones(prefix, prefix, dtype=torch.bool).triu(1)
     prefix_scores = (query[:, :, :prefix] @ prefix_keys.mT).masked_fill(future, torch.finfo(torch.float32).min)
     prefix_output = prefix_scores.softmax(-1) @ prefix_values

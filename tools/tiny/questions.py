@@ -15,7 +15,8 @@ from tools.tiny.world import COLORS, COLUMNS, KINDS, ROWS, Scene, Thing
 __all__ = ["KEY_WORDS", "KINDS_OF_QUESTION", "Dialogue", "ask", "is_correct", "plural"]
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
-_APART, _LEVEL = 0.09, 0.03
+_APART = 0.09
+_LEVEL = 0.03
 """Fractions of the image's side: objects further apart than the first are clearly left of or above each other, nearer
 than the second clearly not."""
 _BIGGER = 1.22
@@ -67,6 +68,10 @@ def _listed(things: Sequence[Thing]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def _there_are(count: int, one: str, many: str) -> str:
+    return f"There is {_NUMBERS[count]} {one}" if count == 1 else f"There are {_NUMBERS[count]} {many}"
+
+
 def _place(thing: Thing) -> str:
     return (
         "in the center" if (thing.row, thing.column) == ("middle", "center") else f"at the {thing.row} {thing.column}"
@@ -81,7 +86,9 @@ class _Asker:
     """Makes one dialogue about one scene; each method named after a kind of question makes one turn of it."""
 
     def __init__(self, scene: Scene, rng: random.Random, patterns: Mapping[str, tuple[str, ...]]) -> None:
-        self.scene, self.rng, self.patterns = scene, rng, patterns
+        self.scene = scene
+        self.rng = rng
+        self.patterns = patterns
         self.things = scene.things
         self.kinds = Counter(thing.kind for thing in scene.things)
         self.colors = Counter(thing.color for thing in scene.things)
@@ -132,22 +139,19 @@ class _Asker:
 
     def count_all(self) -> tuple[str, str]:
         count = len(self.things)
-        return self.words(
-            "count_all"
-        ), f"There {'is' if count == 1 else 'are'} {_NUMBERS[count]} object{'s' * (count != 1)}."
+        return self.words("count_all"), _there_are(count, "object", "objects") + "."
 
     def count(self) -> tuple[str, str]:
         if self.rng.random() < 0.6:
             kind = self._likely(KINDS, self.kinds)
-            count, one, many = self.kinds[kind], kind, plural(kind)
+            question = self.words("count", n=plural(kind))
+            answer = _there_are(self.kinds[kind], kind, plural(kind))
         else:
             color = self._likely(tuple(COLORS), self.colors)
             noun = self.rng.choice(("thing", "object", "shape"))
-            count, one, many = self.colors[color], f"{color} thing", f"{color} things"
             question = self.words("count", n=f"{color} {noun}s")
-            return question, f"There {'is' if count == 1 else 'are'} {_NUMBERS[count]} {one if count == 1 else many}."
-        question = self.words("count", n=many)
-        return question, f"There {'is' if count == 1 else 'are'} {_NUMBERS[count]} {one if count == 1 else many}."
+            answer = _there_are(self.colors[color], f"{color} thing", f"{color} things")
+        return question, answer + "."
 
     def _likely(self, names: Sequence[str], there: Counter[str]) -> str:
         """One of ``names``: mostly one that the scene shows, preferably more than once; one in four that it doesn't."""
@@ -161,11 +165,13 @@ class _Asker:
     def exists(self) -> tuple[str, str]:
         thing = self.rng.choice(self.things)
         form = self.rng.choice(("kind", "full", "color"))
-        kind, color = thing.kind, thing.color
+        kind = thing.kind
+        color = thing.color
         if self.rng.random() < 0.5:  # absent, or only half of it present
             for _ in range(20):
                 new_kind = self.rng.choice((kind, self.rng.choice(KINDS))) if form == "full" else self.rng.choice(KINDS)
-                kind, color = new_kind, self.rng.choice(tuple(COLORS))
+                kind = new_kind
+                color = self.rng.choice(tuple(COLORS))
                 if not self._there(form, kind, color):
                     break
         words = {"kind": kind, "full": f"{color} {kind}", "color": f"{color} thing"}[form]
@@ -226,10 +232,12 @@ class _Asker:
             one, other = self.rng.sample(self.things, 2)
             side = self.rng.choice(("left", "right", "above", "below"))
             far = one.x - other.x if side in ("left", "right") else one.y - other.y
-            names, others = self.names(one), self.names(other)
+            names = self.names(one)
+            others = self.names(other)
             if abs(far) > _APART and names and others:
                 true = (far < 0) == (side in ("left", "above"))
-                x, y = f"the {self.rng.choice(names)}", f"the {self.rng.choice(others)}"
+                x = f"the {self.rng.choice(names)}"
+                y = f"the {self.rng.choice(others)}"
                 of = side + " of" if side in ("left", "right") else side
                 answer = f"Yes, {x} is {of} {y}." if true else f"No, {x} is not {of} {y}."
                 return self.words(f"{side}_yn", x=x, y=y), answer
@@ -274,8 +282,7 @@ class _Asker:
     def detail(self) -> tuple[str, str] | None:
         if not all(thing.has_unambiguous_place for thing in self.things):
             return None
-        count = len(self.things)
-        head = f"There {'is' if count == 1 else 'are'} {_NUMBERS[count]} object{'s' * (count != 1)}"
+        head = _there_are(len(self.things), "object", "objects")
         lines = [f"{head} on a {self.scene.background} background."]
         lines += [_sentence(f"{_a(_full(thing))} is {_place(thing)}") for thing in self.things]
         return self.words("detail"), " ".join(lines)
@@ -343,7 +350,8 @@ class _Asker:
             if asked is None:
                 return None
             thing = (max if form == "biggest" else min)(self.things, key=lambda thing: thing.radius)
-            first, name = asked, _full(thing)
+            first = asked
+            name = _full(thing)
         if not thing.has_unambiguous_place:
             return None
         return first, (self._of_it("where"), f"The {name} is {_place(thing)}.")

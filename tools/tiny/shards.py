@@ -13,9 +13,10 @@ from PIL import Image
 
 from minigpt4_serve.errors import InvalidRequest
 from tools.tiny.config import DataConfig
+from tools.tiny.worker import end_with_parent
 from tools.tiny.world import BACKGROUNDS, COLORS, COLUMNS, KINDS, ROWS, SIDE, Scene, Thing, dense_scene, draw, scene
 
-__all__ = ["GEOMETRY", "MAX_OBJECTS", "SceneBatch", "Shards", "geometry", "labels_of", "render_shards", "to_pixels"]
+__all__ = ["GEOMETRY", "MAX_OBJECTS", "SceneBatch", "Shards", "encode_labels", "geometry", "render_shards", "to_pixels"]
 
 MAX_OBJECTS = 16
 """Objects of a dense scene."""
@@ -36,7 +37,7 @@ def geometry(thing: Thing) -> np.ndarray:
     return np.concatenate([across, down, size]).astype(np.float32)
 
 
-def labels_of(things: Sequence[Thing]) -> np.ndarray:
+def encode_labels(things: Sequence[Thing]) -> np.ndarray:
     """``[objects, 6 + GEOMETRY]`` float32: indices of kind, color, row and column; x, y; then ``geometry``."""
     rows = [
         np.concatenate(
@@ -87,7 +88,7 @@ def render_shards(folder: Path, config: DataConfig, *, processes: int) -> None:
         for job in jobs:
             _render_shard(job)
     else:
-        with ProcessPoolExecutor(processes) as pool:
+        with ProcessPoolExecutor(processes, initializer=end_with_parent) as pool:
             for done, _ in enumerate(pool.map(_render_shard, jobs), start=1):
                 print(
                     f"\rrender: {done * config.shard_size:,} of {len(jobs) * config.shard_size:,}", end="", flush=True
@@ -97,11 +98,11 @@ def render_shards(folder: Path, config: DataConfig, *, processes: int) -> None:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Images and what they show.
+    """Images with their labels.
 
     Attributes:
         images: uint8 ``[N, SIDE, SIDE, 3]``.
-        labels: ``[N, MAX_OBJECTS, 6 + GEOMETRY]`` as of ``labels_of``; zero after the last object.
+        labels: ``[N, MAX_OBJECTS, 6 + GEOMETRY]`` as of ``encode_labels``; zero after the last object.
         radii: ``[N, MAX_OBJECTS]``, fractions of the image; zero after the last object.
         counts: ``[N]``, objects of each scene.
         backgrounds: ``[N]``, indices into ``BACKGROUNDS``.
@@ -144,7 +145,7 @@ class Shards:
         self._labels = np.zeros((len(self.scenes), MAX_OBJECTS, 6 + GEOMETRY), np.float32)
         self._radii = np.zeros((len(self.scenes), MAX_OBJECTS), np.float32)
         for i, one in enumerate(self.scenes):
-            self._labels[i, : len(one.things)] = labels_of(one.things)
+            self._labels[i, : len(one.things)] = encode_labels(one.things)
             self._radii[i, : len(one.things)] = [thing.radius for thing in one.things]
         self._backgrounds = np.array([list(BACKGROUNDS).index(one.background) for one in self.scenes])
 

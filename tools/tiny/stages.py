@@ -1,11 +1,13 @@
 """The stages of a training run. Each reads results of earlier stages from the run's folder and writes its own there."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessException, spawn
 
-from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
 from minigpt4_serve.model import (
     MiniGPT4ForConditionalGeneration,
     MiniGPT4ImageProcessor,
@@ -33,7 +35,6 @@ from tools.tiny.trainer import (
     Step,
     Trainer,
     TrainingTask,
-    end_with_parent,
     random_seeds,
     read_result,
     sum_over_processes,
@@ -47,6 +48,7 @@ from tools.tiny.vision import (
     vision_losses,
     weighted_sum,
 )
+from tools.tiny.worker import end_with_parent
 from tools.tiny.world import SIDE, draw, example, scene
 
 __all__ = ["AccuracyByKind", "FinetuneTask", "LanguageTask", "Run", "VisionTask", "fit_linear", "run_stage"]
@@ -60,7 +62,8 @@ class Run:
     """A configuration and the folder of its results.
 
     Attributes:
-        folder: holds shards, ``tokenizer.model``, and a result file for each stage.
+        folder: holds shards, ``tokenizer.model`` and ``tokenizer.json`` (the settings that it was made with), and a
+            result file for each stage.
     """
 
     config: TrainConfig
@@ -85,19 +88,44 @@ class Run:
         return self.shards("scenes", range(data.vision_shards, data.vision_shards + data.language_shards))
 
     def tokenizer(self) -> MiniGPT4Tokenizer:
-        """The run's tokenizer; the first call copies or trains it."""
+        """The run's tokenizer; the first call copies or trains it.
+
+        Raises:
+            InvalidRequest: the one in the run's folder was made with other settings.
+        """
         file = self.folder / "tokenizer.model"
+        settings_file = self.folder / "tokenizer.json"
+        settings = self._tokenizer_settings()
         if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f"tokenizer-{os.getpid()}.model"  # stages that run side by side both make it
-            if self.config.initialize is not None:
-                shutil.copy(self.config.initialize.model / "tokenizer.model", partial)
-            elif self.config.tokenizer is not None:
-                shutil.copy(self.config.tokenizer, partial)
-            else:
-                partial.write_bytes(make_vocabulary(self.config.model.vocabulary_size))
-            partial.replace(file)
+            self._make_tokenizer(file, settings_file, settings)
+        elif not settings_file.exists() or json.loads(settings_file.read_text(encoding="utf-8")) != settings:
+            raise InvalidRequest(
+                f"{file} was made with other settings: use the same configuration, use another run folder, or delete "
+                "the file."
+            )
         return MiniGPT4Tokenizer(str(file))
+
+    def _tokenizer_settings(self) -> dict[str, Any]:
+        """Where the tokenizer comes from: a file, or training with a size."""
+        config = self.config
+        if config.initialize is not None:
+            return {"file": str(config.initialize.model / "tokenizer.model")}
+        if config.tokenizer is not None:
+            return {"file": str(config.tokenizer)}
+        return {"vocabulary_size": config.model.vocabulary_size}
+
+    def _make_tokenizer(self, file: Path, settings_file: Path, settings: dict[str, Any]) -> None:
+        """Settings are written first: where a tokenizer exists, so do they. Stages that run side by side both write."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial_settings = self.folder / f"tokenizer-{os.getpid()}.json"
+        partial_settings.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        partial_settings.replace(settings_file)
+        partial = self.folder / f"tokenizer-{os.getpid()}.model"
+        if "file" in settings:
+            shutil.copy(settings["file"], partial)
+        else:
+            partial.write_bytes(make_vocabulary(settings["vocabulary_size"]))
+        partial.replace(file)
 
     def new_model(self) -> MiniGPT4ForConditionalGeneration:
         """A model with the weights that the run starts from, in training mode."""
@@ -123,7 +151,7 @@ class Run:
         file = self.file(stage)
         if not file.exists():
             raise InvalidRequest(f"There is no {file}: run the stage '{stage}' first.")
-        state = read_result(file, self.config.inputs_of(stage))
+        state = read_result(file, self.config.stage_inputs(stage))
         budget = self.budget(stage)
         if budget is not None and len(state["losses"]) < budget.steps:
             raise InvalidRequest(
@@ -155,7 +183,8 @@ class VisionTask:
     name = "vision"
 
     def __init__(self, run: Run) -> None:
-        self._config, data = run.config.vision, run.config.data
+        self._config = run.config.vision
+        data = run.config.data
         self.network = run.new_vision_network(run.new_model())
         self.optimizers = new_optimizers([self.network], self._config.learning_rate)
         self._dense = run.shards("dense", range(data.dense_shards))
@@ -177,10 +206,12 @@ class VisionTask:
         config = self._config
         dense = step.numpy.random() < config.dense_probability * max(0.0, 1 - step.progress / config.dense_until)
         if dense:
-            shards, size = self._dense, config.dense_batch_size
+            shards = self._dense
+            size = config.dense_batch_size
             indices = step.numpy.integers(0, len(shards), size)
         else:
-            shards, size = self._scenes, config.batch_size
+            shards = self._scenes
+            size = config.batch_size
             by_weight = step.numpy.random() > step.progress
             indices = step.numpy.choice(self._trained, size, p=self._sampling_weights if by_weight else None)
         batch = shards.batch(indices)
@@ -213,7 +244,7 @@ class AccuracyByKind:
     """Running accuracy of answers by kind of question, equal in all processes.
 
     Attributes:
-        accuracy: exponential moving averages in 0 … 1; kinds that haven't been asked yet are missing.
+        accuracy: exponential moving averages in 0 … 1; kinds without a question so far are missing.
     """
 
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -228,10 +259,11 @@ class AccuracyByKind:
                 self.accuracy[kind] = 0.97 * self.accuracy.get(kind, share) + 0.03 * share
 
     def sampling_weights(self) -> dict[str, float]:
-        """Weights of the kinds in the next step: ``KINDS_OF_QUESTION``, more for what is half known."""
-        known = {kind: self.accuracy.get(kind, 0.5) for kind in KINDS_OF_QUESTION}
+        """Weights of the kinds in the next step: ``KINDS_OF_QUESTION``, increased for those of medium accuracy."""
+        accuracy = {kind: self.accuracy.get(kind, 0.5) for kind in KINDS_OF_QUESTION}
         return {
-            kind: weight * (0.3 + 4 * known[kind] * (1 - known[kind])) for kind, weight in KINDS_OF_QUESTION.items()
+            kind: weight * (0.3 + 4 * accuracy[kind] * (1 - accuracy[kind]))
+            for kind, weight in KINDS_OF_QUESTION.items()
         }
 
     def __str__(self) -> str:
@@ -239,7 +271,7 @@ class AccuracyByKind:
 
 
 class _LanguageModelTask:
-    """What the stages that train the language model share."""
+    """Common parts of the stages that train the language model."""
 
     network: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
@@ -279,7 +311,8 @@ class LanguageTask(_LanguageModelTask):
 
     def loss(self, step: Step) -> torch.Tensor:
         """See ``TrainingTask``."""
-        config, rng = self._config, step.python
+        config = self._config
+        rng = step.python
         simple = config.simple_scenes * max(0.0, 1 - step.progress / config.simple_until)
         assigned = []
         for _ in range(config.scenes_per_step):
@@ -309,8 +342,9 @@ class FinetuneTask(_LanguageModelTask):
         self._tokenizer = run.tokenizer()
         model = run.new_model()
         model.load_state_dict(run.result("fit-projection")["model"])
-        features = read_result(run.features, run.config.inputs_of("fit-projection"))
-        self._queries, self._presence = features["queries"], features["presence"]
+        features = read_result(run.features, run.config.stage_inputs("fit-projection"))
+        self._queries = features["queries"]
+        self._presence = features["presence"]
         self._scenes = run.language_shards().scenes
         self._projection = model.language_projection
         self._loss = LanguageLoss(model, self._tokenizer, self._config.loss_weights)
@@ -320,7 +354,8 @@ class FinetuneTask(_LanguageModelTask):
 
     def loss(self, step: Step) -> torch.Tensor:
         """See ``TrainingTask``."""
-        config, rng = self._config, step.python
+        config = self._config
+        rng = step.python
         indices = rng.sample(range(len(self._scenes)), config.scenes_per_step)
         assigned = [assign_scene(self._scenes[n], self._presence[n].numpy()) for n in indices]
         weights = self._accuracy.sampling_weights()
@@ -339,49 +374,60 @@ def _train(run: Run, stage: StageName) -> None:
     assert budget is not None
     run.folder.mkdir(parents=True, exist_ok=True)
     if budget.processes == 1:
-        _train_in_process(0, run, stage)
+        _train_in_process(run, stage)
         return
-    run.tokenizer()  # made once, before several processes need it
+    run.tokenizer()  # written once, before several processes read it
     if stage == "finetune":
-        run.result("fit-projection")  # reports what is missing once, not in every process
+        run.result("fit-projection")  # a missing result is reported once, not by every process
     rendezvous = run.folder / f"{stage}.rendezvous"
     rendezvous.unlink(missing_ok=True)  # of a run that was killed
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        spawn(_train_in_process, args=(run, stage, rendezvous), nprocs=budget.processes)
+        spawn(_train_in_worker, args=(run, stage, budget.processes, rendezvous, errors), nprocs=budget.processes)
+    except ProcessException:
+        if errors.empty():
+            raise
     finally:
         rendezvous.unlink(missing_ok=True)
+    if not errors.empty():
+        raise errors.get()
 
 
-def _train_in_process(rank: int, run: Run, stage: StageName, rendezvous: Path | None = None) -> None:
+def _train_in_worker(
+    rank: int, run: Run, stage: StageName, processes: int, rendezvous: Path, errors: "SimpleQueue[MiniGPT4Error]"
+) -> None:
+    """Train in one of several data-parallel processes. Puts a ``MiniGPT4Error`` into ``errors`` and returns."""
+    end_with_parent()
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
+    distributed.init_process_group("gloo", init_method=rendezvous.resolve().as_uri(), rank=rank, world_size=processes)
+    try:
+        _train_in_process(run, stage)
+    except MiniGPT4Error as error:
+        errors.put(error)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _train_in_process(run: Run, stage: StageName) -> None:
     budget = run.budget(stage)
     assert budget is not None
     torch.set_num_threads(run.config.threads)
-    if rendezvous is not None:
-        end_with_parent()
-        if sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
-        distributed.init_process_group(
-            "gloo", init_method=rendezvous.resolve().as_uri(), rank=rank, world_size=budget.processes
-        )
-    try:
-        tasks: dict[StageName, Callable[[Run], TrainingTask]] = {
-            "vision": VisionTask,
-            "language": LanguageTask,
-            "finetune": FinetuneTask,
-        }
-        trainer = Trainer(
-            tasks[stage](run),
-            run.file(stage),
-            budget=budget,
-            seed=run.config.seed,
-            inputs=run.config.inputs_of(stage),
-            checkpoint_steps=run.config.checkpoint_steps,
-            log_steps=run.config.log_steps,
-        )
-        trainer.run()
-    finally:
-        if rendezvous is not None:
-            distributed.destroy_process_group()
+    tasks: dict[StageName, Callable[[Run], TrainingTask]] = {
+        "vision": VisionTask,
+        "language": LanguageTask,
+        "finetune": FinetuneTask,
+    }
+    trainer = Trainer(
+        tasks[stage](run),
+        run.file(stage),
+        budget=budget,
+        seed=run.config.seed,
+        inputs=run.config.stage_inputs(stage),
+        checkpoint_steps=run.config.checkpoint_steps,
+        log_steps=run.config.log_steps,
+    )
+    trainer.run()
 
 
 @torch.no_grad()
@@ -395,15 +441,17 @@ def _cache_features(run: Run, model: MiniGPT4ForConditionalGeneration) -> dict[s
     """
     network = VisionNetwork(model)
     network.load_state_dict(run.result("vision")["network"])
-    inputs = run.config.inputs_of("fit-projection")
+    inputs = run.config.stage_inputs("fit-projection")
     if run.features.exists():
         return read_result(run.features, inputs)
     network.eval()
-    config, shards = run.config.fit_projection, run.language_shards()
+    config = run.config.fit_projection
+    shards = run.language_shards()
     _, _, seed = random_seeds(run.config.seed, "feature noise")
     generator = torch.Generator().manual_seed(seed)
     low, high = config.brightness
-    queries, presence = [], []
+    queries = []
+    presence = []
     for start in range(0, len(shards), _FEATURE_BATCH):
         pixels = normalize(shards.images(range(start, min(start + _FEATURE_BATCH, len(shards)))))
         brightness = low + (high - low) * torch.rand(len(pixels), 1, 1, 1, generator=generator)
@@ -418,7 +466,7 @@ def _cache_features(run: Run, model: MiniGPT4ForConditionalGeneration) -> dict[s
 
 @torch.no_grad()
 def _fit_projection(run: Run) -> None:
-    """Cache features, and fit the projection to the inputs that the language model has learned to understand."""
+    """Cache features, and fit the projection to the inputs that the language model was trained on."""
     torch.set_num_threads(run.config.threads)
     target_model = run.new_model().eval()
     model = run.new_model().eval()
@@ -432,7 +480,7 @@ def _fit_projection(run: Run) -> None:
         language.load_state_dict(run.result("language")["network"])
         assigned = [assign_scene(scenes.scenes[n], features["presence"][n].numpy()) for n in range(count)]
         target = oracle(assigned, model.get_input_embeddings().weight)
-    else:  # what the initial model's projection made of the initial model's features
+    else:  # the initial model's projection of the initial model's features
         network = VisionNetwork(target_model)
         batches = [range(i, min(i + _FEATURE_BATCH, count)) for i in range(0, count, _FEATURE_BATCH)]
         queries = torch.cat([network(normalize(scenes.images(batch)))[1] for batch in batches])
@@ -441,7 +489,7 @@ def _fit_projection(run: Run) -> None:
         model.language_projection, features["queries"][:count].float(), target, run.config.fit_projection.ridge
     )
     print(f"fit-projection: R² {r_squared:.3f}", flush=True)
-    write_result(run.file("fit-projection"), run.config.inputs_of("fit-projection"), {"model": model.state_dict()})
+    write_result(run.file("fit-projection"), run.config.stage_inputs("fit-projection"), {"model": model.state_dict()})
 
 
 @torch.no_grad()
@@ -456,9 +504,12 @@ def fit_linear(projection: nn.Linear, inputs: torch.Tensor, target: torch.Tensor
     Returns:
         R², the share of the target's variance that the layer explains.
     """
-    inputs, target = inputs.flatten(0, -2), target.flatten(0, -2)
-    input_mean, target_mean = inputs.mean(0), target.mean(0)
-    centered, residual = inputs - input_mean, target - target_mean
+    inputs = inputs.flatten(0, -2)
+    target = target.flatten(0, -2)
+    input_mean = inputs.mean(0)
+    target_mean = target.mean(0)
+    centered = inputs - input_mean
+    residual = target - target_mean
     gram = centered.T @ centered
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
     weight = torch.linalg.solve(gram, centered.T @ residual)  # [in_features, out_features]
@@ -517,6 +568,7 @@ def run_stage(run: Run, stage: StageName, *, out: Path | None = None) -> None:
     elif stage == "fit-projection":
         if run.file(stage).exists():
             run.result(stage)
+            print(f"{stage}: finished", flush=True)
         else:
             _fit_projection(run)
     elif stage == "export":
@@ -529,5 +581,5 @@ def run_stage(run: Run, stage: StageName, *, out: Path | None = None) -> None:
 
 def _is_finished(run: Run, stage: StageName) -> bool:
     budget = run.budget(stage)
-    state = read_result(run.file(stage), run.config.inputs_of(stage))
+    state = read_result(run.file(stage), run.config.stage_inputs(stage))
     return budget is not None and len(state["losses"]) >= budget.steps

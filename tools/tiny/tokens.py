@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import sentencepiece
 
 from minigpt4_serve.model import MiniGPT4Tokenizer
-from minigpt4_serve.prompt.templates import IMAGE_PLACEHOLDER, TEMPLATES, Turn, render
+from minigpt4_serve.prompt.templates import IMAGE_PLACEHOLDER, Turn, render
+from minigpt4_serve.prompt.variants import TEMPLATES
 from tools.tiny.questions import KEY_WORDS, KINDS_OF_QUESTION, Dialogue, ask
 from tools.tiny.world import scene
 

@@ -6,10 +6,8 @@ number.
 """
 
 import math
-import multiprocessing
 import os
 import random
-import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +26,6 @@ __all__ = [
     "Trainer",
     "TrainingDiverged",
     "TrainingTask",
-    "end_with_parent",
     "learning_rate_factor",
     "random_seeds",
     "read_result",
@@ -64,7 +61,7 @@ class Step:
 
 
 class TrainingTask(Protocol):
-    """What a stage trains: the loop's only interface to it."""
+    """The training loop's interface to a stage."""
 
     @property
     def name(self) -> str:
@@ -72,7 +69,7 @@ class TrainingTask(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """What checkpoints hold."""
+        """The modules in checkpoints."""
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
@@ -85,7 +82,7 @@ class TrainingTask(Protocol):
         """Figures for the log."""
 
     def state(self) -> dict[str, Any]:
-        """What the task remembers from step to step beyond weights; plain values."""
+        """State beyond weights that a step passes on to the next one; plain values."""
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore ``state``."""
@@ -131,8 +128,13 @@ class Trainer:
         checkpoint_steps: int,
         log_steps: int,
     ) -> None:
-        self._task, self._file, self._budget, self._seed, self._inputs = task, file, budget, seed, inputs
-        self._checkpoint_steps, self._log_steps = checkpoint_steps, log_steps
+        self._task = task
+        self._file = file
+        self._budget = budget
+        self._seed = seed
+        self._inputs = inputs
+        self._checkpoint_steps = checkpoint_steps
+        self._log_steps = log_steps
         self._rank = distributed.get_rank() if distributed.is_initialized() else 0
         self._parameters = [p for o in task.optimizers for group in o.param_groups for p in group["params"]]
         self.losses: list[float] = []
@@ -182,9 +184,11 @@ class Trainer:
         loss.backward()
         value = _average(loss.detach(), self._parameters)
         if not math.isfinite(value):
+            # A checkpoint of another learning rate is refused.
+            delete = f", delete {self._file}" if self._file.exists() else ""
             raise TrainingDiverged(
-                f"The loss of step {self.step} of {self._task.name} is {value}: lower the learning rate and start the "
-                "stage again."
+                f"The loss of step {self.step} of {self._task.name} is {value}: lower the learning rate{delete} and "
+                "start the stage again."
             )
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         for optimizer in self._task.optimizers:
@@ -212,7 +216,7 @@ class Trainer:
 
 
 def write_result(file: Path, inputs: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint or another result atomically: whatever happens, ``file`` is the old one or the new one.
+    """Write a checkpoint or another result atomically: at any time, ``file`` is the complete old or new one.
 
     Args:
         inputs: settings that it depends on.
@@ -227,7 +231,7 @@ def write_result(file: Path, inputs: Mapping[str, Any], state: Mapping[str, Any]
 
 
 def read_result(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what ``write_result`` wrote.
+    """Read a result of ``write_result``.
 
     Raises:
         InvalidRequest: it was made with other settings.
@@ -259,17 +263,3 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     if distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor
-
-
-def end_with_parent() -> None:
-    """End this process when its parent ends, even by SIGKILL: a worker that is left behind would go on writing the
-    checkpoint that the next start resumes from. (What torch does, SIGINT, is ignored by jobs in a shell's background.)
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()

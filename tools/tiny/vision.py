@@ -41,7 +41,7 @@ _PATCH_CENTERS = (np.stack(np.meshgrid(range(_PATCHES), range(_PATCHES)), -1).re
 _COVERED = 0.8
 """An object covers what is nearer to its center than this fraction of its radius."""
 _PRESENCE_BONUS = 0.7
-"""What a certain query gains over an undecided one when objects are assigned, in cells of distance."""
+"""Advantage of a certain query over an undecided one when objects are assigned, in cells of distance."""
 _SPLIT = (len(KINDS) + 1, len(COLORS), len(ROWS), len(COLUMNS), 2, GEOMETRY)
 _IGNORED = -1
 """The color of a patch that no object covers."""
@@ -209,7 +209,8 @@ def vision_accuracy(heads: VisionHeads, queries: torch.Tensor, batch: SceneBatch
         cells = owners[n, :count]
         of_scene = np.array([predicted[i][n, cells] == batch.labels[n, :count, i] for i in range(4)])
         correct = np.concatenate([correct, of_scene], 1)
-        scenes += bool(of_scene[:2].all() and (predicted[0][n] != _EMPTY).sum() == count)
+        if of_scene[:2].all() and (predicted[0][n] != _EMPTY).sum() == count:
+            scenes += 1
     whole = heads.whole(queries[:, -1]).float()
     return {
         "kind": float(correct[0].mean()),

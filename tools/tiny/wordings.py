@@ -1,8 +1,8 @@
 """Wordings of every kind of question, as patterns.
 
 ``[a|b|]`` stands for any one of its alternatives, ``{x}`` for an object with "the", ``{y}`` for another one, ``{a}``
-for one with "a", ``{n}`` for a plural, ``{c}`` for a color. ``NEW`` and ``STRANGERS`` are for evaluation only: training
-must never use them.
+for one with "a", ``{n}`` for a plural, ``{c}`` for a color. ``HELD_OUT`` and ``INDEPENDENT`` are for evaluation only:
+training must never use them.
 """
 
 import functools
@@ -11,7 +11,7 @@ import random
 import re
 from pathlib import Path
 
-__all__ = ["NEW", "STRANGERS", "TRAINED", "word"]
+__all__ = ["HELD_OUT", "INDEPENDENT", "TRAINED", "word"]
 
 _PIC = "[picture|image|drawing|photo|pic]"
 _IN = f"[| in [this|the] {_PIC}| here| there]"
@@ -621,11 +621,13 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
 }
 _PATTERNS |= {side: _what_is(side) for side in _SIDES} | {f"{side}_yn": _is_it(side) for side in _SIDES}
 
-_BY_OTHERS = json.loads(Path(__file__).with_name("wordings.json").read_text(encoding="utf-8"))
-STRANGERS: dict[str, tuple[str, ...]] = {kind: tuple(patterns) for kind, patterns in _BY_OTHERS["strangers"].items()}
+_SENTENCES = json.loads(Path(__file__).with_name("wordings.json").read_text(encoding="utf-8"))
+INDEPENDENT: dict[str, tuple[str, ...]] = {
+    kind: tuple(patterns) for kind, patterns in _SENTENCES["independent"].items()
+}
 """Wordings for evaluation only, written by a person who had seen neither the other wordings nor the answers."""
 
-NEW: dict[str, tuple[str, ...]] = {
+HELD_OUT: dict[str, tuple[str, ...]] = {
     "color": ("what hue is {x}", "{x}: what colour is it", "i cannot tell the colour of {x}, can you"),
     "which": ("i see something {c}; what is it", "something is {c}. what", "what would you call the {c} thing"),
     "count_all": (
@@ -830,11 +832,11 @@ TRAINED: dict[str, tuple[str, ...]] = {
     kind: tuple(
         pattern if kind in _PLAIN else _LEAD + pattern + _TAIL for pattern in (*_PATTERNS.get(kind, ()), *sentences)
     )
-    for kind, sentences in _BY_OTHERS["trained"].items()
+    for kind, sentences in _SENTENCES["trained"].items()
 }
 """Wordings for training by kind: patterns, and plain sentences by several writers, which vary more than patterns do."""
 
-NEW["refusal"] = (
+HELD_OUT["refusal"] = (
     "what is the artist's shoe size",
     "which gallery sold this painting and for how much",
     "did my brother like the concert",

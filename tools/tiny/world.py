@@ -1,6 +1,6 @@
 """The synthetic domain of the embedded model: scenes of a few colored shapes, and the renderer that draws them.
 
-Depends on Pillow and NumPy only. ``python -m tools.tiny.world sheet.png`` draws a sheet of random scenes.
+``python -m tools.tiny.world sheet.png`` draws a sheet of random scenes.
 """
 
 import io
@@ -50,8 +50,10 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
-STYLES, _STYLE_SHARES = ("flat", "outlined", "hollow"), (6, 3, 0.6)
-"""Outlined: a dark line around the shape; hollow: a colored line and no fill. The shares are relative frequencies."""
+STYLES = ("flat", "outlined", "hollow")
+"""Outlined: a dark line around the shape; hollow: a colored line and no fill."""
+_STYLE_SHARES = (6, 3, 0.6)
+"""Relative frequencies of the styles."""
 _EDGE = 2 / SIDE
 """A center nearer than this to the border between two thirds of the image has an ambiguous place."""
 
@@ -117,7 +119,9 @@ def scene(rng: random.Random, *, most: int = 4) -> Scene:
     """A random scene of one to ``most`` objects that don't overlap."""
     count = rng.choice(range(1, most + 1))
     aspect = 1.0 if rng.random() < 0.4 else math.exp(rng.uniform(-0.45, 0.45))
-    across, down = 1 / math.sqrt(aspect), math.sqrt(aspect)  # a radius of 1 as fractions of the width and the height
+    # a radius of 1 as fractions of the width and the height
+    across = 1 / math.sqrt(aspect)
+    down = math.sqrt(aspect)
     style = rng.choices(STYLES, _STYLE_SHARES)[0]
     things: list[Thing] = []
     few_kinds = rng.sample(KINDS, rng.choice((1, 2))) if rng.random() < 0.25 else KINDS
@@ -213,19 +217,22 @@ def _cross(rng: random.Random) -> _Points:
 def _moon(rng: random.Random) -> _Points:
     outer = _ellipse(0, 0, 1, 1, 55, 305)
     tip = math.radians(55)
-    x, y = math.cos(tip), math.sin(tip)
+    x = math.cos(tip)
+    y = math.sin(tip)
     depth = rng.uniform(0.15, 0.45)  # how far left the inner arc bulges
     inner = [(x - (x + depth) * math.sin(math.pi * i / 16), -y + 2 * y * i / 16) for i in range(1, 16)]
     return [(px + 0.15, py) for px, py in outer + inner]
 
 
 def _triangle(rng: random.Random) -> _Points:
-    wide, high = rng.uniform(0.8, 1.0), rng.uniform(0.85, 1.05)
+    wide = rng.uniform(0.8, 1.0)
+    high = rng.uniform(0.85, 1.05)
     return [(rng.uniform(-0.12, 0.12), -high), (wide, high * 0.8), (-wide, high * 0.8)]
 
 
 def _square(rng: random.Random) -> _Points:
-    w, h = rng.uniform(0.78, 0.92), rng.uniform(0.78, 0.92)
+    w = rng.uniform(0.78, 0.92)
+    h = rng.uniform(0.78, 0.92)
     return [(-w, -h), (w, -h), (w, h), (-w, h)]
 
 
@@ -234,7 +241,8 @@ _Part = tuple[_Points, str]
 
 
 def _house(rng: random.Random) -> list[_Part]:
-    w, eaves = rng.uniform(0.65, 0.8), rng.uniform(-0.3, -0.1)
+    w = rng.uniform(0.65, 0.8)
+    eaves = rng.uniform(-0.3, -0.1)
     over = rng.choice((0.0, 0.15))
     body: _Points = [(-w, 0.95), (-w, eaves), (-w - over, eaves), (0, -1), (w + over, eaves), (w, eaves), (w, 0.95)]
     parts: list[_Part] = [(body, "own")]
@@ -307,7 +315,8 @@ def draw(scene: Scene, side: int | None = None) -> Image.Image:
     rng = random.Random(scene.seed)
     chosen = rng.choice((128, 160, 224))
     side = side or chosen
-    width, height = round(side * math.sqrt(scene.aspect)), round(side / math.sqrt(scene.aspect))
+    width = round(side * math.sqrt(scene.aspect))
+    height = round(side / math.sqrt(scene.aspect))
     ground = _near(rng, BACKGROUNDS[scene.background], 6)
     image = Image.new("RGB", (width, height), ground)
     canvas = ImageDraw.Draw(image)
@@ -349,7 +358,8 @@ def _draw_thing(
         "light": (250, 245, 235),
         "bark": (110, 70, 40),
     }
-    cos, sin = math.cos(math.radians(thing.rotation)), math.sin(math.radians(thing.rotation))
+    cos = math.cos(math.radians(thing.rotation))
+    sin = math.sin(math.radians(thing.rotation))
     radius = thing.radius * math.sqrt(size[0] * size[1])
     shape = random.Random(rng.getrandbits(32))
     for points, paint in _parts(thing.kind, shape):

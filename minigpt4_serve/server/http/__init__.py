@@ -1,1 +1,1 @@
-"""HTTP: routes, middleware, and the service behind them. Knows no Ray."""
+"""HTTP: routes, middleware, the chat service behind them, and uvicorn on a shared socket."""

@@ -1,8 +1,8 @@
-"""Who may ask, and how often: every route but health wants a key. Knows headers, nothing of models or requests' bodies.
+"""Authentication and quotas as ASGI middleware: every route but the probes needs a key.
 
 Without keys the server answers this machine only, and only under its own names: a web page from elsewhere, open in a
 browser here, must reach it neither through a name of its own that points to 127.0.0.1 (DNS rebinding) nor by asking
-127.0.0.1 itself, which browsers allow to every page that doesn't want to read the answer.
+127.0.0.1 itself, which browsers allow to every page that doesn't read the answer.
 """
 
 import uuid
@@ -20,47 +20,56 @@ from minigpt4_serve.server.keys.key_ring import ApiKey, KeyRing
 from minigpt4_serve.server.keys.quotas import Quotas, QuotaStatus
 from minigpt4_serve.settings import is_loopback
 
-__all__ = ["Admission", "RequireKey"]
+__all__ = ["QuotaReservation", "RequireKey"]
 
 _OPEN_PATHS = ("/health", "/ready")
-_SCOPE = "minigpt4.admission"
+_SCOPE_KEY = "minigpt4.quota_reservation"
 
 
-class Admission:
-    """One request of a key, as the ledger knows it. Routes tell it how many pictures they are about to look at."""
+class QuotaReservation:
+    """One request of a key in the quotas.
+
+    Attributes:
+        headers: ``x-ratelimit-*`` of the response.
+    """
 
     def __init__(self, key: ApiKey, quotas: Quotas) -> None:
-        self._key, self._quotas = key, quotas
-        self._lease = uuid.uuid4().hex
+        self._key = key
+        self._quotas = quotas
+        self._name = uuid.uuid4().hex
         self.headers: dict[str, str] = {}
 
     @staticmethod
-    def of(scope: Scope) -> "Admission | None":
-        """That of a request in progress; None on a server without keys."""
-        return scope.get(_SCOPE)
+    def from_scope(scope: Scope) -> "QuotaReservation | None":
+        """The reservation of a request in progress; None on a server without keys."""
+        return scope.get(_SCOPE_KEY)
 
-    async def begin(self) -> None:
-        """Count the request in. Raises ``RateLimited``."""
-        self._note(await self._quotas.begin(self._key, self._lease))
+    async def reserve(self) -> None:
+        """Count the request. Raises ``RateLimited``."""
+        self._apply(await self._quotas.reserve(self._key, self._name))
 
-    async def charge(self, images: int) -> None:
-        """Count pictures, before they are decoded. Raises ``RateLimited``."""
+    async def consume(self, images: int) -> None:
+        """Count images, before they are decoded. Raises ``RateLimited``."""
         if images:
-            self._note(await self._quotas.charge(self._key, self._lease, images))
+            self._apply(await self._quotas.consume(self._key, self._name, images))
 
-    def end(self, status: int) -> None:
-        """The request is over; the pictures of one that was refused don't count."""
-        self._quotas.end(self._key, self._lease, refund=status >= 400)
+    def release(self, status: int) -> None:
+        """End the request; images of a refused one don't count.
 
-    def _note(self, standing: QuotaStatus) -> None:
-        self.headers = standing.headers
-        if standing.refusal is not None:
-            why, wait = standing.refusal
-            raise RateLimited(f"{why}; try again in {ceil(wait)} s.", retry_after=wait)
+        Args:
+            status: of the HTTP response; 0 if the client disconnected before it.
+        """
+        self._quotas.release(self._key, self._name, refund=status >= 400)
+
+    def _apply(self, status: QuotaStatus) -> None:
+        self.headers = status.headers
+        if status.refusal is not None:
+            reason, retry_after_s = status.refusal
+            raise RateLimited(f"{reason}; try again in {ceil(retry_after_s)} s.", retry_after=retry_after_s)
 
 
 class RequireKey:
-    """ASGI middleware: what isn't a known key's request goes no further, and reads no body.
+    """ASGI middleware that answers requests without a known key itself, before their body is read.
 
     Args:
         keys: None leaves the server open to this machine.
@@ -71,7 +80,9 @@ class RequireKey:
     def __init__(
         self, app: ASGIApp, keys: KeyRing | None, quotas: Quotas, *, open_paths: Set[str] = frozenset()
     ) -> None:
-        self._app, self._keys, self._quotas = app, keys, quotas
+        self._app = app
+        self._keys = keys
+        self._quotas = quotas
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,52 +98,54 @@ class RequireKey:
         elif scope["path"] in self._open_paths and scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
         else:
-            key = self._key(self._keys, scope)
+            key = _find_key(self._keys, scope)
             if key is None:
                 await _refuse(_NO_KEY, scope, receive, send)
-            elif scope["method"] == "POST":  # what makes work is counted
-                await self._counted(Admission(key, self._quotas), scope, receive, send)
+            elif scope["method"] == "POST":  # only these cause work
+                await self._with_reservation(QuotaReservation(key, self._quotas), scope, receive, send)
             else:
                 await self._app(scope, receive, send)
 
-    @staticmethod
-    def _key(keys: KeyRing, scope: Scope) -> ApiKey | None:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        return keys.find(key.strip()) if scheme.lower() == "bearer" else None
+    async def _with_reservation(
+        self, reservation: QuotaReservation, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        status = 0
 
-    async def _counted(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 0  # the client left: its pictures count
-
-        async def send_counted(message: MutableMapping[str, Any]) -> None:
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = [(name.encode(), value.encode()) for name, value in admission.headers.items()]
-                message["headers"] = [*message.get("headers", ()), *told]
+                headers = [(name.encode(), value.encode()) for name, value in reservation.headers.items()]
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         try:
             try:
-                await admission.begin()
+                await reservation.reserve()
             except MiniGPT4Error as error:
-                await error_response(error)(scope, receive, send_counted)
+                await error_response(error)(scope, receive, send_with_headers)
             else:
-                scope[_SCOPE] = admission
-                await self._app(scope, receive, send_counted)
+                scope[_SCOPE_KEY] = reservation
+                await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             raise
         except Exception:
             status = 500
             raise
         finally:
-            admission.end(status)
+            reservation.release(status)
 
 
-_NO_KEY = AuthenticationFailed("This server wants an API key that it knows: send it as 'Authorization: Bearer KEY'.")
+_NO_KEY = AuthenticationFailed("This server requires a valid API key: send it as 'Authorization: Bearer KEY'.")
 _ONLY_LOCAL = AuthenticationFailed(
     "Without API keys this server answers only its own machine, as localhost, and no web page from elsewhere. Its "
     "operator can make a key: minigpt4 keys add."
 )
+
+
+def _find_key(keys: KeyRing, scope: Scope) -> ApiKey | None:
+    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    return keys.find(key.strip()) if scheme.lower() == "bearer" else None
 
 
 async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,14 +155,14 @@ async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, s
 
 
 def _is_local(scope: Scope) -> bool:
-    """Does the request come from this machine, from no page of another, and does it call us by a name of this one?"""
+    """Whether the request comes from this machine, from no web page of another, to one of this machine's own names."""
     headers = Headers(scope=scope)
     client = scope.get("client")
-    origin = headers.get("origin", "")  # pages send it, programs don't; "null" is a page without an address
-    own_page = not origin or is_loopback(_name(origin.partition("://")[2]))
-    return is_loopback(_name(headers.get("host", ""))) and own_page and (not client or is_loopback(client[0]))
+    origin = headers.get("origin", "")  # sent by pages, not by programs; "null" is a page without an address
+    own_page = not origin or is_loopback(_host_part(origin.partition("://")[2]))
+    return is_loopback(_host_part(headers.get("host", ""))) and own_page and (not client or is_loopback(client[0]))
 
 
-def _name(address: str) -> str:
+def _host_part(address: str) -> str:
     """``host`` of ``host:port`` or ``[host]:port``."""
     return address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]

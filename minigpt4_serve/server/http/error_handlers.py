@@ -1,4 +1,4 @@
-"""Errors as answers: OpenAI's shape and headers on every route. Knows HTTP and the error tree, no requests."""
+"""Errors as HTTP responses in OpenAI's shape."""
 
 from math import ceil
 
@@ -8,32 +8,31 @@ from starlette.exceptions import HTTPException
 
 from minigpt4_serve.errors import DeadlineExceeded, InvalidRequest, MiniGPT4Error, Overloaded
 
-__all__ = ["ERROR_HEADER", "INTERNAL", "error_response", "install"]
+__all__ = ["ERROR_HEADER", "INTERNAL", "add_error_handlers", "error_response"]
 
-_LONG_WAIT_S = 60.0  # the longest Retry-After that OpenAI's clients obey
+_MAX_RETRY_AFTER_S = 60.0  # the longest Retry-After that OpenAI's clients respect
 INTERNAL = "Something went wrong in the server; its log has the details."
-"""What strangers read when something broke that nobody foresaw."""
-
+"""The message of an unexpected error: its own text is only logged."""
 
 ERROR_HEADER = b"x-minigpt4-error"
-"""The error's code as a header: logs, metrics and proxies see it without reading bodies."""
+"""The response header with the error's code, for logs, metrics and proxies."""
 
 
-def install(app: FastAPI) -> None:
-    """Answer our errors, and the framework's own, in OpenAI's shape."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Turn the errors of this project and of the framework into responses in OpenAI's shape."""
     app.add_exception_handler(MiniGPT4Error, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
 
 
 def error_response(error: MiniGPT4Error) -> JSONResponse:
-    """The error as a response, with ``Retry-After`` where waiting helps."""
+    """The error as a response; an ``Overloaded`` one has ``Retry-After``."""
     headers = {ERROR_HEADER.decode(): error.code}
     wait = 0.0
     if isinstance(error, Overloaded):
         wait = max(1.0, error.retry_after)
         headers["retry-after"] = str(ceil(wait))
-    if isinstance(error, DeadlineExceeded) or wait > _LONG_WAIT_S:
-        headers["x-should-retry"] = "false"  # OpenAI's clients would ask again at once
+    if isinstance(error, DeadlineExceeded) or wait > _MAX_RETRY_AFTER_S:
+        headers["x-should-retry"] = "false"  # OpenAI's clients would retry at once
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
@@ -44,7 +43,7 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = {404: "There is nothing at this address.", 405: f"{request.method} is not possible at this address."}
-    wrapped = InvalidRequest(known.get(error.status_code, "The request can't be answered."))
+    messages = {404: "There is nothing at this address.", 405: f"{request.method} is not possible at this address."}
+    wrapped = InvalidRequest(messages.get(error.status_code, "The request can't be answered."))
     wrapped.status = error.status_code
     return error_response(wrapped)

@@ -1,4 +1,4 @@
-"""A request's references to pictures → checked bytes, within limits. Knows settings, no HTTP routes and no model."""
+"""References to images in a request → validated images, within the limits of the settings."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ __all__ = ["ImageReader"]
 
 
 class ImageReader:
-    """Reads ``data:`` URLs and, from the hosts that are allowed, https addresses.
+    """Reads ``data:`` URLs and, from allowed hosts, https addresses.
 
     Args:
         fetcher: replaced in tests; made from the settings if not given.
@@ -29,24 +29,24 @@ class ImageReader:
         )
 
     async def read(self, references: Sequence[tuple[str, str]]) -> list[EncodedImage]:
-        """The pictures of (URL, name of the field), in order.
+        """The images of (URL, name of the field), in order.
 
-        What is fetched for a request may be as large as a request's body may.
+        All images fetched for a request together have at most ``max_body_bytes``.
 
         Raises:
-            InvalidRequest, InvalidImage, PayloadTooLarge: what is wrong with which field.
+            InvalidRequest, InvalidImage, PayloadTooLarge: ``param`` names the field.
         """
-        pictures: list[EncodedImage] = []
+        images: list[EncodedImage] = []
         left = self._max_total
         for url, param in references:
             if url[:5].lower() == "data:":
-                # Base64 and hashing of megabytes would hold up every other stream on the event loop.
-                pictures.append(await asyncio.to_thread(parse_data_url, url, self._limits, param=param))
+                # Decoding and hashing megabytes on the event loop would delay all other streams.
+                images.append(await asyncio.to_thread(parse_data_url, url, self._limits, param=param))
                 continue
             data = await self._fetch(url, left, param)
             left -= len(data)
-            pictures.append(await asyncio.to_thread(validate_image, data, self._limits, param=param))
-        return pictures
+            images.append(await asyncio.to_thread(validate_image, data, self._limits, param=param))
+        return images
 
     async def _fetch(self, url: str, left: int, param: str) -> bytes:
         if not url[:8].lower() == "https://":

@@ -1,4 +1,4 @@
-"""What is known of the request that is being answered, for whoever logs and counts it. Knows neither HTTP nor Ray."""
+"""The usage and the timings of the current request, for the request log and the metrics."""
 
 import time
 from contextvars import ContextVar
@@ -11,7 +11,12 @@ __all__ = ["RequestContext", "current", "note_answer"]
 
 @dataclass
 class RequestContext:
-    """Of one request: when it came and, once it is answered, what that took."""
+    """One request.
+
+    Attributes:
+        began: arrival, in seconds of ``time.monotonic``.
+        usage, timings: set when the answer is complete.
+    """
 
     began: float = field(default_factory=time.monotonic)
     usage: Usage | None = None
@@ -22,6 +27,7 @@ current: ContextVar[RequestContext | None] = ContextVar("minigpt4_request", defa
 
 
 def note_answer(usage: Usage, timings: Timings) -> None:
-    """The engine's sums of an answer join the request's balance, if there is a request."""
-    if (balance := current.get()) is not None:
-        balance.usage, balance.timings = usage, timings
+    """Set the usage and the timings of the current request, if there is one."""
+    if (context := current.get()) is not None:
+        context.usage = usage
+        context.timings = timings

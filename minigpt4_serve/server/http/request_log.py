@@ -1,13 +1,11 @@
-"""One line of log and one count for every request, without a word of what it holds. Knows ASGI, no routes.
+"""ASGI middleware that logs and counts every request, without its content.
 
-Outermost in the application: it names each request, sees each status line, and turns what breaks unexpectedly into
-OpenAI's shape. Plain ASGI: Starlette's ``BaseHTTPMiddleware`` would stand between a leaving client and its stream.
+It is the outermost one: it names each request, sees each status line, and answers unexpected errors in OpenAI's shape.
+Plain ASGI: with Starlette's ``BaseHTTPMiddleware`` a stream isn't closed when its client disconnects.
 """
 
-import json
 import logging
 import re
-import sys
 import time
 import uuid
 from collections.abc import MutableMapping
@@ -23,27 +21,27 @@ from minigpt4_serve.protocol import Timings, Usage
 from minigpt4_serve.server.http.error_handlers import ERROR_HEADER, INTERNAL, error_response
 from minigpt4_serve.server.http.request_context import RequestContext, current
 
-__all__ = ["JsonLines", "Meter", "RequestLogMiddleware"]
+__all__ = ["Meter", "RequestLogMiddleware"]
 
 _log = logging.getLogger("minigpt4_serve.requests")
 
 
 class Meter(Protocol):
-    """Where counts go."""
+    """Counts requests and answers."""
 
     def answer(self, usage: Usage, timings: Timings) -> None:
-        """An answer has reached its end."""
+        """Count a complete answer."""
 
     def request(self, path: str, status: int, seconds: float, refusal: str | None) -> None:
-        """A request has been answered."""
+        """Count a request; ``refusal`` is the code of its error."""
 
 
 class RequestLogMiddleware:
-    """ASGI middleware: ``x-request-id``, ``Server-Timing``, a line of log, counts.
+    """Adds ``x-request-id`` and ``Server-Timing``, writes a log line, counts.
 
     Args:
         meter: None counts nothing.
-        behind_proxy: Ray's proxy, which names each request, also puts the name on the answer; otherwise we do both.
+        behind_proxy: Ray's proxy names each request and sets the response's ``x-request-id`` itself.
     """
 
     def __init__(self, app: ASGIApp, *, meter: Meter | None, behind_proxy: bool = False) -> None:
@@ -58,10 +56,11 @@ class RequestLogMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         named = re.fullmatch(r"[\w.:-]{1,128}", given) is not None
         request_id = given if named else f"req-{uuid.uuid4().hex}"
-        balance = RequestContext()
-        status, refusal = 0, None
+        context = RequestContext()
+        status = 0
+        refusal: str | None = None
 
-        async def send_named(message: MutableMapping[str, Any]) -> None:
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             nonlocal status, refusal
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -69,71 +68,45 @@ class RequestLogMiddleware:
                 refusal = next((value.decode() for name, value in headers if name == ERROR_HEADER), None)
                 if not (given and self._behind_proxy):
                     headers.append((b"x-request-id", request_id.encode()))
-                headers.append((b"server-timing", _server_timing(balance).encode()))
+                headers.append((b"server-timing", _server_timing(context).encode()))
             await send(message)
 
-        token = current.set(balance)
+        token = current.set(context)
         try:
-            await self._app(scope, receive, send_named)
+            await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            pass  # it left before it had asked
+            pass  # before the request was complete
         except Exception:
             logging.getLogger(__name__).exception("request %s failed", request_id)
             if not status:
-                await error_response(MiniGPT4Error(INTERNAL))(scope, receive, send_named)
+                await error_response(MiniGPT4Error(INTERNAL))(scope, receive, send_with_headers)
         finally:
             current.reset(token)
-            self._note(scope, request_id, status, refusal, balance)
+            self._record(scope, request_id, status, refusal, context)
 
-    def _note(self, scope: Scope, request_id: str, status: int, refusal: str | None, balance: RequestContext) -> None:
-        seconds = time.monotonic() - balance.began
-        # The route's own path: strangers must not be able to make up labels.
+    def _record(self, scope: Scope, request_id: str, status: int, refusal: str | None, context: RequestContext) -> None:
+        seconds = time.monotonic() - context.began
+        # The route's own path: a client must not be able to invent labels.
         path: str = getattr(scope.get("route"), "path", "other")
         line: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": path, "status": status}
         line["seconds"] = round(seconds, 4)
         if refusal is not None:
             line["refusal"] = refusal
-        if balance.usage is not None and balance.timings is not None:
-            line |= {**asdict(balance.usage), "timings": balance.timings.as_dict()}
+        if context.usage is not None and context.timings is not None:
+            line |= {**asdict(context.usage), "timings": context.timings.as_dict()}
         elif status == 200 and path.startswith("/v1/") and scope["method"] == "POST":
-            line["cut_short"] = True  # the client left, or the engine was lost
+            line["cut_short"] = True  # the client disconnected, or the engine was lost
         quiet = status < 400 and scope["method"] == "GET"
         _log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": line})
         if self._meter is not None:
             self._meter.request(path, status, seconds, refusal)
-            if balance.usage is not None and balance.timings is not None:
-                self._meter.answer(balance.usage, balance.timings)
+            if context.usage is not None and context.timings is not None:
+                self._meter.answer(context.usage, context.timings)
 
 
-def _server_timing(balance: RequestContext) -> str:
-    """Where the time went, as browsers show it; of a stream only what is known when it begins."""
-    if balance.timings is None:
-        return f"first;dur={1000 * (time.monotonic() - balance.began):.1f}"
-    spent = balance.timings.as_dict().items()
+def _server_timing(context: RequestContext) -> str:
+    """The ``Server-Timing`` header: where the time went; for streams only the time to the first delta."""
+    if context.timings is None:
+        return f"first;dur={1000 * (time.monotonic() - context.began):.1f}"
+    spent = context.timings.as_dict().items()
     return ", ".join(f"{name.removesuffix('_s')};dur={1000 * seconds:.1f}" for name, seconds in spent)
-
-
-class JsonLines(logging.Formatter):
-    """A log record as one line of JSON: time, level, logger, what happened, and the fields given with it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Exceptions come with their traceback: it names code, never what a request held."""
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-    @classmethod
-    def install(cls) -> None:
-        """Everything that this package logs goes to stderr in this form."""
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(cls())
-        logger = logging.getLogger("minigpt4_serve")
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)

@@ -1,39 +1,69 @@
-"""The HTTP surface as a plain FastAPI factory: answers, models, health. Knows HTTP and wire types, no Ray.
+"""The HTTP application as a FastAPI factory: answers, models, probes.
 
-Errors before the first piece of an answer keep their real status; later ones arrive as an event of the stream.
+Errors before the first delta of an answer keep their HTTP status; later ones arrive as an event of the stream.
 """
 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.requests import ClientDisconnect
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
 
 from minigpt4_serve import __version__
-from minigpt4_serve.errors import DeadlineExceeded, MiniGPT4Error, ModelNotFound, PayloadTooLarge
-from minigpt4_serve.protocol import Delta
-from minigpt4_serve.server.http.auth import Admission, RequireKey
+from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
+from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
+from minigpt4_serve.server.http.auth import QuotaReservation, RequireKey
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
-from minigpt4_serve.server.http.deadline import before, until
-from minigpt4_serve.server.http.error_handlers import install
+from minigpt4_serve.server.http.deadline import before
+from minigpt4_serve.server.http.error_handlers import add_error_handlers
 from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
 from minigpt4_serve.server.http.page import add_page
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
 from minigpt4_serve.server.keys.key_ring import KeyRing
 from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
+from minigpt4_serve.server.openai.chat_formatter import ChatFormatter
 from minigpt4_serve.server.openai.chat_request import MAX_BEAMS, ChatCompletionRequest, Message, parse_chat_request
-from minigpt4_serve.server.openai.chat_response import ChatCompletion
-from minigpt4_serve.server.openai.openapi import described
+from minigpt4_serve.server.openai.chat_response import ChatCompletion, ChatCompletionChunk
+from minigpt4_serve.server.openai.model_card import Capabilities, ModelCard, ModelDefaults, ModelList
+from minigpt4_serve.server.openai.openapi import answer_responses, request_body
+from minigpt4_serve.server.openai.responses_formatter import ResponsesFormatter
 from minigpt4_serve.server.openai.responses_request import ResponsesRequest, parse_responses_request
-from minigpt4_serve.server.openai.responses_response import ResponseAnswer
+from minigpt4_serve.server.openai.responses_response import Response as ResponsesResponse
+from minigpt4_serve.server.openai.responses_response import ResponseEvent
+from minigpt4_serve.server.openai.wire import ErrorResponse, ResponseFormatter, ResponseModel
 from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["create_app"]
+
+MakeFormatter = Callable[[PreparedChat, str], ResponseFormatter]
+"""(prepared chat, unique id of the answer) → what formats the answer."""
+
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "No engine answers."}}
+_NO_MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "There is no such model."}}
+
+
+class Health(ResponseModel):
+    """The server is alive."""
+
+    status: str
+
+
+class Readiness(ResponseModel):
+    """The server answers requests."""
+
+    status: str
+    model: str
+
+
+class ServerStatus(ResponseModel):
+    """The model, and the last statistics of each engine: ``EngineStats`` with the engine's ``name``."""
+
+    model: str
+    engines: list[dict[str, Any]]
 
 
 def create_app(
@@ -41,16 +71,16 @@ def create_app(
     quotas: Quotas | None = None,
     meter: Meter | None = None,
     *,
-    behind_proxy: bool = False,
     metrics: ReadMetrics | None = None,
+    behind_proxy: bool = False,
 ) -> FastAPI:
     """The application around one chat service.
 
     Args:
         quotas: where requests of keys are counted; in this process if not given.
-        meter: counts what the application does.
+        meter: counts requests and answers.
         metrics: gives what ``/metrics`` shows; without it there is no such route.
-        behind_proxy: Ray's proxy brings the requests, see ``RequestLogMiddleware``.
+        behind_proxy: Ray's proxy forwards the requests, see ``RequestLogMiddleware``.
 
     Raises:
         InvalidRequest: the settings name a keys file that can't be read or holds no key.
@@ -58,122 +88,154 @@ def create_app(
     settings = service.settings
     keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
     app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
-    started = int(time.time())
-    defaults = service.sampling(ChatCompletionRequest(messages=[Message(role="user")]))
-
-    install(app)
+    add_error_handlers(app)
+    app.include_router(_model_routes(service))
+    app.include_router(_answer_routes(service))
+    app.include_router(_probe_routes(service))
     if metrics is not None:
         add_metrics(app, metrics)
     open_paths = add_page(app) if settings.page else frozenset()
     app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas(), open_paths=open_paths)
-
-    def card() -> dict[str, Any]:
-        return {
-            "id": service.name,
-            "object": "model",
-            "created": started,
-            "owned_by": "minigpt4-serve",
-            "context_length": service.context_length,
-            "image_tokens": service.image_tokens,
-            "max_images": service.settings.max_images_per_request,
-            "max_image_bytes": service.settings.max_image_bytes,
-            "capabilities": {"vision": True, "streaming": True, "max_beams": MAX_BEAMS, "boxes": service.writes_boxes},
-            "defaults": {
-                "temperature": defaults.temperature,
-                "top_p": defaults.top_p,
-                "max_tokens": defaults.max_tokens,
-            },
-        }
-
-    @app.get("/v1/models")
-    async def models() -> Response:
-        """The one model, with what it can do."""
-        return JSONResponse({"object": "list", "data": [card()]})
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        """The model's card."""
-        _check_model(name, service)
-        return JSONResponse(card())
-
-    async def answer(request: Request, wanted: ChatCompletionRequest, speak: Speak) -> Response:
-        """Ask the engine, and answer in a route's words: whole, or as server-sent events."""
-        _check_model(wanted.model, service)
-        deadline = asyncio.get_running_loop().time() + min(wanted.timeout or inf, settings.max_request_s)
-        admission = Admission.of(request.scope)
-        if admission is not None:
-            await admission.charge(wanted.num_pictures)
-        async with before(deadline):
-            chat = await service.prepare(wanted)
-        # Not the request's own name: a client may give two requests the same.
-        engine_id = uuid.uuid4().hex
-        spoken = speak(chat, engine_id)
-        deltas = until(service.stream(chat, request_id=engine_id), deadline)
-        headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
-        if not wanted.stream:
-            return JSONResponse(await _unless_left(request, spoken.whole(deltas)), headers=headers)
-        # The first piece is awaited before the status line is sent: a refusal keeps its own status.
-        first = await anext(deltas)
-        if first.queue_position is not None:
-            headers["x-minigpt4-queue-position"] = str(first.queue_position)
-            headers["x-minigpt4-expected-wait"] = f"{first.expected_wait_s or 0:.1f}"
-        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(spoken.events(first, deltas), media_type="text/event-stream", headers=headers)
-
-    @app.post("/v1/chat/completions", openapi_extra=described(ChatCompletionRequest))
-    async def chat_completions(request: Request) -> Response:
-        """One answer, whole or streamed as server-sent events."""
-        service.check_capacity()
-        wanted = parse_chat_request(await _read_body(request, settings))
-        return await answer(request, wanted, lambda chat, name: ChatCompletion(service.name, wanted, chat, name))
-
-    @app.post("/v1/responses", openapi_extra=described(ResponsesRequest))
-    async def responses(request: Request) -> Response:
-        """The same in the words of OpenAI's newer API. Nothing is stored."""
-        service.check_capacity()
-        wanted = parse_responses_request(await _read_body(request, settings))
-        try:
-            return await answer(
-                request, wanted.as_chat(), lambda chat, name: ResponseAnswer(service.name, wanted, chat, name)
-            )
-        except MiniGPT4Error as error:
-            error.param = wanted.name_of(error.param)
-            raise
-
-    _add_probes(app, service)
     app.add_middleware(RequestLogMiddleware, meter=meter, behind_proxy=behind_proxy)
     return app
 
 
-def _add_probes(app: FastAPI, service: ChatService) -> None:
-    """How the server is, for those who keep it running."""
+def _model_routes(service: ChatService) -> APIRouter:
+    router = APIRouter()
+    card = _model_card(service)
 
-    @app.get("/health")
+    @router.get("/v1/models", response_model=ModelList)
+    async def models() -> Response:
+        """The only model, with its capabilities."""
+        return _json(ModelList(object="list", data=[card]))
+
+    @router.get("/v1/models/{name:path}", response_model=ModelCard, responses=_NO_MODEL)
+    async def model(name: str) -> Response:
+        """The model's card."""
+        _check_model(name, service)
+        return _json(card)
+
+    return router
+
+
+def _model_card(service: ChatService) -> ModelCard:
+    sampling = service.sampling(ChatCompletionRequest(messages=[Message(role="user")]))
+    return ModelCard(
+        id=service.name,
+        object="model",
+        created=int(time.time()),
+        owned_by="minigpt4-serve",
+        context_length=service.context_length,
+        image_tokens=service.image_tokens,
+        max_images=service.settings.max_images_per_request,
+        max_image_bytes=service.settings.max_image_bytes,
+        capabilities=Capabilities(vision=True, streaming=True, max_beams=MAX_BEAMS, boxes=service.writes_boxes),
+        defaults=ModelDefaults(temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens),
+    )
+
+
+def _answer_routes(service: ChatService) -> APIRouter:
+    router = APIRouter()
+
+    @router.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses=answer_responses(ChatCompletion, ChatCompletionChunk),
+        openapi_extra=request_body(ChatCompletionRequest),
+    )
+    async def chat_completions(request: Request) -> Response:
+        """One answer, whole or streamed as server-sent events."""
+        await service.check_capacity()
+        chat_request = parse_chat_request(await _read_body(request, service.settings))
+        return await _answer(
+            request,
+            service,
+            chat_request,
+            lambda chat, answer_id: ChatFormatter(service.name, chat_request, answer_id, chat.dropped_messages),
+        )
+
+    @router.post(
+        "/v1/responses",
+        response_model=ResponsesResponse,
+        responses=answer_responses(ResponsesResponse, ResponseEvent),
+        openapi_extra=request_body(ResponsesRequest),
+    )
+    async def responses(request: Request) -> Response:
+        """The same in the shape of OpenAI's newer API. Nothing is stored."""
+        await service.check_capacity()
+        responses_request = parse_responses_request(await _read_body(request, service.settings))
+        try:
+            return await _answer(
+                request,
+                service,
+                responses_request.as_chat(),
+                lambda chat, answer_id: ResponsesFormatter(
+                    service.name, responses_request, answer_id, chat.sampling, chat.dropped_messages
+                ),
+            )
+        except MiniGPT4Error as error:
+            error.param = responses_request.rename_param(error.param)
+            raise
+
+    return router
+
+
+def _probe_routes(service: ChatService) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health", response_model=Health, responses=_UNAVAILABLE)
     async def health() -> Response:
-        """Is the engine alive? 503 if not: then the replica is about to be replaced."""
+        """200 while an engine answers; 503 otherwise: then the replica is about to be replaced."""
         await service.check_health()
-        return JSONResponse({"status": "ok"})
+        return _json(Health(status="ok"))
 
-    @app.get("/ready")
+    @router.get("/ready", response_model=Readiness, responses=_UNAVAILABLE)
     async def ready() -> Response:
         """Loaded, warmed up and alive: a replica that routes requests is all three."""
         await service.check_health()
-        return JSONResponse({"status": "ready", "model": service.name})
+        return _json(Readiness(status="ready", model=service.name))
 
-    @app.get("/status")
+    @router.get("/status", response_model=ServerStatus)
     async def status() -> Response:
-        """What each engine last said of itself; `minigpt4 serve --status` draws it."""
-        return JSONResponse({"model": service.name, "engines": service.replicas()})
+        """The last statistics of each engine; `minigpt4 serve --status` renders them."""
+        return _json(ServerStatus(model=service.name, engines=await service.replicas()))
+
+    return router
 
 
-class ResponseFormatter(Protocol):
-    """An answer in the words of one API."""
+async def _answer(
+    request: Request, service: ChatService, chat_request: ChatCompletionRequest, make_formatter: MakeFormatter
+) -> Response:
+    """Pass the request to the engine; the answer whole or as server-sent events, in the shape of one API."""
+    _check_model(chat_request.model, service)
+    timeout = min(chat_request.timeout or inf, service.settings.max_request_s)
+    deadline = asyncio.get_running_loop().time() + timeout
+    reservation = QuotaReservation.from_scope(request.scope)
+    if reservation is not None:
+        await reservation.consume(chat_request.num_images)
+    async with before(deadline):
+        chat = await service.prepare(chat_request)
+    # Not the request's own id: a client may give the same one to two requests.
+    answer_id = uuid.uuid4().hex
+    formatter = make_formatter(chat, answer_id)
+    deltas = service.stream(chat, request_id=answer_id)
+    headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
+    if not chat_request.stream:
+        return _json(await unless_disconnected(request, collect_answer(formatter, deltas, deadline)), headers)
+    # The first delta is awaited before the status line is sent, so that a refusal keeps its own status.
+    first = await next_delta(deltas, deadline)
+    if first is None:
+        raise EngineFailed("The answer was cut short; ask again.")
+    if first.queue_position is not None:
+        headers["x-minigpt4-queue-position"] = str(first.queue_position)
+        headers["x-minigpt4-expected-wait"] = f"{first.expected_wait_s or 0:.1f}"
+    headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    events = stream_events(formatter, first, deltas, deadline, answer_id)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
-    async def whole(self, deltas: AsyncIterator[Delta]) -> dict[str, Any]: ...
-    def events(self, first: Delta, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]: ...
 
-
-Speak = Callable[[PreparedChat, str], ResponseFormatter]
+def _json(body: ResponseModel, headers: dict[str, str] | None = None) -> Response:
+    return Response(body.to_json(), media_type="application/json", headers=headers)
 
 
 def _check_model(name: str | None, service: ChatService) -> None:
@@ -181,30 +243,13 @@ def _check_model(name: str | None, service: ChatService) -> None:
         raise ModelNotFound(f"There is no model of that name here; this server serves '{service.name}'.", param="model")
 
 
-async def _unless_left(request: Request, answering: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """The answer; given up if the client leaves. (For streams the framework itself listens.)
+async def _read_body(request: Request, settings: ServeSettings) -> bytearray:
+    """The body, counted while it is read: the declared length may be wrong or missing.
 
     Raises:
-        ClientDisconnect: it left.
+        PayloadTooLarge: it has more than ``max_body_bytes``.
+        DeadlineExceeded: it isn't complete after ``body_timeout_s``.
     """
-
-    async def leave() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    answer, left = asyncio.create_task(answering), asyncio.create_task(leave())
-    try:
-        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return answer.result()
-    finally:
-        left.cancel()
-        answer.cancel()
-
-
-async def _read_body(request: Request, settings: ServeSettings) -> bytearray:
-    """The body, counted while it is read: a declared length may lie, or be missing."""
     limit = settings.max_body_bytes
     too_large = PayloadTooLarge(f"The request is larger than {limit / 2**20:.0f} MiB. Send fewer or smaller pictures.")
     declared = request.headers.get("content-length", "")

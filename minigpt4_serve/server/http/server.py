@@ -1,7 +1,4 @@
-"""An HTTP process's uvicorn on the listening socket that it shares with others, and its two ways to end.
-
-Knows uvicorn and ``shared_socket``; neither Ray nor the application.
-"""
+"""uvicorn on a listening socket that several processes share, and its two ways to stop."""
 
 import asyncio
 import math
@@ -10,7 +7,7 @@ from contextlib import suppress
 import uvicorn
 from starlette.types import ASGIApp
 
-from minigpt4_serve.server.ray.shared_socket import receive_socket
+from minigpt4_serve.server.http.shared_socket import receive_socket
 
 __all__ = ["HttpServer"]
 
@@ -23,12 +20,12 @@ class HttpServer:
     """Serves an application in the running event loop until the owner of the socket stops, or ``retire`` is called.
 
     Args:
-        application: what answers.
-        socket_path: where the ``SharedSocket`` is handed out.
+        application: the ASGI application.
+        socket_path: of a ``SharedSocket``.
         drain_s: seconds that answers in progress get when the owner stops; then they are cut off.
 
     Raises:
-        OSError: nobody shares a socket there.
+        OSError: no socket is shared there.
     """
 
     def __init__(self, application: ASGIApp, socket_path: str, *, drain_s: float) -> None:
@@ -45,17 +42,17 @@ class HttpServer:
         self._server = uvicorn.Server(config)
 
     def start(self) -> None:
-        """Accept connections from now on."""
+        """Start to accept connections."""
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listening]))
         self._stopping = asyncio.create_task(self._stop_with_owner())
 
     async def _stop_with_owner(self) -> None:
         """Finish the answers in progress when the owner stops, and close idle connections at once.
 
-        Nothing comes after this server: a late request on an idle connection could only be refused.
+        No server follows: a late request on an idle connection could only be refused.
         """
         with suppress(OSError):
-            await asyncio.get_running_loop().sock_recv(self._owner, 1)  # nothing is ever sent: this is its end
+            await asyncio.get_running_loop().sock_recv(self._owner, 1)  # returns at end of file
         await self._close_listeners()
         self._server.should_exit = True
         try:
@@ -64,10 +61,10 @@ class HttpServer:
             self._owner.close()
 
     async def retire(self) -> None:
-        """End while another process takes over: no request is lost.
+        """Stop while another process takes over: no request is lost.
 
-        Idle connections are left to their timeout, since their clients may be sending a request right now. It is
-        answered, and the client told to open a new connection. Returns as soon as no connection is left.
+        Idle connections stay open until their timeout, since a request may be on its way. Its response has
+        ``Connection: close``. Returns as soon as no connection is open.
         """
         if not self._server.should_exit:
             await self._close_listeners()

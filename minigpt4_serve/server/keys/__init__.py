@@ -1,1 +1,1 @@
-"""API keys and the quotas they carry. Knows no HTTP and no Ray."""
+"""API keys and their quotas."""

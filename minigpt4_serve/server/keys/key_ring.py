@@ -1,7 +1,7 @@
-"""API keys in a file: who may ask, and how much. Knows files and hashes; no HTTP and no counters.
+"""API keys and their limits in a file.
 
-A key is 256 random bits, so its SHA-256 can't be turned back and a slow password hash would gain nothing. Only hashes
-are stored. The file may as well be written elsewhere and mounted read-only, a Kubernetes secret for instance.
+A key is 256 random bits, so its SHA-256 can't be inverted and a slow password hash would gain nothing. Only hashes are
+stored. The file may also be written elsewhere and mounted read-only, as a Kubernetes secret for instance.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _RELOAD_S = 1.0
 
 
 class KeyLimits(BaseModel):
-    """What one key may do on the whole service, however many replicas it has; None is no limit."""
+    """Limits of one key on the whole service, whatever its number of replicas; None is no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +44,7 @@ class ApiKey(BaseModel):
 
     Attributes:
         id: part of the key itself, not secret.
-        name: whose it is, for those who run the server; unique.
+        name: of the key's owner, for the operator; unique.
         sha256: of the whole key, in hex.
     """
 
@@ -80,7 +80,7 @@ def read_keys(file: Path) -> list[ApiKey]:
 
 
 def add_key(file: Path, name: str, limits: KeyLimits) -> str:
-    """Make a key and store its hash; the key itself is returned and kept nowhere.
+    """Make a key and store its hash; the key itself is returned and not stored.
 
     Raises:
         InvalidRequest: there is a key of that name, the name is empty or too long, or the file can't be written.
@@ -91,7 +91,7 @@ def add_key(file: Path, name: str, limits: KeyLimits) -> str:
         entry = ApiKey(id=identity, name=name, sha256=_sha256(key), created=_now(), limits=limits)
     except ValidationError:
         raise InvalidRequest("A key's name has 1 to 100 characters.", param="name") from None
-    with _changing(file) as keys:
+    with _edit(file) as keys:
         if any(name in (other.name, other.id) for other in keys):
             raise InvalidRequest(f"There is a key '{name}' already; revoke it or choose another name.", param="name")
         keys.append(entry)
@@ -104,7 +104,7 @@ def revoke_key(file: Path, name: str) -> ApiKey:
     Raises:
         InvalidRequest: there is none.
     """
-    with _changing(file) as keys:
+    with _edit(file) as keys:
         found = next((key for key in keys if name in (key.name, key.id)), None)
         if found is None:
             raise InvalidRequest(f"There is no key '{name}'; 'minigpt4 keys list' shows them.", param="name")
@@ -113,9 +113,9 @@ def revoke_key(file: Path, name: str) -> ApiKey:
 
 
 class KeyRing:
-    """The keys that are valid now: the file is read again when it changed, at most once a second.
+    """The valid keys. The file is read again when it has changed, at most once a second.
 
-    A file that can't be read any more keeps the keys it had (and says so in the log); a file that is gone leaves none.
+    If it can't be read, the previous keys stay valid and an error is logged; if it is missing, no key is valid.
 
     Args:
         file: as ``add_key`` writes it.
@@ -123,18 +123,19 @@ class KeyRing:
         clock: seconds; replaced in tests.
 
     Raises:
-        InvalidRequest: the file can't be read, or there is no key at all: nobody could ask.
+        InvalidRequest: the file can't be read, or there is no key at all.
     """
 
     def __init__(self, file: Path | None, extra: SecretStr | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file, self._clock = file, clock
+        self._file = file
+        self._clock = clock
         self._extra: ApiKey | None = None
         if extra is not None:
             digest = _sha256(extra.get_secret_value())
             self._extra = ApiKey(id="settings", name="settings", sha256=digest, created=_now())
-        self._stamp = self._look()
+        self._stamp = self._file_stamp()
         self._keys = {key.id: key for key in read_keys(file)} if file is not None else {}
-        self._looked = clock()
+        self._checked_at = clock()
         if not self._keys and self._extra is None:
             raise InvalidRequest(
                 f"The keys file {file} holds no key; make one: minigpt4 keys add NAME --keys-file {file}"
@@ -146,28 +147,28 @@ class KeyRing:
         digest = _sha256(key)
         parts = key.split("_", 2)
         entry = self._keys.get(parts[1]) if len(parts) == 3 else None
-        # Both are always compared, with each other's digest where there is none: time tells nothing of what exists.
+        # Both digests are always compared, so that the time reveals nothing about which keys exist.
         known = hmac.compare_digest(digest, entry.sha256 if entry else "0" * 64)
         special = hmac.compare_digest(digest, self._extra.sha256 if self._extra else "0" * 64)
         return entry if known else self._extra if special else None
 
     def _refresh(self) -> None:
         now = self._clock()
-        if self._file is None or now - self._looked < _RELOAD_S:
+        if self._file is None or now - self._checked_at < _RELOAD_S:
             return
-        self._looked = now
-        stamp = self._look()
+        self._checked_at = now
+        stamp = self._file_stamp()
         if stamp == self._stamp:
             return
         self._stamp = stamp
         try:
             self._keys = {key.id: key for key in read_keys(self._file)} if stamp is not None else {}
         except InvalidRequest as error:
-            _log.error("%s The keys that were valid stay valid.", error.message)
+            _log.error("%s The previous keys stay valid.", error.message)
             return
         _log.info("keys read again: %d are valid", len(self._keys))
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _file_stamp(self) -> tuple[int, int, int] | None:
         try:
             found = self._file.stat() if self._file is not None else None
         except OSError:
@@ -176,12 +177,12 @@ class KeyRing:
 
 
 @contextmanager
-def _changing(file: Path) -> Iterator[list[ApiKey]]:
-    """The keys of the file, to be changed; written back whole or not at all, one command at a time."""
+def _edit(file: Path) -> Iterator[list[ApiKey]]:
+    """The keys of the file, to be changed in place; written back as a whole, one process at a time."""
     file = file.expanduser().resolve()  # a link stays a link
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(file.parent):
+        with _locked(file.parent):
             keys = read_keys(file) if file.exists() else []
             yield keys
             _write(file, _KeysFile(keys=keys).model_dump_json(indent=2, exclude_none=True))
@@ -196,7 +197,7 @@ def _write(file: Path, text: str) -> None:
             temporary.write(text + "\n")
             temporary.flush()
             os.fsync(temporary.fileno())
-        with suppress(OSError):  # root changes the server's file: it stays the server's
+        with suppress(OSError):  # changed by root, the file keeps its owner
             owner = file.stat()
             os.chown(name, owner.st_uid, owner.st_gid)
         Path(name).replace(file)
@@ -206,8 +207,8 @@ def _write(file: Path, text: str) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock where the system has one."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock of the folder; none on Windows."""
     try:
         import fcntl
     except ImportError:  # Windows

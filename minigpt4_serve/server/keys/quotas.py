@@ -1,63 +1,75 @@
-"""Who has asked how much: requests of a minute, requests in progress, pictures of a day. Knows no HTTP and no Ray.
+"""Quotas of API keys: requests in a minute, requests in progress, images in a day. Imports neither FastAPI nor Ray.
 
-One ``QuotaStore`` counts for the whole service: in the process itself, or as one small Ray actor that all replicas ask
-(``shared_quotas``). Counting in each replica and dividing would refuse too early or too late, as requests aren't spread
-evenly; a database would be one more thing to run. Counters live in memory: who restarts the service starts anew.
+One ``QuotaStore`` counts for the whole service: in the process itself, or as one small Ray actor that all replicas use
+(``server.ray.shared_quotas``). Counting in each replica and dividing the limits would refuse too early or too late,
+since requests aren't spread evenly. The counters live in memory: they are lost when the service restarts.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from minigpt4_serve.server.keys.key_ring import ApiKey, KeyLimits
 
-__all__ = ["HOLDER_TIMEOUT_S", "LocalQuotas", "QuotaStatus", "QuotaStore", "Quotas"]
+__all__ = ["HOLDER_TIMEOUT_S", "LocalQuotas", "QuotaRefusal", "QuotaStatus", "QuotaStore", "Quotas"]
 
-_MINUTE, _DAY = 60.0, 86400.0
+_MINUTE_S = 60.0
+_DAY_S = 86400.0
 HOLDER_TIMEOUT_S = 20.0
-"""A replica that has said nothing for so long is gone; what it held in progress is free again."""
+"""A replica that hasn't renewed for this long is lost; its reservations are released."""
+
+_LOCAL_HOLDER = "local"
+
+
+class QuotaRefusal(NamedTuple):
+    """Why a request is refused, and after how many seconds it may be repeated."""
+
+    reason: str
+    retry_after_s: float
 
 
 @dataclass(frozen=True)
 class QuotaStatus:
-    """Where a key stands after a question to the ledger.
+    """A key's quotas after a reservation.
 
     Attributes:
         headers: ``x-ratelimit-*``, as OpenAI spells them.
-        refusal: why not, and in how many seconds to try again; None if it may.
+        refusal: None if the request may go on.
     """
 
     headers: dict[str, str]
-    refusal: tuple[str, float] | None = None
+    refusal: QuotaRefusal | None = None
 
 
 class Quotas(Protocol):
-    """The ledger as a replica sees it, wherever it is."""
+    """The quotas of all keys, in this process or in another."""
 
-    async def begin(self, key: ApiKey, lease: str) -> QuotaStatus:
-        """Count a request in; ``lease`` names it until ``end``."""
+    async def reserve(self, key: ApiKey, reservation: str) -> QuotaStatus:
+        """Count a request, or refuse it; ``reservation`` names it until ``release``."""
 
-    async def charge(self, key: ApiKey, lease: str, images: int) -> QuotaStatus:
-        """Count the request's pictures."""
+    async def consume(self, key: ApiKey, reservation: str, images: int) -> QuotaStatus:
+        """Count the images of a request, or refuse them."""
 
-    def end(self, key: ApiKey, lease: str, *, refund: bool) -> None:
-        """The request is over; with ``refund``, its pictures were not looked at."""
+    def release(self, key: ApiKey, reservation: str, *, refund: bool) -> None:
+        """End a request; with ``refund`` its images don't count."""
 
 
 @dataclass
 class _Account:
     """What one key has used."""
 
-    requests: deque[float] = field(default_factory=deque)  # when, of the last minute
-    leases: dict[str, tuple[str, int]] = field(default_factory=dict)  # in progress: (who holds it, its pictures)
+    requests: deque[float] = field(default_factory=deque)  # times of the last minute
+    reservations: dict[str, tuple[str, int]] = field(default_factory=dict)  # in progress: (holder, images)
     day: int = 0
     images: int = 0
 
 
 class QuotaStore:
-    """The counters. Every method is short and never waits, so one thread needs no lock.
+    """The counters. No method waits, so a single thread needs no lock.
+
+    A *holder* is a process with requests in progress; it must ``renew`` within ``HOLDER_TIMEOUT_S``.
 
     Args:
         clock: seconds since 1970; replaced in tests.
@@ -66,110 +78,119 @@ class QuotaStore:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
-        self._seen: dict[str, float] = {}  # when each holder was heard of
+        self._renewed: dict[str, float] = {}  # holder → time
 
     def renew(self, holder: str) -> None:
-        """The holder lives."""
-        self._seen[holder] = self._clock()
+        """Note that the holder is alive."""
+        self._renewed[holder] = self._clock()
 
-    def begin(self, key: str, limits: KeyLimits, holder: str, lease: str) -> QuotaStatus:
-        """Count a request in, or refuse it and count nothing."""
+    def reserve(self, key_id: str, limits: KeyLimits, holder: str, reservation: str) -> QuotaStatus:
+        """Count a request, or refuse it and count nothing."""
         now = self._clock()
         self.renew(holder)
-        account = self._account(key, now)
-        refusal: tuple[str, float] | None = None
-        most = limits.requests_per_minute
-        if most is not None and len(account.requests) >= most:
-            refusal = f"This key may ask {most} times a minute", account.requests[-most] + _MINUTE - now
-        elif limits.concurrent_requests is not None and len(account.leases) >= limits.concurrent_requests:
-            refusal = f"This key may have {limits.concurrent_requests} requests in progress at a time", 1.0
+        account = self._account(key_id, now)
+        refusal: QuotaRefusal | None = None
+        per_minute = limits.requests_per_minute
+        concurrent = limits.concurrent_requests
+        if per_minute is not None and len(account.requests) >= per_minute:
+            wait = account.requests[-per_minute] + _MINUTE_S - now
+            refusal = QuotaRefusal(f"This key may ask {per_minute} times a minute", wait)
+        elif concurrent is not None and len(account.reservations) >= concurrent:
+            refusal = QuotaRefusal(f"This key may have {concurrent} requests in progress at a time", 1.0)
         else:
-            if most is not None:
+            if per_minute is not None:
                 account.requests.append(now)
-            account.leases[lease] = (holder, 0)
+            account.reservations[reservation] = (holder, 0)
         return QuotaStatus(_headers(account, limits, now), refusal)
 
-    def charge(self, key: str, limits: KeyLimits, holder: str, lease: str, images: int) -> QuotaStatus:
-        """Count pictures, or refuse them and count none."""
+    def consume(self, key_id: str, limits: KeyLimits, holder: str, reservation: str, images: int) -> QuotaStatus:
+        """Count images, or refuse them and count none."""
         now = self._clock()
-        account = self._account(key, now)
-        most = limits.images_per_day
-        if most is not None and account.images + images > most:
-            refusal = (
-                f"This key may show {most} pictures a day, {max(0, most - account.images)} are left",
-                (account.day + 1) * _DAY - now,
+        account = self._account(key_id, now)
+        per_day = limits.images_per_day
+        if per_day is not None and account.images + images > per_day:
+            left = max(0, per_day - account.images)
+            refusal = QuotaRefusal(
+                f"This key may show {per_day} pictures a day, {left} are left", (account.day + 1) * _DAY_S - now
             )
             return QuotaStatus(_headers(account, limits, now), refusal)
         account.images += images
-        account.leases[lease] = (holder, images)
+        account.reservations[reservation] = (holder, images)
         return QuotaStatus(_headers(account, limits, now))
 
-    def end(self, key: str, lease: str, refund: bool) -> None:
-        """A request is over."""
-        account = self._account(key, self._clock())
-        _, images = account.leases.pop(lease, ("", 0))
+    def release(self, key_id: str, reservation: str, refund: bool) -> None:
+        """End a request; with ``refund`` its images don't count. An unknown reservation has no effect."""
+        account = self._account(key_id, self._clock())
+        _, images = account.reservations.pop(reservation, ("", 0))
         if refund:
             account.images = max(0, account.images - images)
 
-    def _account(self, key: str, now: float) -> _Account:
-        """The key's account, without what time has undone."""
-        account = self._accounts.setdefault(key, _Account())
-        while account.requests and account.requests[0] <= now - _MINUTE:
+    def _account(self, key_id: str, now: float) -> _Account:
+        """The key's account, without what has expired."""
+        account = self._accounts.setdefault(key_id, _Account())
+        while account.requests and account.requests[0] <= now - _MINUTE_S:
             account.requests.popleft()
-        if account.day != int(now // _DAY):
-            account.day, account.images = int(now // _DAY), 0
-        gone = {holder for holder, seen in self._seen.items() if seen < now - HOLDER_TIMEOUT_S}
-        if gone:
-            for other in self._accounts.values():
-                other.leases = {name: lease for name, lease in other.leases.items() if lease[0] not in gone}
-            for holder in gone:
-                del self._seen[holder]
+        today = int(now // _DAY_S)
+        if account.day != today:
+            account.day = today
+            account.images = 0
+        self._release_lost_holders(now)
         return account
+
+    def _release_lost_holders(self, now: float) -> None:
+        lost = {holder for holder, renewed in self._renewed.items() if renewed < now - HOLDER_TIMEOUT_S}
+        if not lost:
+            return
+        for account in self._accounts.values():
+            kept = {name: held for name, held in account.reservations.items() if held[0] not in lost}
+            account.reservations = kept
+        for holder in lost:
+            del self._renewed[holder]
 
 
 class LocalQuotas:
-    """A ledger in this very process."""
+    """A ``QuotaStore`` in this process, see ``Quotas``."""
 
-    def __init__(self, ledger: QuotaStore | None = None) -> None:
-        self._ledger = ledger or QuotaStore()
+    def __init__(self, store: QuotaStore | None = None) -> None:
+        self._store = store or QuotaStore()
 
-    async def begin(self, key: ApiKey, lease: str) -> QuotaStatus:
+    async def reserve(self, key: ApiKey, reservation: str) -> QuotaStatus:
         """See ``Quotas``."""
-        return self._now().begin(key.id, key.limits, "here", lease)
+        return self._renewed_store().reserve(key.id, key.limits, _LOCAL_HOLDER, reservation)
 
-    async def charge(self, key: ApiKey, lease: str, images: int) -> QuotaStatus:
+    async def consume(self, key: ApiKey, reservation: str, images: int) -> QuotaStatus:
         """See ``Quotas``."""
-        return self._now().charge(key.id, key.limits, "here", lease, images)
+        return self._renewed_store().consume(key.id, key.limits, _LOCAL_HOLDER, reservation, images)
 
-    def end(self, key: ApiKey, lease: str, *, refund: bool) -> None:
+    def release(self, key: ApiKey, reservation: str, *, refund: bool) -> None:
         """See ``Quotas``."""
-        self._now().end(key.id, lease, refund)
+        self._renewed_store().release(key.id, reservation, refund)
 
-    def _now(self) -> QuotaStore:
-        self._ledger.renew("here")  # we live as long as the ledger does
-        return self._ledger
+    def _renewed_store(self) -> QuotaStore:
+        self._store.renew(_LOCAL_HOLDER)  # this process lives as long as its store
+        return self._store
 
 
 def _headers(account: _Account, limits: KeyLimits, now: float) -> dict[str, str]:
-    """What is limited, what is left, and when all of it is back."""
-    until_minute = account.requests[-1] + _MINUTE - now if account.requests else 0.0
-    until_day = (account.day + 1) * _DAY - now if account.images else 0.0
+    """What is limited, what is left, and when all of it is available again."""
+    until_minute = account.requests[-1] + _MINUTE_S - now if account.requests else 0.0
+    until_day = (account.day + 1) * _DAY_S - now if account.images else 0.0
     used: list[tuple[str, int | None, int, float | None]] = [
         ("requests", limits.requests_per_minute, len(account.requests), until_minute),
         ("images", limits.images_per_day, account.images, until_day),
-        ("concurrent-requests", limits.concurrent_requests, len(account.leases), None),
+        ("concurrent-requests", limits.concurrent_requests, len(account.reservations), None),
     ]
     headers: dict[str, str] = {}
-    for name, limit, count, reset in used:
+    for name, limit, count, reset_s in used:
         if limit is not None:
             headers[f"x-ratelimit-limit-{name}"] = str(limit)
             headers[f"x-ratelimit-remaining-{name}"] = str(max(0, limit - count))
-            if reset is not None:
-                headers[f"x-ratelimit-reset-{name}"] = _duration(reset)
+            if reset_s is not None:
+                headers[f"x-ratelimit-reset-{name}"] = _format_duration(reset_s)
     return headers
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     """As OpenAI writes it: ``6m0s``, ``250ms``."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms" if seconds > 0 else "0s"

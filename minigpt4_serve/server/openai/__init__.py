@@ -1,1 +1,1 @@
-"""The wire types of the OpenAI API: requests as they are validated, responses as they are written."""
+"""OpenAI's APIs: request and response models, and the formatters that turn deltas into responses."""

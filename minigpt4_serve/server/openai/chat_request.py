@@ -1,6 +1,6 @@
-"""Wire types of the OpenAI API, as far as this server speaks it. Knows shapes and names only: no engine, no HTTP.
+"""Requests of OpenAI's chat completions API, as far as this server supports it.
 
-Unknown fields are ignored, as OpenAI does. Known ones that this server can't honour are refused by name: an answer that
+Unknown fields are ignored, as OpenAI does. Known ones that this server can't honor are refused by name: an answer that
 silently ignores a request for tools or audio is worse than an error.
 """
 
@@ -29,24 +29,24 @@ __all__ = [
 ]
 
 _MAX_MESSAGES = 1024
-_MAX_VALUES = 50_000  # of a request's JSON: reading millions takes seconds and gigabytes, and no chat needs them
+_MAX_VALUES = 50_000  # in a request's JSON: parsing millions takes seconds and gigabytes, and no chat needs them
 
 
 class Wire(BaseModel):
-    """Anything that a client sends: strict about types, deaf to unknown fields."""
+    """A JSON object that a client sends: strict about types; unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class TextPart(Wire):
-    """Words of a message."""
+    """Text of a message."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageURL(Wire):
-    """A picture: a ``data:`` URL, or an https address where the server fetches any.
+    """An image: a ``data:`` URL, or an https address if the server fetches any.
 
     ``detail`` is accepted and has no effect: the model has one resolution.
     """
@@ -56,7 +56,7 @@ class ImageURL(Wire):
 
 
 class ImagePart(Wire):
-    """A picture of a message."""
+    """An image of a message."""
 
     type: Literal["image_url"]
     image_url: ImageURL
@@ -96,7 +96,7 @@ class StreamOptions(Wire):
 
 
 class PlainFormat(Wire):
-    """Words as they come, or (``json_object``) any JSON object."""
+    """Free text, or (``json_object``) any JSON object."""
 
     type: Literal["text", "json_object"]
 
@@ -109,14 +109,14 @@ class JsonSchema(Wire):
 
 
 class JsonSchemaFormat(Wire):
-    """JSON of one shape."""
+    """JSON that follows a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
 
 class AnswerRules(Wire):
-    """How an answer is made, whatever the route. None falls back to the model's own generation rules.
+    """Parameters of an answer, on any route. None falls back to the model's generation defaults.
 
     Beyond OpenAI's: ``min_tokens``, ``top_k``, ``min_p``, ``repetition_penalty``; ``timeout``, the seconds after which
     the request ends if its answer isn't complete.
@@ -150,8 +150,8 @@ class AnswerRules(Wire):
 class ChatCompletionRequest(AnswerRules):
     """``POST /v1/chat/completions``.
 
-    Beyond OpenAI's: ``beams`` searches for the likeliest answer with so many hypotheses instead of sampling (the best
-    ``n`` are given, all at once at the end), scored by log probability over length to the power of ``length_penalty``.
+    Beyond OpenAI's: ``beams`` is the number of hypotheses of a beam search instead of sampling (the best ``n`` are
+    returned, all at the end), scored by log probability over length to the power of ``length_penalty``.
     """
 
     messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
@@ -165,8 +165,8 @@ class ChatCompletionRequest(AnswerRules):
     response_format: Annotated[PlainFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
 
     @property
-    def num_pictures(self) -> int:
-        """Pictures in all messages."""
+    def num_images(self) -> int:
+        """Images in all messages."""
         return sum(isinstance(part, ImagePart) for message in self.messages for part in message.content)
 
     @property
@@ -178,7 +178,7 @@ class ChatCompletionRequest(AnswerRules):
         return '{"type": "object"}' if wanted is not None and wanted.type == "json_object" else None
 
 
-# What can't be honoured, and the values of it that ask for nothing.
+# Fields that can't be honored → their values that request nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "frequency_penalty": (None, 0, 0.0),
@@ -202,7 +202,7 @@ def parse_chat_request(body: bytes | bytearray) -> ChatCompletionRequest:
     """The request in ``body``.
 
     Raises:
-        InvalidRequest: not JSON, not this shape, or it asks for what the server doesn't do. ``param`` names the field.
+        InvalidRequest: not JSON, a wrong value, or an unsupported feature. ``param`` names the field.
     """
     request = parse_request(body, ChatCompletionRequest, _REFUSED, "messages")
     if request.top_logprobs and not request.logprobs:
@@ -213,11 +213,12 @@ def parse_chat_request(body: bytes | bytearray) -> ChatCompletionRequest:
 def parse_request(
     body: bytes | bytearray, kind: type[Request], refused: Mapping[str, tuple[Any, ...]], content: str
 ) -> Request:
-    """The request of a kind.
+    """The request in ``body``, of any API.
 
     Args:
-        refused: fields that can't be honoured, with the values that ask for nothing.
-        content: the field that says what the request is about, for messages.
+        kind: its type.
+        refused: fields that can't be honored → their values that request nothing.
+        content: the required field, for error messages.
 
     Raises:
         InvalidRequest: as ``parse_chat_request``.
@@ -233,7 +234,7 @@ def parse_request(
         raise InvalidRequest(f"The request body must be a JSON object with '{content}'.")
     for name, harmless in refused.items():
         if data.get(name) not in harmless:
-            raise InvalidRequest(f"This server can't honour '{name}'; leave it out.", param=name)
+            raise InvalidRequest(f"This server can't honor '{name}'; leave it out.", param=name)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -241,9 +242,10 @@ def parse_request(
 
 
 def _explain(error: ValidationError) -> InvalidRequest:
-    """The first complaint as one sentence with the field's path in OpenAI's notation, never the value."""
+    """The first error as one sentence with the field's path in OpenAI's notation, without the value."""
     first = error.errors(include_input=False, include_url=False)[0]
-    path, previous = "", None
+    path = ""
+    previous: int | str | None = None
     for step in first["loc"]:
         if isinstance(step, int):
             path += f"[{step}]"

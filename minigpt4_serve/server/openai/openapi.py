@@ -1,62 +1,50 @@
-"""What the OpenAPI document says of routes that read their bodies themselves. Knows wire types and FastAPI's words."""
+"""The OpenAPI document of routes that read their request bodies themselves."""
 
 from typing import Any
 
-from minigpt4_serve.server.openai.chat_request import AnswerRules
+from pydantic import BaseModel
 
-__all__ = ["described"]
+from minigpt4_serve.server.openai.wire import ErrorResponse, ResponseModel
 
-_ERROR: dict[str, Any] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
-_REFUSALS = {
-    "400": "The request can't be understood, or asks for what can't be done; `param` names the field.",
-    "401": "No key, or one that isn't known.",
-    "404": "There is no such model.",
-    "408": "The body didn't come, or the answer wasn't complete, in time.",
-    "413": "The body or a picture has too many bytes.",
-    "429": "The server is busy, or the key has used up its share; `Retry-After` says when to come back.",
-    "503": "The engine is being replaced.",
+__all__ = ["answer_responses", "request_body"]
+
+_ERRORS = {
+    400: "The request can't be understood, or asks for what can't be done; `param` names the field.",
+    401: "No key, or an unknown one.",
+    404: "There is no such model.",
+    408: "The body didn't arrive, or the answer wasn't complete, in time.",
+    413: "The body or an image has too many bytes.",
+    429: "The server is busy, or the key's quota is used up; `Retry-After` says when to try again.",
+    503: "The engine is being replaced.",
 }
 
 
-def described(request: type[AnswerRules]) -> dict[str, Any]:
-    """For ``openapi_extra`` of a route that reads a ``request`` and answers whole or in events."""
-    schema = request.model_json_schema()
-    body = _inlined(schema, schema.pop("$defs", {}))
-    answers: dict[str, Any] = {
-        status: {"description": why, "content": {"application/json": {"schema": _ERROR}}}
-        for status, why in _REFUSALS.items()
-    }
-    answers["200"] = {
-        "description": "The answer; with `stream`, as server-sent events.",
-        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
-    }
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": answers,
-    }
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """For ``openapi_extra`` of a route that reads a ``model``."""
+    schema = model.model_json_schema()
+    body = _inline_references(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
 
 
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+def answer_responses(whole: type[ResponseModel], event: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """For ``responses`` of a route that answers ``whole`` or, with ``stream``, in events."""
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse, "description": description} for status, description in _ERRORS.items()
+    }
+    responses[200] = {
+        "model": whole,
+        "description": f"The answer; with `stream`, server-sent events with a `{event.__name__}` each.",
+        "content": {"text/event-stream": {}},
+    }
+    return responses
+
+
+def _inline_references(schema: Any, definitions: dict[str, Any]) -> Any:
     """The schema with its parts in place: references would have to point into the whole document."""
     if isinstance(schema, list):
-        return [_inlined(item, definitions) for item in schema]
+        return [_inline_references(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {name: _inlined(value, definitions) for name, value in schema.items() if name != "discriminator"}
+        return _inline_references(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inline_references(value, definitions) for name, value in schema.items() if name != "discriminator"}

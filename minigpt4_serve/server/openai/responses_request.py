@@ -1,4 +1,4 @@
-"""Wire types of OpenAI's Responses API, as far as spoken here, and how they become a chat. No engine, no HTTP."""
+"""Requests of OpenAI's Responses API, as far as supported, and their conversion to chat completion requests."""
 
 from typing import Annotated, Any, Literal
 
@@ -24,14 +24,14 @@ LOGPROBS = "message.output_text.logprobs"
 
 
 class InputText(Wire):
-    """Words, of whoever speaks: ``output_text`` is an earlier answer's."""
+    """Text; ``output_text`` is that of an earlier answer."""
 
     type: Literal["input_text", "output_text"]
     text: str
 
 
 class InputImage(Wire):
-    """A picture: a ``data:`` URL, or an https address where the server fetches any. ``detail`` has no effect."""
+    """An image: a ``data:`` URL, or an https address if the server fetches any. ``detail`` has no effect."""
 
     type: Literal["input_image"]
     image_url: str
@@ -39,7 +39,7 @@ class InputImage(Wire):
 
 
 class InputMessage(Wire):
-    """One message of the input. An earlier answer's output item can be given back as it came."""
+    """One message of the input. The output item of an earlier answer is accepted unchanged."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -51,7 +51,7 @@ class InputMessage(Wire):
         return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
 
     def as_chat(self) -> Message:
-        """The same in the words of the chat completions API."""
+        """The message of the chat completions API."""
         parts = [
             ImagePart(type="image_url", image_url=part.image_url)  # type: ignore[arg-type]  # the part's short form
             if isinstance(part, InputImage)
@@ -62,19 +62,19 @@ class InputMessage(Wire):
 
 
 class SchemaFormat(JsonSchema):
-    """JSON of one shape; here the schema stands beside its type."""
+    """JSON that follows a schema, given beside the type."""
 
     type: Literal["json_schema"]
 
 
 class TextOptions(Wire):
-    """Words, any JSON object, or JSON of one shape."""
+    """Text, any JSON object, or JSON that follows a schema."""
 
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] = PlainFormat(type="text")
 
 
 class ResponsesRequest(AnswerRules):
-    """``POST /v1/responses``. Nothing is stored: the conversation comes whole, as ``input``."""
+    """``POST /v1/responses``. Nothing is stored: ``input`` is the whole conversation."""
 
     input: list[InputMessage] = Field(min_length=1, max_length=1023)
     instructions: str | None = None
@@ -91,11 +91,11 @@ class ResponsesRequest(AnswerRules):
 
     @property
     def logprobs(self) -> bool:
-        """Were they asked for?"""
+        """Whether log probabilities are requested."""
         return LOGPROBS in self.include
 
     def as_chat(self) -> ChatCompletionRequest:
-        """The same in the words of the chat completions API; instructions are its first message."""
+        """The chat completion request; ``instructions`` become its first message."""
         messages = [message.as_chat() for message in self.input]
         if self.instructions is not None:
             words = TextPart(type="text", text=self.instructions)
@@ -115,8 +115,8 @@ class ResponsesRequest(AnswerRules):
             **rules,
         )
 
-    def name_of(self, param: str | None) -> str | None:
-        """The field that a chat completion's field stands for, for error messages."""
+    def rename_param(self, param: str | None) -> str | None:
+        """The name of this request's field for that of the chat completion request, for error messages."""
         for chats, ours in _NAMES.items():
             if param is not None and param.startswith(chats):
                 param = ours + param.removeprefix(chats)
@@ -128,7 +128,7 @@ class ResponsesRequest(AnswerRules):
 
 _NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 
-# What can't be honoured, and the values of it that ask for nothing.
+# Fields that can't be honored → their values that request nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "background": (None, False),
     "conversation": (None,),
@@ -145,7 +145,7 @@ def parse_responses_request(body: bytes | bytearray) -> ResponsesRequest:
     """The request in ``body``.
 
     Raises:
-        InvalidRequest: not JSON, not this shape, or it asks for what the server doesn't do. ``param`` names the field.
+        InvalidRequest: not JSON, a wrong value, or an unsupported feature. ``param`` names the field.
     """
     request = parse_request(body, ResponsesRequest, _REFUSED, "input")
     if request.top_logprobs and not request.logprobs:

@@ -1,168 +1,183 @@
-"""Answers in the words of OpenAI's Responses API, whole or as named events. Knows deltas and wire shapes, no HTTP."""
+"""Responses as OpenAI's Responses API gives them, and the events that stream one."""
 
-import logging
-import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Literal
 
-from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, MiniGPT4Error
-from minigpt4_serve.protocol import Delta
-from minigpt4_serve.server.http.chat_service import PreparedChat
-from minigpt4_serve.server.http.error_handlers import INTERNAL
-from minigpt4_serve.server.openai.chat_response import event, extras, logprobs
-from minigpt4_serve.server.openai.responses_request import ResponsesRequest
+from pydantic import Field
 
-__all__ = ["ResponseAnswer"]
+from minigpt4_serve.server.openai.wire import AnswerTimings, ResponseModel, TokenLogprobs
 
-_log = logging.getLogger(__name__)
+__all__ = [
+    "ContentPartEvent",
+    "IncompleteDetails",
+    "InputTokensDetails",
+    "OutputItemEvent",
+    "OutputMessage",
+    "OutputText",
+    "OutputTextDelta",
+    "OutputTextDone",
+    "OutputTokensDetails",
+    "Reasoning",
+    "Response",
+    "ResponseError",
+    "ResponseEvent",
+    "ResponseStateEvent",
+    "ResponseTextConfig",
+    "ResponseTextFormat",
+    "ResponseUsage",
+    "Status",
+]
 
-Item = dict[str, Any]
+Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
-class ResponseAnswer:
-    """One answer: a response with one message of one part of text.
+class OutputText(ResponseModel):
+    """The text of a message."""
 
-    Raises:
-        ContextLengthExceeded: messages had to be dropped, and the request forbids it.
-    """
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: TokenLogprobs
 
-    def __init__(self, model: str, wanted: ResponsesRequest, chat: PreparedChat, engine_id: str) -> None:
-        if wanted.truncation == "disabled" and chat.dropped_messages:
-            raise ContextLengthExceeded(
-                "The input is too long for the model, and truncation is disabled.", param="input"
-            )
-        self._dropped = chat.dropped_messages
-        self._item_id = f"msg_{engine_id}"
-        self._sent = 0
-        self._text = ""
-        self._logprobs: list[Item] = []
-        self._head = {
-            "id": f"resp_{engine_id}",
-            "object": "response",
-            "created_at": int(time.time()),
-            "background": False,
-            "error": None,
-            "incomplete_details": None,
-            "instructions": wanted.instructions,
-            "max_output_tokens": wanted.max_output_tokens,
-            "metadata": wanted.metadata,
-            "model": model,
-            "parallel_tool_calls": False,
-            "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
-            "store": False,
-            "temperature": chat.sampling.temperature,
-            "text": {"format": wanted.text.format.model_dump(by_alias=True)},
-            "tool_choice": "none",
-            "tools": [],
-            "top_logprobs": wanted.top_logprobs or 0,
-            "top_p": chat.sampling.top_p,
-            "truncation": wanted.truncation,
-            "usage": None,
-        }
 
-    async def whole(self, deltas: AsyncIterator[Delta]) -> Item:
-        """All of it, as ``response``."""
-        last: Delta | None = None
-        async for delta in deltas:
-            self._take(delta)
-            last = delta
-        if last is None or last.finish_reason == "abort":
-            raise EngineFailed("The answer was cut short; ask again.")
-        self._text = self._text.rstrip()
-        return self._finished(last)
+class OutputMessage(ResponseModel):
+    """The only output item that this server makes."""
 
-    async def events(self, first: Delta, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
-        """Server-sent events; leaving this generator, however, closes the engine's."""
-        try:
-            for line in self._opening():
-                yield line
-            delta: Delta | None = first
-            last = first
-            while delta is not None:
-                last = delta
-                if delta.queue_position is not None:
-                    yield f": waiting, {delta.queue_position} ahead\n\n"
-                before, told = len(self._text), len(self._logprobs)
-                self._take(delta)
-                if len(self._text) > before:
-                    piece = {"delta": self._text[before:], "logprobs": self._logprobs[told:]}
-                    yield self._event("response.output_text.delta", **self._part_place, **piece)
-                delta = await anext(deltas, None)
-            if last.finish_reason == "abort":
-                raise EngineFailed("The answer was cut short; ask again.")
-            for line in self._closing(last):
-                yield line
-        except MiniGPT4Error as error:
-            yield self._failed(error)
-        except Exception:
-            _log.exception("stream %s failed", self._head["id"])
-            yield self._failed(MiniGPT4Error(INTERNAL))
-        finally:
-            await deltas.aclose()  # type: ignore[attr-defined]
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: Status
+    content: list[OutputText]
 
-    def _take(self, delta: Delta) -> None:
-        # SentencePiece answers begin with a blank that the prompt's last blank already stands for.
-        self._text += delta.text if self._text else delta.text.lstrip()
-        self._logprobs += logprobs(delta)
 
-    @property
-    def _part_place(self) -> Item:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+class ResponseError(ResponseModel):
+    """Why a response failed."""
 
-    def _part(self) -> Item:
-        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": self._logprobs}
+    code: Literal["server_error"]
+    message: str
 
-    def _item(self, status: str, content: list[Item]) -> Item:
-        return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
 
-    def _finished(self, last: Delta) -> Item:
-        """The response at its end; one that was cut at its length is incomplete."""
-        cut = last.finish_reason == "length"
-        status = "incomplete" if cut else "completed"
-        usage = last.usage
-        assert usage is not None, "the engine's last delta carries the usage"
-        return {
-            **self._head,
-            "status": status,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [self._item(status, [self._part()])],
-            "usage": {
-                "input_tokens": usage.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-                "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            },
-            **extras(last, self._dropped),
-        }
+class IncompleteDetails(ResponseModel):
+    """Why a response is incomplete."""
 
-    def _opening(self) -> Iterator[str]:
-        begun = {**self._head, "status": "in_progress", "output": []}
-        yield self._event("response.created", response=begun)
-        yield self._event("response.in_progress", response=begun)
-        yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
-        yield self._event("response.content_part.added", **self._part_place, part=self._part())
+    reason: Literal["max_output_tokens"]
 
-    def _closing(self, last: Delta) -> Iterator[str]:
-        whole = self._finished(last)
-        said = {"text": self._text, "logprobs": self._logprobs}
-        yield self._event("response.output_text.done", **self._part_place, **said)
-        yield self._event("response.content_part.done", **self._part_place, part=self._part())
-        yield self._event("response.output_item.done", output_index=0, item=whole["output"][0])
-        yield self._event(f"response.{whole['status']}", response=whole)
 
-    def _failed(self, error: MiniGPT4Error) -> str:
-        said = {"code": "server_error", "message": error.message}
-        response = {
-            **self._head,
-            "status": "failed",
-            "error": said,
-            "output": [self._item("incomplete", [self._part()])],
-        }
-        return self._event("response.failed", response=response)
+class Reasoning(ResponseModel):
+    """Always null: the models don't reason."""
 
-    def _event(self, kind: str, **fields: Any) -> str:
-        line = event({"type": kind, "sequence_number": self._sent, **fields}, name=kind)
-        self._sent += 1
-        return line
+    effort: None
+    summary: None
+
+
+class ResponseTextFormat(ResponseModel):
+    """The format of the request; ``name`` and ``schema`` with ``json_schema`` only."""
+
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class ResponseTextConfig(ResponseModel):
+    """The text options of the request."""
+
+    format: ResponseTextFormat
+
+
+class InputTokensDetails(ResponseModel):
+    """Prompt tokens that were found in the prefix cache."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputTokensDetails(ResponseModel):
+    """Always 0."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(ResponseModel):
+    """Tokens of a request."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class Response(ResponseModel):
+    """A response in any state. Beyond OpenAI's: ``timings``, and ``dropped_messages`` if the chat was truncated."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    background: Literal[False]
+    error: ResponseError | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    parallel_tool_calls: Literal[False]
+    previous_response_id: None
+    reasoning: Reasoning
+    store: Literal[False]
+    temperature: float
+    text: ResponseTextConfig
+    tool_choice: Literal["none"]
+    tools: list[Any]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["auto", "disabled"]
+    usage: ResponseUsage | None
+    status: Status
+    output: list[OutputMessage]
+    timings: AnswerTimings | None = None
+    dropped_messages: int | None = None
+
+
+class ResponseEvent(ResponseModel):
+    """An event of a stream, numbered from 0."""
+
+    type: str
+    sequence_number: int
+
+
+class ResponseStateEvent(ResponseEvent):
+    """``response.created``, ``.in_progress``, ``.completed``, ``.incomplete``, ``.failed``."""
+
+    response: Response
+
+
+class OutputItemEvent(ResponseEvent):
+    """``response.output_item.added`` and ``.done``."""
+
+    output_index: int
+    item: OutputMessage
+
+
+class _PartEvent(ResponseEvent):
+    item_id: str
+    output_index: int
+    content_index: int
+
+
+class ContentPartEvent(_PartEvent):
+    """``response.content_part.added`` and ``.done``."""
+
+    part: OutputText
+
+
+class OutputTextDelta(_PartEvent):
+    """``response.output_text.delta``."""
+
+    delta: str
+    logprobs: TokenLogprobs
+
+
+class OutputTextDone(_PartEvent):
+    """``response.output_text.done``."""
+
+    text: str
+    logprobs: TokenLogprobs

@@ -3,13 +3,13 @@
 import os
 
 # Ray reads these while it is imported: a local cluster must neither report usage nor, when we run under `uv run`, ship
-# the working directory and start every worker through uv again. Whoever sets them otherwise is obeyed.
+# the working directory and start every worker through uv again. Values set by the user take precedence.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# The replica is what the machine is for: not to be served after everybody else.
+# Replicas are the machine's main purpose: no lower priority.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Pieces of answers travel between our processes as messages of a gRPC stream, not each as an object of Ray's store, and
-# within a process not from one thread to the next: each costs more than the piece itself. See docs/operations.md.
+# Deltas travel between processes as messages of a gRPC stream, not each as an object of Ray's store, and within a
+# process not from thread to thread: either costs more than the delta itself. See docs/design-notes.md.
 os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
 os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
 os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
@@ -18,5 +18,5 @@ os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
 os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", "2147483647")
 # Ray's own counters go out once a second, not ten times.
 os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "1000")
-# Printed at the end where Ray kills its controller before that has tidied up: nothing anybody must know.
+# Printed at the end if Ray kills its controller before that has cleaned up: of no use to an operator.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed")

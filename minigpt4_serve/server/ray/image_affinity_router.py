@@ -1,7 +1,7 @@
-"""Which replica answers a request: the one that holds its picture, unless that one is busy. Knows Ray's routers only.
+"""Routes requests about the same image to the same replica, which then has it cached, unless that replica is busy.
 
-The caller names a picture (or a chat's beginning) as the handle's ``session_id``; replicas are ranked by rendezvous
-hashing, so that all callers agree without talking, and a replica that comes or goes moves only its own pictures.
+The caller passes an image's digest as the handle's ``session_id``. Rendezvous hashing of the digest chooses the
+replica: all callers agree without communicating, and adding or removing a replica reassigns only that replica's images.
 """
 
 import hashlib
@@ -10,46 +10,47 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from minigpt4_serve.server.ray.replica_stats import announce
+from minigpt4_serve.server.ray.replica_stats import register_router
 
 __all__ = ["ImageAffinityRouter", "preferred_replica"]
 
 
 class ImageAffinityRouter(RequestRouter):
-    """The picture's own replica while it has a free slot; then whoever has least to do."""
+    """Prefers the replica that owns the image while it has a free running slot, otherwise the least busy replica."""
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Ray hands on ``request_router_kwargs``: ``slots``, how many answers a replica computes at the same time."""
-        self._slots = int(kwargs["slots"])
-        self.sent: Counter[str] = Counter()  # requests of this process at each replica
-        announce(self)
+        """Ray passes ``request_router_kwargs``: ``slots`` is how many requests a replica runs at the same time."""
+        self._running_slots = int(kwargs["slots"])
+        self.sent: Counter[str] = Counter()  # by replica: this process's requests that haven't ended
+        register_router(self)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Best first; Ray takes the next if one is gone or doesn't answer."""
+        """Groups of replicas, best first; Ray tries the next group if no replica in one accepts the request."""
         if not candidate_replicas:
             return []
         if pending_request is None:
             return [candidate_replicas]
+        # The groups hold all replicas: if none accepts the request, Ray waits before it calls this again.
         pending_request.routing_context.should_backoff = True
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         load = {name: self._load(replica.replica_id) for name, replica in by_name.items()}
-        first = preferred_replica(pending_request.metadata.session_id, load, self._slots)
+        first = preferred_replica(pending_request.metadata.session_id, load, self._running_slots)
         others = [replica for name, replica in by_name.items() if name != first]
         return [[by_name[first]], others] if others else [[by_name[first]]]
 
     def _load(self, replica_id: ReplicaID) -> int:
-        """Requests at a replica: what it last told Ray, and at least those that this process has there."""
+        """Requests at a replica: the queue length in Ray's cache, but at least this process's own requests."""
         return max(self.replica_queue_len_cache.get(replica_id) or 0, self.sent[str(replica_id.unique_id)])
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
-        """Ray says so when a request leaves for a replica."""
+        """Ray calls this when a request is sent to a replica."""
         super().on_send_request(replica_id)
         self.sent[str(replica_id.unique_id)] += 1
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """And when it is over there, however it ended."""
+        """Ray calls this when a request has ended at a replica, even if it failed."""
         super().on_request_completed(replica_id, internal_request_id)
         name = str(replica_id.unique_id)
         self.sent[name] -= 1
@@ -58,12 +59,17 @@ class ImageAffinityRouter(RequestRouter):
 
     @property
     def stats(self) -> dict[str, dict[str, Any]]:
-        """(replica → what it last said of itself), of those that run."""
-        return {str(name.unique_id): dict(replica.routing_stats) for name, replica in self.curr_replicas.items()}
+        """The current replicas' last ``record_routing_stats``, by replica."""
+        return {
+            str(replica_id.unique_id): dict(replica.routing_stats) for replica_id, replica in self.curr_replicas.items()
+        }
 
 
 def preferred_replica(key: str, load: dict[str, int], slots: int) -> str:
-    """The owner of ``key`` among the replicas in ``load`` (name → requests), or the least busy one if it is full."""
+    """The owner of ``key`` among the replicas in ``load`` (name → requests).
+
+    If the owner is full or ``key`` is empty, the least busy replica.
+    """
     owner = max(load, key=lambda name: hashlib.blake2b(f"{name} {key}".encode(), digest_size=8).digest())
     if key and load[owner] < slots:
         return owner

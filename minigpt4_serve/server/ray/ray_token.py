@@ -1,6 +1,6 @@
-"""The token that a local Ray cluster asks of everyone who connects to it. Knows Ray's variables and file, not Ray.
+"""The token that a local Ray cluster requires of every connection.
 
-Whoever has the token can run code as the user of the server, so no other user of the machine may read it.
+It allows running code as the user of the server, so no other user of the machine may read it.
 """
 
 import os
@@ -18,12 +18,15 @@ def protect_token() -> None:
     Ray would create it with the permissions of any file. Nothing is done where the token is in ``RAY_AUTH_TOKEN``.
 
     Raises:
-        EngineFailed: the file can't be written or its permissions can't be changed.
+        EngineFailed: the file that ``RAY_AUTH_TOKEN_PATH`` names doesn't exist, or the file can't be written or its
+            permissions can't be changed.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     file = Path(given) if given else Path.home() / ".ray" / "auth_token"
+    if given and not file.exists():
+        raise EngineFailed(f"RAY_AUTH_TOKEN_PATH names {file}, which doesn't exist: create the file or unset it.")
     try:
         if not given:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -36,14 +39,14 @@ def protect_token() -> None:
             finally:
                 os.close(descriptor)
     except OSError as error:
-        raise EngineFailed(f"Ray's token {file} can't be kept to yourself: make it a file of yours.") from error
+        raise EngineFailed(f"Ray's token {file} can't be made private: check who owns the file.") from error
 
 
 def _create(file: Path) -> None:
-    """Write a new token, unless there is one; an empty file, left by a start that was killed, is none."""
+    """Write a new token unless there is one; an empty file, left by a start that was killed, counts as none."""
     if file.exists() and file.stat().st_size:
         return
-    # Complete from the first moment that it has its name: another server may be starting right now.
+    # The file is complete before it gets its name: another server may be starting at the same time.
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
         opened.write(secrets.token_hex(32))
@@ -53,7 +56,7 @@ def _create(file: Path) -> None:
         else:
             os.link(partial, file)
     except FileExistsError:
-        pass  # the other server's token is as good
+        pass  # another server has just written one
     except OSError:  # a file system without hard links
         partial.replace(file)
     finally:

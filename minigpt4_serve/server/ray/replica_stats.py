@@ -1,12 +1,12 @@
-"""What this process's routers know of the engines: their last words, and what was sent. Knows neither Ray nor HTTP.
+"""What this process's routers know of the engine replicas. Imports neither Ray nor FastAPI.
 
-A module of its own: Ray pickles a request router by value, with copies of its own module's globals; only what it
-imports is the process's one and only.
+A module of its own: Ray pickles a request router by value, with copies of its own module's globals; only imported
+modules exist once per process.
 """
 
 from typing import Any, Protocol
 
-__all__ = ["announce", "live_replicas", "replica_stats", "sent_to_leavers"]
+__all__ = ["count_draining_requests", "count_replicas", "read_replica_stats", "register_router"]
 
 
 class _Router(Protocol):
@@ -19,21 +19,21 @@ class _Router(Protocol):
 _routers: list[_Router] = []
 
 
-def announce(router: _Router) -> None:
-    """From now on the router is asked."""
+def register_router(router: _Router) -> None:
+    """Include the router in what this module's other functions return."""
     _routers.append(router)
 
 
-def replica_stats() -> list[tuple[str, dict[str, Any]]]:
-    """(replica, ``record_routing_stats``) of every replica that has said something."""
+def read_replica_stats() -> list[tuple[str, dict[str, Any]]]:
+    """(replica, ``record_routing_stats``) of every replica that has reported."""
     return [(name, stats) for router in _routers for name, stats in sorted(router.stats.items()) if stats]
 
 
-def live_replicas() -> int:
-    """Replicas that take requests."""
+def count_replicas() -> int:
+    """Replicas that accept requests."""
     return sum(len(router.stats) for router in _routers)
 
 
-def sent_to_leavers() -> int:
-    """Requests from here that are still at replicas which take no more: they finish, or are lost."""
+def count_draining_requests() -> int:
+    """Requests of this process at replicas that accept no more: they finish or are lost."""
     return sum(number for router in _routers for name, number in router.sent.items() if name not in router.stats)

@@ -1,4 +1,4 @@
-"""One ledger for all replicas: a small named Ray actor. Knows Ray; what is counted and how is ``quotas``' affair."""
+"""One ``QuotaStore`` for all replicas, as a small named Ray actor."""
 
 import asyncio
 import uuid
@@ -15,13 +15,13 @@ from minigpt4_serve.server.keys.quotas import HOLDER_TIMEOUT_S, QuotaStatus, Quo
 
 __all__ = ["SharedQuotas"]
 
-_ANSWER_S = 5.0
+_TIMEOUT_S = 5.0
 
 
 class SharedQuotas:
-    """A replica's way to the ledger that all of them share; the first replica starts it, Ray restarts it.
+    """A replica's access to the shared store, see ``Quotas``. The first replica starts the actor, Ray restarts it.
 
-    Nothing gets past it: while the ledger doesn't answer, requests with a key are refused with a 503.
+    No request passes uncounted: while the actor doesn't answer, requests with a key are refused with a 503.
 
     Args:
         name: of the actor; other applications on the cluster take another.
@@ -29,8 +29,8 @@ class SharedQuotas:
 
     def __init__(self, name: str = "minigpt4") -> None:
         self._holder = uuid.uuid4().hex
-        # One more process on the cluster, idle but for a millisecond per request. Its code is of one version.
-        self._ledger: Any = (
+        # One more process on the cluster, idle but for a millisecond per request. Other versions use another actor.
+        self._store: Any = (
             ray.remote(QuotaStore)
             .options(
                 name=f"{name}-quotas-{__version__}",
@@ -41,37 +41,37 @@ class SharedQuotas:
             )
             .remote()
         )
-        self._held: set[str] = set()
+        self._reservations: set[str] = set()
         self._renewing: asyncio.Task[None] | None = None
 
-    async def begin(self, key: ApiKey, lease: str) -> QuotaStatus:
+    async def reserve(self, key: ApiKey, reservation: str) -> QuotaStatus:
         """See ``Quotas``."""
-        self._held.add(lease)
+        self._reservations.add(reservation)
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew())
-        return await self._ask(self._ledger.begin.remote(key.id, key.limits, self._holder, lease))
+        return await self._result(self._store.reserve.remote(key.id, key.limits, self._holder, reservation))
 
-    async def charge(self, key: ApiKey, lease: str, images: int) -> QuotaStatus:
+    async def consume(self, key: ApiKey, reservation: str, images: int) -> QuotaStatus:
         """See ``Quotas``."""
-        return await self._ask(self._ledger.charge.remote(key.id, key.limits, self._holder, lease, images))
+        return await self._result(self._store.consume.remote(key.id, key.limits, self._holder, reservation, images))
 
-    def end(self, key: ApiKey, lease: str, *, refund: bool) -> None:
-        """See ``Quotas``. Nobody waits for it: the client may have left already."""
-        self._held.discard(lease)
-        self._ledger.end.remote(key.id, lease, refund)
+    def release(self, key: ApiKey, reservation: str, *, refund: bool) -> None:
+        """See ``Quotas``. The result isn't awaited: the client may have disconnected."""
+        self._reservations.discard(reservation)
+        self._store.release.remote(key.id, reservation, refund)
 
     async def _renew(self) -> None:
-        """While requests are in progress here, the ledger hears that we live."""
-        while self._held:
+        """Keep this process's reservations while there are any."""
+        while self._reservations:
             with suppress(RayError):
-                await self._ledger.renew.remote(self._holder)
+                await self._store.renew.remote(self._holder)
             await asyncio.sleep(HOLDER_TIMEOUT_S / 4)
 
-    async def _ask(self, answer: Any) -> QuotaStatus:
+    async def _result(self, call: Any) -> QuotaStatus:
         try:
-            async with asyncio.timeout(_ANSWER_S):
-                standing = await answer
+            async with asyncio.timeout(_TIMEOUT_S):
+                status = await call
         except (RayError, TimeoutError) as error:
             raise EngineFailed("The counters of the keys are being replaced; try again in a moment.") from error
-        assert isinstance(standing, QuotaStatus)
-        return standing
+        assert isinstance(status, QuotaStatus)
+        return status

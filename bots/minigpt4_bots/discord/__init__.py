@@ -1,0 +1,1 @@
+"""The Discord bot: ``minigpt4-discord``."""

@@ -1,0 +1,1 @@
+"""The Telegram bot: ``minigpt4-telegram``."""

@@ -1,0 +1,31 @@
+"""``minigpt4 doctor``: a report about this machine and a model."""
+
+from typing import Annotated
+
+import typer
+
+from minigpt4_serve.cli.options import ModelOption
+from minigpt4_serve.settings import TINY_MODEL
+
+__all__ = ["doctor"]
+
+_MARKS = {"ok": "✓", "note": "·", "problem": "✗"}
+
+
+def doctor(
+    model: ModelOption = TINY_MODEL,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+) -> None:
+    """Check this machine and a model: versions, devices, memory, digests, and a question with a known answer."""
+    from minigpt4_serve.cli.diagnosis import examine, memory_table
+    from minigpt4_serve.settings import ModelSettings
+
+    healthy = True
+    for finding in examine(ModelSettings(path=model, device=device)):
+        healthy = healthy and finding.state != "problem"
+        typer.echo(f"{_MARKS[finding.state]} {finding.topic:<18} {finding.text}")
+    typer.echo("\nWhat the published models take:")
+    for row in memory_table():
+        typer.echo("  {:<11} {:<9} {:>9}  {:>19}  {}".format(*row))
+    if not healthy:
+        raise SystemExit(1)

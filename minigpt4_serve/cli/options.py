@@ -1,0 +1,47 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "MODEL_VARIABLE",
+    "KeyOption",
+    "MaxTokensOption",
+    "ModelOption",
+    "SeedOption",
+    "ServerOption",
+    "TemperatureOption",
+    "request_options",
+]
+
+MODEL_VARIABLE = "MINIGPT4_MODEL"
+"""Environment variable with the name of the model to ask, for servers that list several."""
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="URL", help="Ask this server instead of loading a model.", envvar="MINIGPT4_BASE_URL"
+    ),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", help="The server's key.", envvar="MINIGPT4_API_KEY", show_envvar=True, show_default=False
+    ),
+]
+ModelOption = Annotated[
+    Path, typer.Option("--model", metavar="DIR", help="A converted model's folder.", show_default="the embedded model")
+]
+MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", min=0, max=2, help="0 is the likeliest answer; higher varies more.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Same seed, same answer.")]
+
+
+def request_options(max_tokens: int | None, temperature: float | None, seed: int | None) -> dict[str, Any]:
+    """The given options as fields of a chat completion request."""
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,94 @@
+"""Starting and stopping the server from a command, and the signals that stop it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from minigpt4_serve.cli.console import Step
+from minigpt4_serve.entry_point import EXIT_BY_SIGNAL
+
+if TYPE_CHECKING:
+    from minigpt4_serve.server.ray.local_server import LocalServer
+    from minigpt4_serve.settings import ServeSettings
+
+__all__ = ["HangUps", "StopSignal", "handle_stop_signals", "server_url", "start_server", "stop_server"]
+
+
+class StopSignal(SystemExit):
+    """SIGTERM or Ctrl-C; if nothing catches it, the process exits with the signal's code."""
+
+
+def server_url(settings: "ServeSettings") -> str:
+    """The server's address without ``/v1``."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def start_server(settings: "ServeSettings") -> "LocalServer":
+    """Start a server and return when it answers. From here on stop signals raise ``StopSignal``."""
+    handle_stop_signals()
+    with ExitStack() as step:
+
+        def begin(what: str) -> None:
+            step.pop_all().close()
+            step.enter_context(Step(what))
+
+        begin("importing Ray")
+        from minigpt4_serve.server.ray.local_server import LocalServer
+
+        server = LocalServer(settings)
+        server.start(on_progress=begin)
+    return server
+
+
+def stop_server(server: "LocalServer") -> None:
+    """Finish the running answers, then stop; a second signal kills all processes at once."""
+    _set_handlers(_kill_all)
+    typer.echo("Stopping …")
+    server.stop()
+
+
+def handle_stop_signals() -> None:
+    """SIGTERM and Ctrl-C raise ``StopSignal``; a second one kills this process and all that it started."""
+    _set_handlers(_raise_stop_signal)
+
+
+def _set_handlers(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # shells make background processes ignore Ctrl-C
+            signal.signal(number, handler)
+
+
+def _raise_stop_signal(number: int, _: FrameType | None) -> None:
+    _set_handlers(_kill_all)
+    raise StopSignal(EXIT_BY_SIGNAL + number)
+
+
+def _kill_all(number: int, _: FrameType | None) -> None:
+    from minigpt4_serve.process_tree import kill_descendants
+
+    kill_descendants()
+    os._exit(EXIT_BY_SIGNAL + number)  # Ray's exit handlers would wait for the killed processes
+
+
+class HangUps:
+    """SIGHUPs, counted until they are waited for: one that arrives during a roll-over isn't lost."""
+
+    def __init__(self) -> None:
+        self._received = 0
+        signal.signal(signal.SIGHUP, self._receive)
+
+    def _receive(self, _: int, __: FrameType | None) -> None:
+        self._received += 1
+
+    def wait(self) -> None:
+        """Return after the next one."""
+        while not self._received:
+            time.sleep(0.2)
+        self._received -= 1

@@ -1,0 +1,26 @@
+"""Lenient access to JSON fields and headers of any OpenAI-compatible server: a wrong type counts as missing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["get_int", "get_mapping", "get_number"]
+
+
+def get_mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The object at ``name``; empty if there is none."""
+    value = values.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def get_number(values: Mapping[str, Any], name: str) -> float | None:
+    """The number at ``name``, which may be a string; 0 if it is negative, None if there is none."""
+    try:
+        return max(0.0, float(values[name]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def get_int(values: Mapping[str, Any], name: str) -> int | None:
+    """The integer at ``name``; None if there is none or it is negative."""
+    value = values.get(name)
+    return value if isinstance(value, int) and value >= 0 else None

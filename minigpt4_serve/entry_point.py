@@ -1,0 +1,54 @@
+"""Failures of console scripts: one line on standard error, and one set of exit codes.
+
+0      the command succeeded
+1      it failed: an error of ``errors.py``, a missing extra, or a closed output pipe
+2      the command line can't be parsed (Typer's own code)
+130    Ctrl-C
+128+n  stopped by signal n, such as 143 by SIGTERM
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from minigpt4_serve.errors import MiniGPT4Error
+
+__all__ = ["EXIT_BY_SIGNAL", "run_program"]
+
+EXIT_BY_SIGNAL = 128
+"""Shells and service managers add a signal's number to it."""
+
+_INTERRUPTED = EXIT_BY_SIGNAL + 2  # SIGINT, on Windows too
+
+
+def run_program(program: str, run: Callable[[], object], extras: Mapping[str, str]) -> None:
+    """Run a console script. Errors of ``errors.py`` and missing extras never show a traceback.
+
+    Args:
+        program: its name, in front of each error.
+        run: parses the command line and does the work.
+        extras: top-level module → the extra of this package that installs it.
+
+    Raises:
+        SystemExit: with one of the codes above.
+    """
+    try:
+        run()
+    except MiniGPT4Error as error:
+        _fail(f"{program}: {error}")
+    except ModuleNotFoundError as error:
+        extra = extras.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f"{program}: This needs the extra '{extra}': pip install \"minigpt4-serve[{extra}]\"")
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of the output is gone; flushing it again at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _fail(line: str) -> None:
+    print(line, file=sys.stderr)
+    raise SystemExit(1) from None

@@ -1,0 +1,176 @@
+"""A server on this machine: a local Ray cluster with one application, its socket and its log."""
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from minigpt4_serve.errors import EngineFailed
+from minigpt4_serve.process_tree import descendants, kill_descendants
+from minigpt4_serve.server.http.shared_socket import SharedSocket
+from minigpt4_serve.server.keys.key_ring import KeyRing
+from minigpt4_serve.server.logs import LogReceiver, configure_logging
+from minigpt4_serve.server.model_folder import check_model_type
+from minigpt4_serve.server.ray.app import build_application
+from minigpt4_serve.server.ray.ray_token import protect_token
+from minigpt4_serve.server.ray.startup_errors import clear_startup_error, read_startup_error
+from minigpt4_serve.settings import ServeSettings
+
+__all__ = ["LocalServer", "check_settings"]
+
+_NAME = "minigpt4"
+_STATUS_CHECK_S = 0.2
+_OVERDUE_S = 5.0  # HTTP processes stop by themselves after ``scale.drain_s``; one that hangs gets this much longer
+_MAX_ATTEMPTS = 3
+
+
+def check_settings(settings: ServeSettings) -> None:
+    """Check what is cheap to check before a process is started or replaced; replicas check the rest.
+
+    Raises:
+        InvalidRequest: the keys file holds no key.
+        WeightsError: there is no model.
+    """
+    check_model_type(settings.model.path)
+    if settings.keys_file is not None:
+        KeyRing(settings.keys_file, settings.api_key)
+
+
+class LocalServer:
+    """The server of this process; there can be one at a time, as Ray's state is the process's.
+
+    Args:
+        settings: of the first ``deploy``.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._socket: SharedSocket | None = None  # None where Ray's proxy listens
+        self._logs: LogReceiver | None = None
+
+    def start(self, *, on_progress: Callable[[str], None] = lambda line: None) -> None:
+        """Start a local cluster with the application and return when it answers.
+
+        Raises:
+            InvalidRequest: the port is taken, or the keys file holds no key.
+            WeightsError: there is no model.
+            EngineFailed: the application didn't start.
+        """
+        settings = self._settings
+        check_settings(settings)
+        configure_logging(settings.log_level, settings.log_format)
+        # Serve's messages are for its own developers; progress and errors are reported by this process.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        self._open_sockets()
+        try:
+            on_progress("starting Ray")
+            with _own_sigterm_handler():
+                _start_cluster(settings.metrics_port)
+            if self._socket is not None:
+                serve.start(proxy_location="Disabled")
+            else:
+                serve.start(http_options={"host": settings.host, "port": settings.port})
+            on_progress("loading the model")
+            self.deploy(settings)
+        except BaseException:  # also when a signal ends the start
+            self.stop()
+            raise
+
+    def deploy(self, settings: ServeSettings) -> None:
+        """Run the application on the cluster and return when it answers. If it runs already, replace its processes.
+
+        Replaced processes finish their answers first (``scale.drain_s``). An engine stops before its successor loads,
+        since a GPU may hold only one; where there is no other engine, requests wait.
+
+        Raises:
+            MiniGPT4Error: a replica's own error.
+            EngineFailed: the application didn't start for another reason.
+        """
+        self._settings = settings
+        clear_startup_error()
+        socket_path = self._socket.path if self._socket is not None else None
+        log_path = self._logs.path if self._logs is not None else None
+        application = build_application(settings, socket_path, log_path)
+        target = serve.RunTarget(application, name=_NAME, route_prefix="/")
+        try:
+            # Ray itself checks only once a second whether the application runs.
+            serve.run_many([target], wait_for_applications_running=self._socket is None)
+            _wait_until_running()
+        except RuntimeError as error:
+            raise read_startup_error() or EngineFailed(
+                "The server could not start; Ray's logs in /tmp/ray say why."
+            ) from error
+
+    def stop(self) -> None:
+        """Stop the application and the local cluster. Answers in progress are finished first (``scale.drain_s``)."""
+        if self._socket is None:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        else:
+            # HTTP processes stop after their last answer. Then the engines have nothing to do, and Ray's own way of
+            # stopping an application, replica by replica, would only take time.
+            self._socket.drain(self._settings.scale.drain_s + _OVERDUE_S)
+        ray.shutdown()
+        if self._logs is not None:
+            self._logs.close()
+
+    def _open_sockets(self) -> None:
+        if hasattr(socket, "AF_UNIX"):  # not on Windows
+            self._socket = SharedSocket(self._settings.host, self._settings.port)
+            self._logs = LogReceiver()
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Restore the SIGTERM handler afterwards: ``ray.init`` installs one of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _wait_until_running() -> None:
+    """Raise ``RuntimeError`` with Ray's message if the application doesn't start."""
+    while (application := serve.status().applications[_NAME]).status != ApplicationStatus.RUNNING:
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(application.message)
+        time.sleep(_STATUS_CHECK_S)
+
+
+def _start_cluster(metrics_port: int | None) -> None:
+    """Start a local Ray cluster. Ray's limit of thirty seconds is too short on a busy machine, hence the retries.
+
+    Raises:
+        EngineFailed: no attempt succeeded.
+    """
+    protect_token()
+    before = descendants()
+    for attempt in range(1, _MAX_ATTEMPTS + 1):
+        try:
+            ray.init(
+                "local",  # never a cluster that runs already, whatever RAY_ADDRESS says: ``stop`` would stop all of it
+                include_dashboard=False,
+                _metrics_export_port=metrics_port,
+                log_to_driver=False,  # replicas send their own lines to the LogReceiver; the rest is Ray's
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        except Exception as error:  # Ray raises plain Exception here
+            ray.shutdown()
+            kill_descendants(keep=before)  # Ray doesn't stop the processes that it had started
+            if attempt == _MAX_ATTEMPTS:
+                raise EngineFailed(
+                    "Ray could not start: the machine is very busy, or /tmp is full. Its logs in /tmp/ray say why."
+                ) from error
+        else:
+            return

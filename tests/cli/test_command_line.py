@@ -1,0 +1,143 @@
+"""The command line without a server: help, bad input, one line per error, no tracebacks."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from drawing import draw, encode
+from fakes.openai_replies import Reply
+from fakes.openai_server import OpenAIServer
+from processes import free_port, run
+
+from minigpt4_serve.cli import COMMANDS, main
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    path.write_bytes(encode(draw("red")))
+    return path
+
+
+def test_help_names_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert f"  {command} " in done.stdout
+
+
+def test_help_is_quick_because_it_loads_little() -> None:
+    """Counted in modules: a machine that others use takes twice the seconds, even of its processor."""
+    code = (
+        "import sys; before = set(sys.modules); from minigpt4_serve.cli import main; sys.argv[1:] = ['--help']\n"
+        "try:\n    main()\nfinally:\n    print(*(set(sys.modules) - before), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=True)
+    loaded = done.stderr.split()
+    assert len(loaded) < 300
+    others = {name.split(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert {"minigpt4_serve", "typer"} <= others
+    assert not others & {"PIL", "fastapi", "gradio", "httpx", "numpy", "openai", "ray", "torch", "transformers", "yaml"}
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("minigpt4-serve 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask", "none.png", "Q"], "no such file"),
+        (["ask", "{picture}", "none.jpg"], "no such file"),
+        (["ask", "."], "folder"),
+        (["ask", "{text}", "Q"], "not a picture"),
+        (["ask", "{half}", "Q"], "damaged"),
+        (["ask", "{picture}", "Q", "--server", "http://127.0.0.1:{port}"], "Can't reach a server"),
+        (["ask", "{picture}", "Q", "--server", "ftp://x"], "should look like"),
+        (["chat", "none.png"], "no such file"),
+        (["serve", "--config", "none.yaml"], "no settings file"),
+        (["serve", "--host", "0.0.0.0"], "API key"),
+    ],
+)
+def test_errors_are_one_line(
+    words: list[str],
+    message: str,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "text.png"
+    half = tmp_path / "half.png"
+    text.write_text("this is no picture")
+    half.write_bytes(picture.read_bytes()[:60])
+    places = {"picture": picture, "text": text, "half": half, "port": free_port()}
+    monkeypatch.setattr(sys, "argv", ["minigpt4", *(word.format(**places) for word in words)])
+    monkeypatch.setenv("MINIGPT4_API_KEY", "")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capfd.readouterr()
+    _assert_one_line(ended.value.code, printed.out, printed.err, message)
+
+
+@pytest.mark.parametrize("words", [["ask", "{picture}", "Q"], ["serve"]])
+def test_heavy_imports_add_no_line_to_errors(words: list[str], picture: Path) -> None:
+    done = run(*[word.format(picture=picture) for word in words], "--model", "nowhere", MINIGPT4_API_KEY="")
+    _assert_one_line(done.returncode, done.stdout, done.stderr, "not a model folder")
+
+
+def _assert_one_line(code: object, out: str, err: str, message: str) -> None:
+    assert code == 1
+    lines = [line for line in err.splitlines() if not line.startswith("•")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("minigpt4: ")
+    assert message in lines[0]
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("libraries", "words", "extra"),
+    [
+        (["ray"], ["serve"], "serve"),
+        (["ray", "fastapi", "starlette", "uvicorn", "grpc", "torch", "transformers", "numpy"], ["serve"], "serve"),
+        (["torch"], ["ask", "{picture}"], "model"),
+        (["torch", "transformers", "numpy", "safetensors", "sentencepiece"], ["ask", "{picture}"], "model"),
+        (["gradio"], ["web", "--server", "http://127.0.0.1:1", "--port", "0"], "web"),
+        (
+            ["gradio", "uvicorn", "fastapi", "starlette"],
+            ["web", "--server", "http://127.0.0.1:1", "--port", "0"],
+            "web",
+        ),
+    ],
+)
+def test_a_missing_extra_is_named(libraries: list[str], words: list[str], extra: str, picture: Path) -> None:
+    absent = f"sys.modules.update(dict.fromkeys({libraries!r}))"
+    without = f"import sys; {absent}; from minigpt4_serve.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", without, *[word.format(picture=picture) for word in words]],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f'pip install "minigpt4-serve[{extra}]"' in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "is in use" in done.stderr
+
+
+def test_a_server_of_something_else_is_a_clear_error(picture: Path) -> None:
+    nothing = Reply(status=404, body=b"", content_type="text/html")
+    with OpenAIServer(models_reply=nothing, default=nothing, chats=False) as other:
+        done = run("ask", str(picture), "Q", "--server", other.origin)
+    assert done.returncode == 1
+    assert "answered with an error" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,130 @@
+"""A running server's signals and its new settings, without the server."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from minigpt4_serve import process_tree
+from minigpt4_serve.cli import serve as serve_command
+from minigpt4_serve.cli import server_process
+from minigpt4_serve.errors import EngineFailed
+from minigpt4_serve.server.ray.local_server import LocalServer
+from minigpt4_serve.settings import read_serve_settings
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The test process's own signal handlers are put back."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def test_hang_ups_are_kept_until_waited_for() -> None:
+    assert threading.current_thread() is threading.main_thread()
+    hang_ups = server_process.HangUps()
+    server_process.handle_stop_signals()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGHUP)
+    hang_ups.wait()
+    hang_ups.wait()
+    alarm = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+    alarm.start()
+    try:
+        with pytest.raises(SystemExit):  # a third was not received
+            hang_ups.wait()
+    finally:
+        alarm.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_stop_signal_kills_at_once(
+    number: signal.Signals, second: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(process_tree, "kill_descendants", lambda: killed.append("descendants"))
+    monkeypatch.setattr(os, "_exit", killed.append)
+    server_process.handle_stop_signals()
+    with pytest.raises(SystemExit) as stopped:
+        os.kill(os.getpid(), number)
+    assert stopped.value.code == 128 + number
+    assert not killed
+    os.kill(os.getpid(), second)
+    assert killed == ["descendants", 128 + second]
+
+
+def _roll_over(file: Path | None = None) -> None:
+    settings = read_serve_settings(None, {})
+    serve_command._roll_over(LocalServer(settings), settings, file, {})
+
+
+def test_stop_signal_ends_a_roll_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    server_process.handle_stop_signals()
+    monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        _roll_over()
+
+
+def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray installs a SIGTERM handler of its own; ours is back before the application is deployed."""
+    calls: list[str] = []
+
+    def init(*_: object, **__: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: calls.append("Ray's handler"))
+
+    monkeypatch.setattr(LocalServer, "_open_sockets", lambda _: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(serve, "start", lambda **_: None)
+    monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(LocalServer, "stop", lambda _: calls.append("stop"))
+    with pytest.raises(SystemExit) as stopped:
+        server_process.start_server(read_serve_settings(None, {}))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert calls == ["stop"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port: 9001", "Changing 'port' requires a restart."),
+        ("host: localhost", "Changing 'host' requires a restart."),
+        ("metrics_port: 9002", "Changing 'metrics_port' requires a restart."),
+        ("model: {path: none}", "is not a model folder"),
+        ("keys_file: none.json", "none.json"),
+        ("prot: 1", "there is no such setting"),
+    ],
+)
+def test_invalid_settings_replace_no_process(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LocalServer, "deploy", lambda *_: pytest.fail("a process was replaced"))
+    (file := tmp_path / "serve.yaml").write_text(text)
+    _roll_over(file)
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Keeping the current settings." in printed
+
+
+def test_errors_while_loading_ask_for_another_sighup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise EngineFailed("The model does not fit.")
+
+    monkeypatch.setattr(LocalServer, "deploy", fails)
+    _roll_over()
+    printed = capsys.readouterr().err
+    assert "The model does not fit. Correct the settings and send SIGHUP again." in printed
