@@ -23,4 +23,4 @@ def get_number(values: Mapping[str, Any], name: str) -> float | None:
 def get_int(values: Mapping[str, Any], name: str) -> int | None:
     """The integer at ``name``; None if there is none or it is negative."""
     value = values.get(name)
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from minigpt4_serve.server.ray.shared_socket import SharedSocket, receive_socket
 from starlette.types import Receive, Scope, Send
 from waiting import wait_until
 
 from minigpt4_serve.server.http import server as server_module
 from minigpt4_serve.server.http.server import HttpServer
+from minigpt4_serve.server.http.shared_socket import SharedSocket, receive_socket
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="Windows can't share sockets")
 

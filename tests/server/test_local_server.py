@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
-from processes import Server, free_port, run
+from processes import Server, free_port, run, serving
 
 from minigpt4_serve.settings import TINY_MODEL
 
@@ -33,6 +34,13 @@ names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
 actor = ray.get_actor(name, namespace="serve")
 print(json.dumps(ray.get(actor.__ray_call__.remote(lambda _: sorted(__import__("sys").modules)))))
 """
+
+
+@pytest.fixture(scope="module")
+def fresh_server() -> Iterator[Server]:
+    """A server of this module only: others' requests would count as its memory, their killed processes as its log."""
+    with serving() as running:
+        yield running
 
 
 def _image_request(number: int) -> dict[str, object]:
@@ -67,14 +75,14 @@ def _memory_mib(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def test_http_process_is_small_and_imports_no_torch(cluster: Server) -> None:
-    with httpx.Client(base_url=cluster.url, timeout=120) as client:
+def test_http_process_is_small_and_imports_no_torch(fresh_server: Server) -> None:
+    with httpx.Client(base_url=fresh_server.url, timeout=120) as client:
         for number in range(100):
             answer = client.post("/v1/chat/completions", json=_image_request(number))
             assert answer.status_code == 200, answer.text
-    (http,) = cluster.replicas("http")
+    (http,) = fresh_server.replicas("http")
     assert _memory_mib(http) < MAX_HTTP_MIB
-    command = [sys.executable, "-c", LIST_MODULES, _gcs_address(cluster)]
+    command = [sys.executable, "-c", LIST_MODULES, _gcs_address(fresh_server)]
     # A local server switches Ray's token on; Ray finds the token of this user by itself.
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     listed = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
@@ -84,17 +92,17 @@ def test_http_process_is_small_and_imports_no_torch(cluster: Server) -> None:
     assert not {"torch", "transformers"} & modules
 
 
-def test_log_lines_of_replicas_reach_stderr(cluster: Server) -> None:
+def test_log_lines_of_replicas_reach_stderr(fresh_server: Server) -> None:
     request_id = f"test-{os.getpid()}-{time.monotonic_ns()}"
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
     answer = httpx.post(
-        f"{cluster.url}/v1/chat/completions", json=body, headers={"x-request-id": request_id}, timeout=120
+        f"{fresh_server.url}/v1/chat/completions", json=body, headers={"x-request-id": request_id}, timeout=120
     )
     assert answer.status_code == 200
     deadline = time.monotonic() + 60
     while True:
         try:
-            text = cluster.lines.get(timeout=max(0.1, deadline - time.monotonic()))
+            text = fresh_server.lines.get(timeout=max(0.1, deadline - time.monotonic()))
         except queue.Empty:
             raise AssertionError("the request's line did not come") from None
         if not text.startswith("{"):

@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_encoder_of_the_embedded_model(folder: Path) -> None:
     encoder = read_prompt_encoder(folder)
-    assert (encoder.template.name, encoder.num_image_tokens, encoder.image_token_id) == ("vicuna", 17, 800)
+    assert (encoder.variant.name, encoder.num_image_tokens, encoder.image_token_id) == ("vicuna", 17, 800)
     assert encoder.encode_prompt("Hello")[0] == 1
 
 

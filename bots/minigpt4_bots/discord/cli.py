@@ -14,8 +14,8 @@ def main() -> None:
     """The console script."""
     BotCommandLine(
         extra="discord",
-        description="A Discord bot that answers questions about pictures. DISCORD_TOKEN must be in the settings or the "
-        "environment.",
+        description="A Discord bot that answers questions about pictures. The token is `discord.token` in "
+        "the settings or DISCORD_TOKEN in the environment.",
         setup_hint="Set DISCORD_TOKEN to your bot's token (Bot → Reset Token on "
         "https://discord.com/developers/applications).",
         token=lambda settings: settings.discord.token,

@@ -271,7 +271,7 @@ async def test_a_full_server_is_asked_again(here: Scene) -> None:
         ("event", Reply(["half an ", ErrorEvent("engine_failed")]), "failed while answering"),
         ("five hundred", refusal(500), "failed while answering"),
         ("nothing", Reply([]), "no answer"),
-        ("cut", Reply(["a lot"], finish_reason="length"), "longest"),
+        ("cut", Reply(["a lot"], finish_reason="length"), "maximum length"),
         ("dropped", Reply(["short"], headers={"x-minigpt4-dropped-messages": "2"}), "left out"),
     ],
 )
