@@ -122,6 +122,21 @@ def test_the_page_can_be_switched_off(tiny_service: ChatService, tmp_path: Path)
         assert httpx.get(f"{url}v1/models").status_code == 200
 
 
+def test_requests_for_files_share_one_label(tiny_service: ChatService) -> None:
+    paths: list[str] = []
+
+    class Meter:
+        def answer(self, usage: object, timings: object) -> None: ...
+
+        def request(self, path: str, status: int, seconds: float, refusal: str | None) -> None:
+            paths.append(path)
+
+    with run_app(create_app(tiny_service, meter=Meter())) as url:
+        for path in ("", "preview", "page/main.js", "page/style.css", "page/none"):
+            httpx.get(url + path)
+    assert paths == ["/", "/preview", *["/page/{file:path}"] * 3]
+
+
 def test_the_page_is_no_part_of_the_api_description(client: httpx.Client) -> None:
     assert not [path for path in client.get("/openapi.json").json()["paths"] if "page" in path or path == "/"]
 

@@ -23,7 +23,7 @@ def add_metrics(app: FastAPI, read: ReadMetrics) -> None:
     async def metrics(_: Request) -> Response:
         return Response(await read(), headers={"content-type": _CONTENT_TYPE})
 
-    app.add_route("/metrics", metrics, include_in_schema=False)
+    app.add_api_route("/metrics", metrics, include_in_schema=False)
 
 
 def merge_metrics(texts: Iterable[str], prefix: str) -> str:

@@ -7,7 +7,7 @@ load scripts, styles and images from this server only, runs no inline scripts, a
 import gzip
 import hashlib
 import mimetypes
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -74,20 +74,18 @@ def add_page(app: FastAPI) -> frozenset[str]:
     """Add the routes of the page to an application and return their paths, which need no key."""
     files = read_page()
 
-    def route(path_of: Callable[[Request], str]) -> Callable[[Request], Awaitable[Response]]:
+    def add(path: str, path_of: Callable[[Request], str]) -> None:
         async def answer(request: Request) -> Response:
             file = files.get(path_of(request))
             if file is None:
                 raise HTTPException(404)
             return _respond(request, file)
 
-        return answer
+        app.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False)
 
-    app.add_route("/", route(lambda _: "/"), include_in_schema=False)
-    app.add_route("/preview", route(lambda _: "/preview"), include_in_schema=False)
-    app.add_route(
-        "/page/{file:path}", route(lambda request: f"/page/{request.path_params['file']}"), include_in_schema=False
-    )
+    add("/", lambda _: "/")
+    add("/preview", lambda _: "/preview")
+    add("/page/{file:path}", lambda request: f"/page/{request.path_params['file']}")
     return frozenset(files)
 
 
