@@ -15,7 +15,7 @@
     │  └─ StreamInterrupted            503  cut_short
     └─ WeightsError                    500  weights_error         (missing, unexpected tensor names)
 
-Every message is one or two sentences for the person who reads it and says what to do. Text of third-party exceptions
+Every message is one or two sentences for users and, where possible, says what to do. Text of third-party exceptions
 never becomes a message; it stays in ``__cause__`` for the operator's log.
 """
 
@@ -46,7 +46,7 @@ class MiniGPT4Error(Exception):
     """Base of all errors that users may see.
 
     Attributes:
-        message: one clear sentence without secrets.
+        message: one or two clear sentences without secrets.
         code: stable, machine-readable name of the kind of error.
         status: HTTP status of a response with this error.
         type: OpenAI's coarse error type.
@@ -72,7 +72,7 @@ class MiniGPT4Error(Exception):
         self.args = (message,)
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """The error in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
+        """The error in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
@@ -97,13 +97,13 @@ class InvalidImage(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt doesn't fit the model's context, even without its oldest text."""
+    """The prompt doesn't fit the model's context, even after its oldest text is dropped."""
 
     code = "context_length_exceeded"
 
 
 class ModelNotFound(InvalidRequest):
-    """The request names a model that this server doesn't serve; for clients, also: the server lists several."""
+    """The server doesn't serve the requested model; in clients also: it serves several and none is chosen."""
 
     code = "model_not_found"
     status = 404
@@ -118,7 +118,7 @@ class AuthenticationFailed(MiniGPT4Error):
 
 
 class PayloadTooLarge(MiniGPT4Error):
-    """The body or an image has more bytes than the server accepts."""
+    """The body, an image or the answer has more bytes than the server can handle."""
 
     code = "payload_too_large"
     status = 413
@@ -126,7 +126,7 @@ class PayloadTooLarge(MiniGPT4Error):
 
 
 class DeadlineExceeded(MiniGPT4Error):
-    """The request exceeded the server's time limit or its own ``timeout``, while its body arrived or was answered."""
+    """The request exceeded the server's time limit or its own ``timeout``, while receiving its body or answering."""
 
     code = "deadline_exceeded"
     status = 408
@@ -146,7 +146,7 @@ class Overloaded(MiniGPT4Error):
 
     @classmethod
     def queue_full(cls, wait: float) -> "Overloaded":
-        """The queue is full; a place is expected in ``wait`` seconds."""
+        """The error for a full queue that is expected to have room in ``wait`` seconds."""
         return cls(f"The server is busy; try again in {describe_wait(wait)}.", retry_after=wait)
 
 
@@ -157,7 +157,7 @@ class RateLimited(Overloaded):
 
 
 class EngineFailed(MiniGPT4Error):
-    """The engine died or is shutting down; requests fail until it is replaced."""
+    """The engine stopped unexpectedly or is shutting down; requests fail until it is replaced."""
 
     code = "engine_failed"
     status = 503

@@ -1,4 +1,4 @@
-"""Frozen settings of the model, the engine and the server: built once at the edge, passed down, never changed.
+"""Frozen settings of the model, the engine and the server: built once at startup and never changed.
 
 Imports neither torch nor Ray, so reading a configuration file is cheap. Unknown keys are refused: a misspelled
 setting that silently does nothing is worse than an error.
@@ -57,16 +57,17 @@ class EngineSettings(_Settings):
     """Sizes of the engine's queues, caches and steps."""
 
     max_running: int = Field(default=32, ge=1, le=512)
-    """Answers computed at the same time."""
+    """Sequences generated at the same time; a request takes a slot for each of its answers or beams."""
     max_waiting: int = Field(default=128, ge=0)
-    """Requests that may wait for a slot; one more is refused."""
+    """Sequences that may wait for a slot; requests beyond that are refused."""
     max_pieces_per_s: int = Field(default=500, ge=1)
-    """Deltas sent in a second, all answers together: the more answers, the larger their deltas. No delta
-    is held back for longer than 50 ms."""
+    """Deltas sent per second by all answers together: with more answers, each delta is larger. Text is held back for
+    at most 50 ms."""
     max_prefill_tokens: int = Field(default=1024, ge=16)
-    """Prompt positions that one step computes beside the running answers: more is faster, less is smoother."""
+    """Prompt positions computed in one step, next to the running answers. A larger number starts answers sooner, a
+    smaller one keeps running answers smoother."""
     block_size: int = Field(default=16, ge=1)
-    """Positions a block of the KV cache holds."""
+    """Positions in one block of the KV cache."""
     num_blocks: int | None = Field(default=None, ge=1)
     """Blocks of the KV cache; as many as memory allows if not given."""
     kv_cache_bytes: int | None = Field(default=None, ge=1)
@@ -74,50 +75,52 @@ class EngineSettings(_Settings):
     gpu_memory_share: float = Field(default=0.9, gt=0, le=1)
     """Share of the GPU's memory that this engine's weights and KV cache may fill."""
     cuda_graphs: bool = True
-    """Capture decode steps as CUDA graphs, at the batch sizes below."""
+    """Capture decode steps as CUDA graphs, for the batch sizes in ``decode_buckets``."""
     decode_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+    """Batch sizes with a CUDA graph."""
     image_cache_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Encoded pictures that are kept."""
+    """Memory for the image features that are cached for later requests."""
     decode_threads: int = Field(default=2, ge=1)
     """Pictures decoded and resized at the same time."""
     step_timeout_s: float = Field(default=600, gt=0)
-    """A step that takes longer hangs: the health check turns red, so that the supervisor replaces the process."""
+    """A step that takes longer counts as hung: the health check fails, so that the engine is replaced."""
     cpu_threads: int | None = Field(default=None, ge=1)
     """Threads that PyTorch computes with on CPUs; its own choice if not given."""
 
 
 class ScaleSettings(_Settings):
-    """How many processes answer, and what each may have. An engine holds one model; HTTP processes hold none."""
+    """The number of processes and their resources. Each engine loads the model; HTTP processes don't."""
 
     engines: int = Field(default=1, ge=1)
-    """Engines at least."""
+    """Minimum number of engines."""
     max_engines: int | None = Field(default=None, ge=1)
-    """Engines at most; more than ``engines`` lets Ray add some under load and take them away again."""
+    """Maximum number of engines; if more than ``engines``, Ray adds engines under load and removes them afterwards."""
     target_requests: float | None = Field(default=None, gt=0)
-    """Requests for each engine that Ray aims at when it adds and takes away; its slots if not given."""
+    """Requests per engine that Ray's autoscaling aims for; ``max_running`` if not given."""
     upscale_delay_s: float = Field(default=15, ge=0)
-    """How long the load must last before an engine is added."""
+    """Seconds that the load must last before an engine is added."""
     downscale_delay_s: float = Field(default=300, ge=0)
-    """How long it must be gone before one is taken away."""
+    """Seconds that the load must be lower before an engine is removed."""
     gpus_per_engine: float | None = Field(default=None, ge=0)
-    """1 if the cluster has GPUs, else 0, if not given. 0.5 puts two on a GPU: halve ``gpu_memory_share``, too."""
+    """If not given, 1 if the cluster has GPUs, otherwise 0. 0.5 puts two engines on a GPU: halve ``gpu_memory_share``
+    as well."""
     cpus_per_engine: float = Field(default=1, ge=0)
-    """CPUs that Ray sets aside for each engine."""
+    """CPUs that Ray reserves for each engine."""
     http: int = Field(default=1, ge=1)
-    """Processes that speak HTTP, check pictures and make tokens: one feeds several engines."""
+    """Processes that serve HTTP, validate images and tokenize prompts; one is enough for several engines."""
     drain_s: float = Field(default=60, ge=0)
-    """Seconds in which a process that is replaced or stopped may finish its answers. ``minigpt4 serve`` stops at most
-    five seconds later; a second SIGINT or SIGTERM ends it at once."""
+    """Seconds that a replaced or stopped process has to finish its answers. ``minigpt4 serve`` stops at most five
+    seconds later; a second SIGINT or SIGTERM ends it at once."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> "ScaleSettings":
+    def _check_engine_range(self) -> "ScaleSettings":
         if self.max_engines is not None and self.max_engines < self.engines:
             raise ValueError(f"max_engines is {self.max_engines}, less than engines, {self.engines}")
         return self
 
 
 class ServeSettings(_Settings):
-    """What ``minigpt4 serve`` needs to know; the same keys as in a configuration file."""
+    """All settings of ``minigpt4 serve``; a configuration file has the same keys."""
 
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
@@ -125,26 +128,26 @@ class ServeSettings(_Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """Where Ray shows metrics to Prometheus, on every node of a cluster that we start; any free port if not given."""
+    """Port of Ray's Prometheus metrics, if ``minigpt4 serve`` starts Ray itself; any free port if not given."""
     log_level: LogLevel = "info"
-    """Least severe messages that are logged, by all processes, to the stderr of ``minigpt4 serve``."""
+    """Lowest level that all processes log, to the stderr of ``minigpt4 serve``."""
     log_format: LogFormat = "json"
-    """A log line as a JSON object, or as text for people."""
+    """Log lines as JSON objects or as plain text."""
     model_name: str | None = None
-    """The name clients use; the model folder's name if not given."""
+    """The model's name in the API; the model folder's name if not given."""
     max_images_per_request: int = Field(default=8, ge=1)
     max_image_bytes: int = Field(default=20 * 2**20, ge=1)
     """Largest picture, encoded, in bytes."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, decoded, in pixels (width × height)."""
     max_image_frames: int = Field(default=1000, ge=1)
-    """Longest animation, in frames; only the first one is looked at."""
+    """Longest animation, in frames; only the first one is used."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
-    """Largest request body, in bytes; base64 makes pictures a third larger."""
+    """Largest request body, in bytes; base64 makes images a third larger."""
     body_timeout_s: float = Field(default=60, gt=0)
-    """A request's body must have arrived by then."""
+    """Seconds within which a request's body must arrive."""
     max_request_s: float = Field(default=600, gt=0)
-    """Longest time for an answer, waiting included; a request's own ``timeout`` can only shorten it."""
+    """Longest time for an answer in seconds, waiting included; a request's own ``timeout`` can only shorten it."""
     page: bool = True
     """Serve the chat page at ``/``."""
     allowed_hosts: tuple[str, ...] = ()
@@ -152,24 +155,24 @@ class ServeSettings(_Settings):
     fetch_timeout_s: float = Field(default=10, gt=0)
     """Seconds to fetch one picture, redirects included."""
     api_key: SecretStr | None = None
-    """One key without limits that clients may send; more, with limits, are in ``keys_file``."""
+    """A single key without limits; ``keys_file`` can hold several, with limits."""
     keys_file: Path | None = None
     """Keys as ``minigpt4 keys`` writes them. Without any key the server only binds loopback addresses."""
 
     @field_validator("api_key")
     @classmethod
-    def _a_key_is_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().strip():
-            raise ValueError("it is empty, which protects nothing; give a key or leave the setting out")
+            raise ValueError("it is empty; give a key or leave the setting out")
         return value
 
     @field_validator("keys_file")
     @classmethod
-    def _wherever_it_is_read(cls, value: Path | None) -> Path | None:
+    def _make_absolute(cls, value: Path | None) -> Path | None:
         return value and value.expanduser().absolute()
 
     @model_validator(mode="after")
-    def _no_open_door(self) -> "ServeSettings":
+    def _require_key_beyond_loopback(self) -> "ServeSettings":
         if self.api_key is None and self.keys_file is None and not is_loopback(self.host):
             raise ValueError(
                 f"without an API key the server listens on this machine only; to use {self.host}, make keys "
@@ -183,10 +186,10 @@ KEYS_FILE_VARIABLE = "MINIGPT4_KEYS_FILE"
 
 
 def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSettings:
-    """The server's settings: what is ``given`` wins over the environment's keys, those over the YAML ``file``.
+    """Read the server's settings: ``given`` overrides the environment variables, which override the YAML ``file``.
 
     Raises:
-        InvalidRequest: no such file, not YAML, an unknown key or an impossible value; names the key, never its value.
+        InvalidRequest: no such file, not YAML, an unknown key or an invalid value. It names the key, never its value.
     """
     values: dict[str, Any] = {}
     if file is not None:
@@ -194,12 +197,13 @@ def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSet
     for setting, variable in {"api_key": API_KEY_VARIABLE, "keys_file": KEYS_FILE_VARIABLE}.items():
         if value := os.environ.get(variable):
             values[setting] = value
-    values = {name: value for name, value in values.items() if value is not None}  # "model:" with nothing under it
+    # A YAML key without a value, such as "model:", counts as not given.
+    values = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
         held = values.get(name, {})
         if not isinstance(value, Mapping):
             values[name] = value
-        elif isinstance(held, Mapping):  # what isn't one is refused below
+        elif isinstance(held, Mapping):  # any other value is refused by the validation below
             values[name] = {**held, **value}
     try:
         return ServeSettings.model_validate(values)
@@ -230,7 +234,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is an address of this machine or the name ``localhost``."""
+    """Whether ``host`` is a loopback address or the name ``localhost``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

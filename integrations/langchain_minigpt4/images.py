@@ -1,6 +1,7 @@
-"""Images in LangChain messages, in every kind of content block in use → opaque handles.
+"""Replaces the images in LangChain messages with handles.
 
 An image becomes one line of text with its handle (``image_1``); its bytes go into the conversation's state.
+``_find_image`` lists the supported formats of content blocks.
 """
 
 import base64
@@ -12,20 +13,20 @@ from langchain_core.messages import BaseMessage
 
 __all__ = ["StoredImage", "all_images", "extract_images"]
 
-# An image's data URL inside running text, as people paste it.
-_PASTED = re.compile(r"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<!\d)\d+$")
+# An image's data URL pasted into text.
+_PASTED_DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
+_HANDLE_NUMBER = re.compile(r"(?<!\d)\d+$")
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 _M = TypeVar("_M", bound=BaseMessage)
 
 
 class StoredImage(TypedDict, total=False):
-    """One image of a conversation, as any checkpointer can store it, with exactly one of the keys.
+    """One image of a conversation, in a form that any checkpointer can store. Exactly one key is set.
 
     Attributes:
         base64: the encoded file.
-        url: its address; it hasn't been fetched.
+        url: its address; the image hasn't been fetched.
         refused: why it can't be used.
     """
 
@@ -37,9 +38,9 @@ class StoredImage(TypedDict, total=False):
 def extract_images(
     messages: Sequence[BaseMessage], known: Mapping[str, StoredImage], *, max_bytes: int
 ) -> tuple[list[BaseMessage], dict[str, StoredImage]]:
-    """The messages with images, rewritten with handles, and the new images by their handles.
+    """Return the messages with images, with handles in their place, and the new images by their handles.
 
-    An image that is known already keeps its handle.
+    A known image keeps its handle; an image that can't be used gets a new one each time.
     """
     handles = _Handles(known, max_bytes)
     changed = [after for before in messages if (after := _rewrite(before, handles)) is not before]
@@ -49,7 +50,7 @@ def extract_images(
 def all_images(
     messages: Sequence[BaseMessage], known: Mapping[str, StoredImage], *, max_bytes: int
 ) -> dict[str, StoredImage]:
-    """All images of a conversation by their handles, whether they were extracted before or are still in messages."""
+    """All images of a conversation by their handles, both known ones and those still in messages."""
     return {**known, **extract_images(messages, known, max_bytes=max_bytes)[1]}
 
 
@@ -58,23 +59,25 @@ class _Handles:
 
     def __init__(self, known: Mapping[str, StoredImage], max_bytes: int) -> None:
         self._handles = {_identity(image): handle for handle, image in known.items()}
-        # After the highest, not after the last: a developer may have removed images.
-        self._count = max((int(found[0]) for handle in known if (found := _NUMBER.search(handle))), default=0)
+        # The highest number, not the count: a developer may have removed images.
+        self._last_number = max(
+            (int(found[0]) for handle in known if (found := _HANDLE_NUMBER.search(handle))), default=0
+        )
         self._max_base64 = (max_bytes + 2) // 3 * 4
         self._limit = f"{max_bytes / 2**20:.0f} MiB"
         self.new: dict[str, StoredImage] = {}
 
     def assign(self, image: StoredImage) -> str:
-        """The line of text that replaces the image."""
+        """Return the line of text that replaces the image."""
         if len(image.get("base64", "")) > self._max_base64:
-            image = {"refused": f"This picture has more than {self._limit}; a smaller one is needed."}
+            image = {"refused": f"This picture has more than {self._limit}; send a smaller one."}
         handle = None if "refused" in image else self._handles.get(_identity(image))
         if handle is None:
-            self._count += 1
-            handle = f"image_{self._count}"
+            self._last_number += 1
+            handle = f"image_{self._last_number}"
             self.new[handle] = image
             self._handles[_identity(image)] = handle
-        return f"[{handle}: {image.get('refused', 'a picture; look at it with a tool, by this name')}]"
+        return f"[{handle}: {image.get('refused', 'a picture; to look at it, pass this name to a tool')}]"
 
 
 def _identity(image: StoredImage) -> tuple[tuple[str, Any], ...]:
@@ -89,9 +92,9 @@ def _rewrite(message: _M, handles: _Handles) -> _M:
 def _replace_images(content: Any, handles: _Handles) -> Any:
     """The content with text in place of its images; the same object if there are none."""
     if isinstance(content, str):
-        if _PASTED.search(content) is None:
+        if _PASTED_DATA_URL.search(content) is None:
             return content
-        return _PASTED.sub(lambda found: handles.assign({"base64": found[1]}), content)
+        return _PASTED_DATA_URL.sub(lambda found: handles.assign({"base64": found[1]}), content)
     if isinstance(content, list):
         parts = [_replace_images(part, handles) for part in content]
         return content if all(after is before for after, before in zip(parts, content, strict=True)) else parts
@@ -106,10 +109,10 @@ def _replace_images(content: Any, handles: _Handles) -> Any:
 
 
 def _find_image(block: Mapping[str, Any]) -> StoredImage | None:
-    """The image of a block; None if it is another kind of block.
+    """The image of a content block; None if the block isn't an image.
 
-    Kinds: LangChain's standard blocks of both generations, OpenAI's for both of its APIs, Anthropic's, Google's,
-    Amazon's and MCP's.
+    Formats: LangChain's standard blocks (v0 and v1), OpenAI's (Chat Completions and Responses), Anthropic's,
+    Google's, Amazon's and MCP's.
     """
     kind = block.get("type")
     if kind == "image_url":
@@ -141,6 +144,6 @@ def _inline_image(data: Any) -> StoredImage:
 
 def _linked_image(url: Any) -> StoredImage:
     if not isinstance(url, str) or not url:
-        return {"refused": "This picture is stored where it can't be opened; it must be sent itself."}
+        return {"refused": "This picture can't be opened where it is stored; send its data or a URL instead."}
     found = _DATA_URL.match(url)
     return {"base64": url[found.end() :]} if found else {"url": url}

@@ -1,6 +1,7 @@
 """Admission control of one engine: its capacity, its queue, and the expected wait. Thread-safe; imports no torch.
 
-Event loops accept and release sequences, the engine thread publishes its queue. Neither reads the other's structures.
+Event loops accept sequences and read queue positions. The engine thread publishes snapshots of its queue. Both release
+sequences.
 """
 
 import threading
@@ -10,16 +11,16 @@ from minigpt4_serve.errors import Overloaded
 
 __all__ = ["Admission"]
 
-_MIN_WEIGHT = 0.1  # of the latest request in the running mean of seconds per request
+_MIN_WEIGHT = 0.1  # of the latest request, in the running mean of seconds per request
 
 
 class Admission:
     """Counts accepted sequences and derives queue positions and expected waits from the count.
 
-    A sequence is accepted before its images are decoded and released when it finishes.
+    A request's sequences are accepted before its images are decoded, and released together when the request ends.
 
     Args:
-        max_running: running slots.
+        max_running: running slots, one per sequence.
         max_waiting: accepted sequences beyond the running slots; one more is rejected.
     """
 
@@ -39,7 +40,7 @@ class Admission:
 
     @property
     def seconds_per_request(self) -> float:
-        """Running mean of the seconds from a request's running slot to its end."""
+        """Running mean of the time from when a request gets a running slot to its end; 1 before the first one."""
         return self._seconds_per_request
 
     def check_capacity(self, ahead: int = 0) -> None:
@@ -59,12 +60,12 @@ class Admission:
             return position
 
     def release(self, sequences: int) -> None:
-        """Return the capacity of accepted sequences."""
+        """Free the capacity of accepted sequences."""
         with self._lock:
             self._accepted -= sequences
 
     def record_completion(self, seconds: float) -> None:
-        """Include a request's seconds from running slot to end in the running mean. Called by the engine thread."""
+        """Add the seconds from a request's running slot to its end to the mean. Called by the engine thread only."""
         self._completed += 1
         weight = max(_MIN_WEIGHT, 1 / self._completed)
         self._seconds_per_request += weight * (seconds - self._seconds_per_request)
@@ -81,11 +82,12 @@ class Admission:
         self._queue = tuple(dict.fromkeys(request_ids))
 
     def queue_position(self, request_id: str) -> int | None:
-        """Position in the latest snapshot of the queue, 1 is next; None if the request isn't in it."""
+        """Position in the latest snapshot of the queue, starting at 1; None if the request isn't in it."""
         queue = self._queue
         return queue.index(request_id) + 1 if request_id in queue else None
 
     def _position_of_next(self, sequences: int, accepted: int) -> int:
+        """Queue position of the next request behind ``accepted`` sequences. Raises ``Overloaded``."""
         waiting = accepted + sequences - self._max_running
         if waiting > self._max_waiting and accepted:
             raise Overloaded.queue_full(self.expected_wait(accepted - self._max_running + 1))

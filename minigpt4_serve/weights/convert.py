@@ -1,4 +1,4 @@
-"""Converts the original's files to one Hugging Face folder. A missing or unexpected key aborts the conversion.
+"""Converts the original MiniGPT-4 files to one Hugging Face folder. A missing or unexpected tensor aborts it.
 
 Three steps: *plan* (read keys and shapes, map every tensor; most mistakes are detected here, within seconds), *write*
 (one shard in memory at a time), *publish* (rename the finished folder).
@@ -30,7 +30,7 @@ _MAX_SHARD_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a conversion: ``done`` of ``total`` bytes of a step; ``item`` is a file or a key."""
+    """Progress of a conversion: ``done`` of ``total`` bytes of a step; ``item`` is a file name or a tensor key."""
 
     step: Literal["reading", "writing"]
     item: str
@@ -70,16 +70,18 @@ def convert(
         checkpoint: MiniGPT-4's own ``.pth``.
         out: the new folder; it must not exist, or be empty.
         qformer: ``blip2_pretrained_flant5xxl.pth``, for variants with a Q-Former.
-        dtype: of the written tensors. The published towers and LLMs are float16, so float16 preserves them exactly.
-        keep_lora: keep LoRA weights beside the LLM's instead of merging them.
-        hyperparameters: what tensor shapes don't determine, for files that differ from the published ones.
-        max_shard_bytes: size of a safetensors file, which is also the memory needed beside the mapped inputs; by
-            default an eighth of the model, at most 2 GiB.
+        dtype: of the written tensors. The published vision encoders and LLMs are float16, so float16 preserves them
+            exactly.
+        keep_lora: keep LoRA weights separate instead of merging them.
+        hyperparameters: values that tensor shapes don't determine, for files that differ from the published ones.
+        max_shard_bytes: largest safetensors file; about as much memory is needed in addition to the mapped inputs.
+            By default an eighth of the model, between 16 MiB and 2 GiB.
         on_progress: called for every chunk read and every tensor written.
 
     Raises:
-        InvalidRequest: impossible arguments, or a folder that can't be written.
-        WeightsError: wrong files; has all missing and unexpected keys. Nothing is left on the disk.
+        InvalidRequest: invalid arguments, or a folder that can't be written.
+        WeightsError: wrong or damaged files, with all missing and unexpected keys, or too little disk space. No partial
+            model is left.
     """
     if dtype not in DTYPES:
         raise InvalidRequest(f"dtype must be float32, bfloat16 or float16, not {dtype!r}.", param="dtype")
@@ -90,10 +92,10 @@ def convert(
     files = Files(llm=llm, vit=vit, checkpoint=checkpoint, qformer=qformer)
     plan = make_plan(files, chosen, keep_lora=keep_lora, hyperparameters=hyperparameters)
     config = plan.config
-    processor = _processor(plan, llm)
+    processor = _make_processor(plan, llm)
     size = total_bytes(plan.tensors, DTYPES[dtype])
     with atomic_folder(out, needs=size) as folder:
-        sources = _digest(files.by_role(), on_progress)
+        sources = _describe_inputs(files.by_role(), on_progress)
         write_shards(
             plan.tensors,
             folder,
@@ -130,10 +132,10 @@ def generation_config(variant: Variant) -> GenerationConfig:
     )
 
 
-def _digest(
+def _describe_inputs(
     inputs: Mapping[str, list[Path]], on_progress: Callable[[Progress], None]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Role → file names, sizes and SHA-256. Paths are private and left out."""
+    """Role → file names, sizes and SHA-256. Folders are left out: they may be private."""
     total = sum(path.stat().st_size for paths in inputs.values() for path in paths)
     done = 0
     described: dict[str, list[dict[str, Any]]] = {}
@@ -150,24 +152,25 @@ def _digest(
     return described
 
 
-def _processor(plan: Plan, llm: Path) -> MiniGPT4Processor:
-    """The model's processor; adds a note if vocabulary and embedding differ in size."""
+def _make_processor(plan: Plan, llm: Path) -> MiniGPT4Processor:
+    """Make the model's processor; adds a note to the plan if the embedding has more rows than the vocabulary."""
     path = llm / "tokenizer.model"
     rows = plan.config.text_config.vocab_size
     if not path.is_file():
-        raise WeightsError(f"{llm} has no tokenizer.model, its vocabulary; download it from the LLM's page.")
+        raise WeightsError(f"{llm} has no tokenizer.model (its vocabulary); download it from the LLM's model page.")
     try:
         tokenizer = MiniGPT4Tokenizer(str(path))
     except (OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged, or not LLaMA's vocabulary.") from error
+        raise WeightsError(f"{path} is damaged or isn't LLaMA's vocabulary.") from error
     if rows < tokenizer.vocab_size:
         raise WeightsError(
-            f"{path} has {tokenizer.vocab_size} tokens, the LLM's embedding {rows} rows: two different models."
+            f"{path} has {tokenizer.vocab_size} tokens, but the LLM's embedding has {rows} rows: they are from two "
+            "different models."
         )
     if rows > tokenizer.vocab_size:
         plan.notes.append(
-            f"The LLM's embedding has {rows} rows for {tokenizer.vocab_size} tokens. Vicuna v0 has a 32001st for "
-            "padding: it is kept and decodes to no text."
+            f"The LLM's embedding has {rows} rows for {tokenizer.vocab_size} tokens. Vicuna v0 has "
+            "one more, for padding. Rows without a token are kept and decode to no text."
         )
     return MiniGPT4Processor(
         MiniGPT4ImageProcessor(plan.config.vision_config.image_size),

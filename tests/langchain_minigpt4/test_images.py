@@ -132,10 +132,10 @@ def test_pasted_addresses(pasted: str) -> None:
 @pytest.mark.parametrize(
     ("block", "why"),
     [
-        ({"type": "image", "source_type": "id", "id": "file-1"}, "must be sent itself"),
-        ({"type": "image", "file_id": "file-1"}, "must be sent itself"),
-        ({"type": "input_image", "file_id": "file-1"}, "must be sent itself"),
-        ({"type": "image_url", "image_url": {}}, "must be sent itself"),
+        ({"type": "image", "source_type": "id", "id": "file-1"}, "send its data"),
+        ({"type": "image", "file_id": "file-1"}, "send its data"),
+        ({"type": "input_image", "file_id": "file-1"}, "send its data"),
+        ({"type": "image_url", "image_url": {}}, "send its data"),
         ({"type": "image", "base64": "A" * 4000, "mime_type": "image/png"}, "more than"),
     ],
 )

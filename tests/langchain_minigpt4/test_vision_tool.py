@@ -76,7 +76,7 @@ def test_several_images_are_sent_in_the_order_asked(server: OpenAIServer) -> Non
         (["[image_1]"], "red"),
         ([" Image_1 "], "red"),
         (['"image_1"'], "red"),
-        (["[image_1: a picture; look at it with a tool, by this name]"], "red"),
+        (["[image_1: a picture; to look at it, pass this name to a tool]"], "red"),
         ("image_2, image_1", "blue and red"),
         ('["image_1", "image_2"]', "red and blue"),
     ],

@@ -110,7 +110,7 @@ def test_limits_are_reported_and_kept(small_model: Any, tmp_path: Path) -> None:
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert refused.json()["error"]["type"] == "rate_limit_error"
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert "3 times a minute" in refused.json()["error"]["message"]
+        assert "3 requests per minute" in refused.json()["error"]["message"]
         free = client.post(CHAT, json=HELLO, headers=_bearer(other))
         assert free.status_code == 200
         assert not [name for name in free.headers if name.startswith("x-ratelimit")]

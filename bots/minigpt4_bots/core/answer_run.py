@@ -1,4 +1,4 @@
-"""One answer, from its placeholder to its last edit."""
+"""Produces one answer in a chat, from the placeholder message to the last edit."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class StopNote(StrEnum):
-    """The note below an answer that ended early; the value is the name of its text."""
+    """The note below an answer that ended early; the value is its translation key."""
 
     STOPPED = "stopped.note"
     RESTARTED = "restarted.note"
@@ -41,7 +41,7 @@ class AnswerRun:
         target: where the answer appears.
         build_prompt: builds the prompt once the placeholder is on its way.
         replaces: the messages of an earlier answer: the first is edited, the others are deleted.
-        temperature: instead of the one from the settings.
+        temperature: overrides the one in the settings.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AnswerRun:
         )
         self._deltas: list[str] = []
         self._question_number = 0
-        self._note_id = 0
+        self._record_id = 0
         self._streaming: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._stop_note = StopNote.STOPPED
@@ -75,7 +75,7 @@ class AnswerRun:
         requester = question.requester
         self.scope = ConversationScope(requester.chat, requester.channel, services.access.pseudonym(requester))
         self.messages: set[MessageKey] = set()
-        """The messages of this answer that are known by id."""
+        """The messages of this answer whose ids are known."""
         self.sending = asyncio.Lock()
         """Held while a message is being sent: people may press its button before its id is known."""
         self.done = asyncio.Event()
@@ -83,16 +83,16 @@ class AnswerRun:
 
     @property
     def question_key(self) -> MessageKey | None:
-        """The message that asks; None after ``discard``."""
+        """The message with the question; None after ``discard``."""
         return None if self._is_discarded else self._question.key
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer's text is final. Its last messages may still be on their way."""
+        """Whether the answer's text is final. Its last messages may not have been sent yet."""
         return self._message.finished
 
     def stop(self, note: StopNote = StopNote.STOPPED) -> None:
-        """Abort the request; ``note`` goes below the text so far."""
+        """Abort the request and put ``note`` below the text so far."""
         self._stop_note = note
         if self._streaming is not None:
             self._streaming.cancel()
@@ -107,12 +107,12 @@ class AnswerRun:
         self._continues = False
 
     def abandon(self) -> None:
-        """Cancel the run without a last message; the next start explains it."""
+        """Cancel the run without a last edit; the next start of the bot adds a note to the answer."""
         if self._task is not None and not self.done.is_set():
             self._task.cancel()
 
     async def run(self) -> None:
-        """Write the answer; returns after its last edit. Awaits nothing before the question is counted.
+        """Write the answer and return after its last edit. Nothing is awaited before the question is counted.
 
         Raises:
             sqlite3.Error: the storage failed.
@@ -122,15 +122,15 @@ class AnswerRun:
         writing: asyncio.Task[list[str]] | None = None
         try:
             self._question_number = services.access.count_question(self._question.requester)
-            # The note is removed only once the answer is complete or can't be completed. The next start explains all
-            # other ends.
-            self._note_id = services.storage.begin_answer(
-                platform=services.platform, user=self.scope.owner, note=self._sealed_note(None)
+            # This record is removed only once the answer is complete or can't be completed. If the process ends
+            # before that, the next start finds the record and tells the user.
+            self._record_id = services.storage.begin_answer(
+                platform=services.platform, user=self.scope.owner, note=self._sealed_record(None)
             )
             first: str | None = None
             if self._replaces:
                 first = self._replaces[0].message
-                self._on_message(first)
+                self._add_message(first)
             self._streaming = asyncio.create_task(self._stream_answer())
             writing = asyncio.create_task(
                 deliver(
@@ -138,7 +138,7 @@ class AnswerRun:
                     self._target,
                     services.send_queue,
                     first=first,
-                    on_message=self._on_message,
+                    on_message=self._add_message,
                     sending=self.sending,
                 )
             )
@@ -148,32 +148,32 @@ class AnswerRun:
             messages = await writing
             if not self._is_discarded:
                 self._store_answer(messages)
-            services.storage.finish_answer(self._note_id)
+            services.storage.finish_answer(self._record_id)
             for old in self._replaces[1:]:
                 await self._delete(old.message)
         except ChatGone:
             _log.info("can't write to the chat of user %s any more", self.scope.owner)
-            services.storage.finish_answer(self._note_id)
+            services.storage.finish_answer(self._record_id)
         finally:
             for task in (self._streaming, writing):
                 if task is not None:
                     task.cancel()
 
-    def _on_message(self, message: str) -> None:
+    def _add_message(self, message: str) -> None:
         self.messages.add(self._target.key_for(message))
-        self._services.storage.update_answer(self._note_id, self._sealed_note(message))
+        self._services.storage.update_answer(self._record_id, self._sealed_record(message))
 
-    def _sealed_note(self, message: str | None) -> bytes:
-        note = {"location": self._question.location, "message": message, "language": self._texts.language}
-        return self._services.pseudonyms.seal(json.dumps(note))
+    def _sealed_record(self, message: str | None) -> bytes:
+        record = {"location": self._question.location, "message": message, "language": self._texts.language}
+        return self._services.pseudonyms.seal(json.dumps(record))
 
     async def _stream_answer(self) -> None:
-        """Feed the message from the server. Every end but a cancellation finishes the message."""
+        """Stream the server's answer into the message. Unless it is canceled, it always finishes the message."""
         texts = self._texts
         try:
             prompt = await self._build_prompt()
             if not prompt.has_images:
-                self._withdraw()
+                self._withdraw_question()
                 hint = texts("hint.forgotten" if prompt.history_expired else "hint.nothing_usable")
                 self._message.finish("\n".join([*prompt.notes, hint]), buttons=Buttons.NONE)
                 return
@@ -185,18 +185,18 @@ class AnswerRun:
                 notes.insert(0, texts("answer.empty"))
             self._message.finish("\n".join(notes))
         except MiniGPT4Error as error:
-            self._withdraw()
-            if isinstance(error, RateLimited):  # needs the operator
+            self._withdraw_question()
+            if isinstance(error, RateLimited):  # only the operator can fix it
                 _log.error(
-                    "This bot's key has used up its share of the vision server, for another %s. Raise the key's "
-                    "limits, or lower this bot's own: 'limits' in its settings.",
+                    "This bot's API key has no quota left on the vision server for another %s. Raise the key's "
+                    "limits, or lower the bot's own: 'limits' in its settings.",
                     describe_wait(error.retry_after),
                 )
             else:
                 _log.warning("an answer failed: %s", error.code)
             self._message.finish(_error_text(texts, error))
         except Exception:
-            self._withdraw()
+            self._withdraw_question()
             _log.exception("an answer failed")
             self._message.finish(texts("error.internal_error"))
 
@@ -227,11 +227,11 @@ class AnswerRun:
                             notes.append(texts("answer.dropped_messages"))
         return notes
 
-    def _withdraw(self) -> None:
+    def _withdraw_question(self) -> None:
         self._services.access.withdraw_question(self._question_number)
 
     def _store_answer(self, messages: Sequence[str]) -> None:
-        """Store the answer under each of its messages, also without text, so that replies lead to the question."""
+        """Store the answer, even an empty one, under each of its messages, so that replies lead to the question."""
         conversations = self._services.conversations
         asked = conversations.get(self._question.key)
         if asked is None or not messages:

@@ -49,7 +49,7 @@ ENVIRONMENT = {
 _Ids = Annotated[
     frozenset[str], BeforeValidator(lambda ids: {str(one) for one in ids} if isinstance(ids, list) else ids)
 ]
-"""Platform ids as text; YAML reads them as numbers."""
+"""Platform ids as strings; YAML parses them as numbers."""
 
 
 class _Settings(BaseModel):
@@ -57,21 +57,21 @@ class _Settings(BaseModel):
 
 
 class ServerSettings(_Settings):
-    """The vision server: any with OpenAI's chat completions."""
+    """The vision server: any server with OpenAI's chat completions API."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    """As for OpenAI's clients; ``/v1`` is added if there is no path."""
+    """The same as for OpenAI's clients; ``/v1`` is added if there is no path."""
     api_key: SecretStr | None = None
     model: str | None = None
     """None for the first one that the server lists."""
     timeout_s: float = Field(default=120, gt=0)
-    """Longest silence of the server within one answer, in seconds."""
+    """Longest time without data from the server within one answer, in seconds."""
     patience_s: float = Field(default=60, ge=0)
-    """How long to retry while the server is full, in seconds."""
+    """How long to retry while the server's queue is full, in seconds."""
 
     @field_validator("base_url")
     @classmethod
-    def _address(cls, value: str) -> str:
+    def _normalize_base_url(cls, value: str) -> str:
         from minigpt4_serve.client.address import server_address
 
         try:
@@ -81,35 +81,35 @@ class ServerSettings(_Settings):
 
 
 class AnswerSettings(_Settings):
-    """The prompt and its sampling parameters."""
+    """Prompts and sampling parameters."""
 
     question: str | None = None
-    """For images without text; None for the default of the requester's language."""
+    """The question for images without text; None for the default of the requester's language."""
     system_prompt: str | None = None
     max_tokens: int = Field(default=512, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     """None for the server's default."""
     regenerate_temperature: float = Field(default=1.0, ge=0, le=2)
-    """For the regenerate button, which should give a different answer."""
+    """The temperature for the regenerate button, which should give a different answer."""
     max_turns: int = Field(default=20, ge=1)
-    """Messages above a question whose text is sent, the newest ones; images have a limit of their own."""
+    """Maximum number of earlier messages whose text is sent, newest first; ``max_count`` limits images."""
 
 
 class ImageSettings(_Settings):
     """Limits of images, which are kept in memory only."""
 
     max_count: int = Field(default=4, ge=1)
-    """Images per request; the server's limit applies, too."""
+    """Images per request; the server's limit also applies."""
     max_bytes: int = Field(default=10 * 2**20, ge=1)
-    """Largest image in bytes; the server's limit applies, too."""
+    """Largest image in bytes; the server's limit also applies."""
     lifetime_s: float = Field(default=3600, gt=0)
-    """How long a conversation and its images are kept after the last question about them."""
+    """How long a conversation and its images are kept after its last question, in seconds."""
     memory_bytes: int = Field(default=256 * 2**20, ge=1)
-    """All images together; the least recently used conversations are deleted first."""
+    """Memory for all images together; the least recently used conversations are deleted first."""
 
 
 class IdLists(_Settings):
-    """Ids of the platform."""
+    """Telegram or Discord ids."""
 
     users: _Ids = frozenset()
     roles: _Ids = frozenset()
@@ -125,7 +125,7 @@ class AccessSettings(_Settings):
     allow: IdLists = IdLists()
     deny: IdLists = IdLists()
     admins: _Ids = frozenset()
-    """Users exempt from lists and limits."""
+    """Users that lists and limits don't apply to."""
     private_chats: bool = True
 
 
@@ -139,7 +139,7 @@ class LimitSettings(_Settings):
 
 
 class WebhookSettings(_Settings):
-    """Receives updates by webhook instead of polling."""
+    """How Telegram delivers updates by webhook, instead of polling."""
 
     url: str | None = None
     """The public https URL; None for polling."""
@@ -158,13 +158,13 @@ class WebhookSettings(_Settings):
 
 
 class TelegramSettings(_Settings):
-    """``minigpt4-telegram``."""
+    """Settings of ``minigpt4-telegram`` only."""
 
     token: SecretStr | None = None
     base_url: str = "https://api.telegram.org/bot"
     """For a local Bot API server: ``http://127.0.0.1:8081/bot``."""
     base_file_url: str | None = None
-    """None for ``base_url`` with ``/file/bot`` at its end."""
+    """None for ``base_url`` with ``/file/bot`` instead of ``/bot``."""
     drafts: bool = True
     """Stream answers in private chats as drafts, if the Bot API server supports them; otherwise by edits."""
     album_wait_s: float = Field(default=0.7, ge=0)
@@ -192,15 +192,15 @@ class TelegramSettings(_Settings):
 
 
 class DiscordSettings(_Settings):
-    """``minigpt4-discord``."""
+    """Settings of ``minigpt4-discord`` only."""
 
     token: SecretStr | None = None
     api_base: str | None = None
     """A REST URL instead of Discord's own, including the version, for tests and proxies."""
     gateway_url: str | None = None
-    """A gateway instead of Discord's own (``ws://…``)."""
+    """A gateway URL instead of Discord's own, such as ``ws://127.0.0.1:8082``."""
     message_content: Literal["auto", "on", "off"] = "auto"
-    """Whether to use the privileged intent; ``auto`` uses it if the developer portal grants it."""
+    """Whether to use the privileged message content intent; ``auto`` uses it if the developer portal grants it."""
 
 
 class BotSettings(_Settings):
@@ -212,7 +212,7 @@ class BotSettings(_Settings):
     access: AccessSettings = AccessSettings()
     limits: LimitSettings = LimitSettings()
     database: Path = Path("minigpt4-bots.sqlite3")
-    """Counters of questions and unfinished answers, no contents. Both bots may share it."""
+    """Counts of questions, and records of unfinished answers; no message contents. Both bots may share it."""
     language: str = "auto"
     """``auto`` for each person's own language if the catalog has it, otherwise English; or ``en``, ``zh``."""
     telegram: TelegramSettings = TelegramSettings()
@@ -256,7 +256,7 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: str) -> None:
     for step in path[:-1]:
         inner = values.setdefault(step, {})
         if not isinstance(inner, dict):
-            return  # the file's value is invalid, which validation reports
+            return  # validation reports the file's invalid value
         values = inner
     values[path[-1]] = value
 

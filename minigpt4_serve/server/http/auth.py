@@ -1,8 +1,8 @@
-"""Authentication and quotas as ASGI middleware: every route but the probes needs a key.
+"""Authentication and quotas as ASGI middleware: every route except the health probes requires a key.
 
-Without keys the server answers this machine only, and only under its own names: a web page from elsewhere, open in a
-browser here, must reach it neither through a name of its own that points to 127.0.0.1 (DNS rebinding) nor by asking
-127.0.0.1 itself, which browsers allow to every page that doesn't read the answer.
+Without keys the server accepts only requests from this machine to a loopback name. A web page of another site, open in
+a browser on this machine, is refused: its requests could use a domain that resolves to 127.0.0.1 (DNS rebinding), or
+127.0.0.1 itself, since browsers let any page send requests there whose response it doesn't read.
 """
 
 import uuid
@@ -22,15 +22,15 @@ from minigpt4_serve.settings import is_loopback
 
 __all__ = ["QuotaReservation", "RequireKey"]
 
-_OPEN_PATHS = ("/health", "/ready")
+_PROBE_PATHS = ("/health", "/ready")
 _SCOPE_KEY = "minigpt4.quota_reservation"
 
 
 class QuotaReservation:
-    """One request of a key in the quotas.
+    """A request that counts against the quotas of its key.
 
     Attributes:
-        headers: ``x-ratelimit-*`` of the response.
+        headers: the response's ``x-ratelimit-*`` headers.
     """
 
     def __init__(self, key: ApiKey, quotas: Quotas) -> None:
@@ -54,7 +54,7 @@ class QuotaReservation:
             self._apply(await self._quotas.consume(self._key, self._name, images))
 
     def release(self, status: int) -> None:
-        """End the request; images of a refused one don't count.
+        """End the request; the images of a failed one don't count.
 
         Args:
             status: of the HTTP response; 0 if the client disconnected before it.
@@ -69,10 +69,10 @@ class QuotaReservation:
 
 
 class RequireKey:
-    """ASGI middleware that answers requests without a known key itself, before their body is read.
+    """ASGI middleware that refuses requests without a known key before their body is read.
 
     Args:
-        keys: None leaves the server open to this machine.
+        keys: None for a server that accepts requests from this machine without a key.
         quotas: where requests are counted.
         open_paths: may be read without a key.
     """
@@ -86,7 +86,7 @@ class RequireKey:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _OPEN_PATHS):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _PROBE_PATHS):
             await self._app(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
@@ -101,7 +101,7 @@ class RequireKey:
             key = _find_key(self._keys, scope)
             if key is None:
                 await _refuse(_NO_KEY, scope, receive, send)
-            elif scope["method"] == "POST":  # only these cause work
+            elif scope["method"] == "POST":  # only POST requests count against quotas
                 await self._with_reservation(QuotaReservation(key, self._quotas), scope, receive, send)
             else:
                 await self._app(scope, receive, send)
@@ -138,8 +138,8 @@ class RequireKey:
 
 _NO_KEY = AuthenticationFailed("This server requires a valid API key: send it as 'Authorization: Bearer KEY'.")
 _ONLY_LOCAL = AuthenticationFailed(
-    "Without API keys this server answers only its own machine, as localhost, and no web page from elsewhere. Its "
-    "operator can make a key: minigpt4 keys add."
+    "This server has no API keys, so it accepts only requests from its own machine to localhost, and none from web "
+    "pages of other sites. Its operator can create a key with 'minigpt4 keys add'."
 )
 
 
@@ -155,14 +155,15 @@ async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, s
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether the request comes from this machine, from no web page of another, to one of this machine's own names."""
+    """Whether the request is from this machine to a loopback name, and not from a web page of another host."""
     headers = Headers(scope=scope)
     client = scope.get("client")
-    origin = headers.get("origin", "")  # sent by pages, not by programs; "null" is a page without an address
-    own_page = not origin or is_loopback(_host_part(origin.partition("://")[2]))
-    return is_loopback(_host_part(headers.get("host", ""))) and own_page and (not client or is_loopback(client[0]))
+    origin = headers.get("origin", "")  # sent by browsers only; "null" (a file, a sandboxed frame) isn't local
+    from_local_page = not origin or is_loopback(_host_part(origin.partition("://")[2]))
+    to_loopback = is_loopback(_host_part(headers.get("host", "")))
+    return to_loopback and from_local_page and (not client or is_loopback(client[0]))
 
 
 def _host_part(address: str) -> str:
-    """``host`` of ``host:port`` or ``[host]:port``."""
+    """The host of ``host``, ``host:port``, ``[host]`` or ``[host]:port``."""
     return address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]

@@ -1,8 +1,8 @@
-"""Quotas of API keys: requests in a minute, requests in progress, images in a day. Imports neither FastAPI nor Ray.
+"""Quotas of API keys: requests per minute, requests in progress, images per day (UTC). Imports neither FastAPI nor Ray.
 
-One ``QuotaStore`` counts for the whole service: in the process itself, or as one small Ray actor that all replicas use
-(``server.ray.shared_quotas``). Counting in each replica and dividing the limits would refuse too early or too late,
-since requests aren't spread evenly. The counters live in memory: they are lost when the service restarts.
+One ``QuotaStore`` counts for the whole service: in the process itself, or in a Ray actor that all HTTP replicas share
+(``server.ray.shared_quotas``). Dividing the limits among replicas that count on their own would refuse too early or too
+late, since requests aren't spread evenly. The counters are lost when the service restarts.
 """
 
 import time
@@ -18,7 +18,7 @@ __all__ = ["HOLDER_TIMEOUT_S", "LocalQuotas", "QuotaRefusal", "QuotaStatus", "Qu
 _MINUTE_S = 60.0
 _DAY_S = 86400.0
 HOLDER_TIMEOUT_S = 20.0
-"""A replica that hasn't renewed for this long is lost; its reservations are released."""
+"""A holder (see ``QuotaStore``) that hasn't renewed for this long counts as lost; its reservations are released."""
 
 _LOCAL_HOLDER = "local"
 
@@ -32,11 +32,11 @@ class QuotaRefusal(NamedTuple):
 
 @dataclass(frozen=True)
 class QuotaStatus:
-    """A key's quotas after a reservation.
+    """A key's quotas after a request or its images were counted or refused.
 
     Attributes:
-        headers: ``x-ratelimit-*``, as OpenAI spells them.
-        refusal: None if the request may go on.
+        headers: ``x-ratelimit-*``, in OpenAI's format.
+        refusal: None if the request may proceed.
     """
 
     headers: dict[str, str]
@@ -60,14 +60,14 @@ class Quotas(Protocol):
 class _Account:
     """What one key has used."""
 
-    requests: deque[float] = field(default_factory=deque)  # times of the last minute
+    requests: deque[float] = field(default_factory=deque)  # times within the last minute; empty without a limit
     reservations: dict[str, tuple[str, int]] = field(default_factory=dict)  # in progress: (holder, images)
     day: int = 0
     images: int = 0
 
 
 class QuotaStore:
-    """The counters. No method waits, so a single thread needs no lock.
+    """The counters. No method awaits, so it needs no lock in an event loop.
 
     A *holder* is a process with requests in progress; it must ``renew`` within ``HOLDER_TIMEOUT_S``.
 
@@ -81,7 +81,7 @@ class QuotaStore:
         self._renewed: dict[str, float] = {}  # holder → time
 
     def renew(self, holder: str) -> None:
-        """Note that the holder is alive."""
+        """Record that the holder is alive."""
         self._renewed[holder] = self._clock()
 
     def reserve(self, key_id: str, limits: KeyLimits, holder: str, reservation: str) -> QuotaStatus:
@@ -94,7 +94,7 @@ class QuotaStore:
         concurrent = limits.concurrent_requests
         if per_minute is not None and len(account.requests) >= per_minute:
             wait = account.requests[-per_minute] + _MINUTE_S - now
-            refusal = QuotaRefusal(f"This key may ask {per_minute} times a minute", wait)
+            refusal = QuotaRefusal(f"This key may send {per_minute} requests per minute", wait)
         elif concurrent is not None and len(account.reservations) >= concurrent:
             refusal = QuotaRefusal(f"This key may have {concurrent} requests in progress at a time", 1.0)
         else:
@@ -111,7 +111,7 @@ class QuotaStore:
         if per_day is not None and account.images + images > per_day:
             left = max(0, per_day - account.images)
             refusal = QuotaRefusal(
-                f"This key may show {per_day} pictures a day, {left} are left", (account.day + 1) * _DAY_S - now
+                f"This key may send {per_day} images per day, {left} are left", (account.day + 1) * _DAY_S - now
             )
             return QuotaStatus(_headers(account, limits, now), refusal)
         account.images += images
@@ -126,7 +126,7 @@ class QuotaStore:
             account.images = max(0, account.images - images)
 
     def _account(self, key_id: str, now: float) -> _Account:
-        """The key's account, without what has expired."""
+        """The key's account, after removing everything that has expired."""
         account = self._accounts.setdefault(key_id, _Account())
         while account.requests and account.requests[0] <= now - _MINUTE_S:
             account.requests.popleft()
@@ -167,12 +167,12 @@ class LocalQuotas:
         self._renewed_store().release(key.id, reservation, refund)
 
     def _renewed_store(self) -> QuotaStore:
-        self._store.renew(_LOCAL_HOLDER)  # this process lives as long as its store
+        self._store.renew(_LOCAL_HOLDER)  # so that it is never lost: it is the process of the store itself
         return self._store
 
 
 def _headers(account: _Account, limits: KeyLimits, now: float) -> dict[str, str]:
-    """What is limited, what is left, and when all of it is available again."""
+    """For each limit: the limit, what remains, and the time until all of it is available again."""
     until_minute = account.requests[-1] + _MINUTE_S - now if account.requests else 0.0
     until_day = (account.day + 1) * _DAY_S - now if account.images else 0.0
     used: list[tuple[str, int | None, int, float | None]] = [
@@ -191,7 +191,7 @@ def _headers(account: _Account, limits: KeyLimits, now: float) -> dict[str, str]
 
 
 def _format_duration(seconds: float) -> str:
-    """As OpenAI writes it: ``6m0s``, ``250ms``."""
+    """A duration in OpenAI's format: ``6m0s``, ``250ms``."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms" if seconds > 0 else "0s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,7 +1,7 @@
-"""The engine replicas as one ``EngineClient``.
+"""Presents the engine replicas as one ``EngineClient``.
 
-The loss of a replica is handled here: a request that has produced nothing is sent to another replica, a stream that has
-begun ends in ``EngineFailed``.
+The loss of a replica is handled here: a request without output is sent to another replica, up to three times; a stream
+that has begun ends with ``EngineFailed``.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ __all__ = ["RayEngineClient"]
 
 _log = logging.getLogger(__name__)
 
-_LOST = (RayError, RayServeException, AioRpcError)
+_CALL_ERRORS = (RayError, RayServeException, AioRpcError)
 _MAX_ATTEMPTS = 4
 _HEALTH_TIMEOUT_S = 5.0
 _ENGINE_STOPPED = "The engine stopped before the answer was complete; ask again in a moment."
-# gRPC's own text, with the side that refused the message: requests are received by the server, answers by the client.
+# gRPC's text; its prefix is the side that refused the message: CLIENT for an answer, SERVER for a request.
 _MESSAGE_TOO_LARGE = "Received message larger than max"
 _ANSWER_REFUSED = f"CLIENT: {_MESSAGE_TOO_LARGE}"
 _REQUEST_TOO_LARGE = (
@@ -41,9 +41,9 @@ class RayEngineClient:
     """The engine replicas behind a handle, see ``EngineClient``.
 
     Args:
-        handle: of a deployment of ``EngineReplica``.
-        settings: of each replica.
-        context_length: of each replica, in tokens.
+        handle: the handle of an ``EngineReplica`` deployment.
+        settings: the engine settings of each replica.
+        context_length: the context length of each replica, in tokens.
     """
 
     def __init__(self, handle: DeploymentHandle[Any], settings: EngineSettings, *, context_length: int) -> None:
@@ -57,8 +57,10 @@ class RayEngineClient:
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT_S):
                 await self._handle.describe.remote()
-        except (TimeoutError, *_LOST) as error:
-            raise EngineFailed("No engine is running; it is being replaced. Try again in a moment.") from error
+        except (TimeoutError, *_CALL_ERRORS) as error:
+            raise EngineFailed(
+                "No engine responds; failed engines are being replaced. Try again in a moment."
+            ) from error
 
     async def check_capacity(self, ahead: int = 0) -> None:
         """See ``EngineClient``. Only this process's requests are counted; each engine checks its own queue."""
@@ -79,7 +81,7 @@ class RayEngineClient:
     async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncGenerator[Delta]:
         """See ``EngineClient``; the first image determines the preferred replica."""
         digest = prompt.images[0].digest if prompt.images else ""
-        # Replicas send plain dataclasses: the pickler that also handles code takes ten times as long.
+        # Replicas send plain dataclasses. Serve's default, cloudpickle, takes ten times as long.
         handle = self._handle.options(stream=True, session_id=digest, response_serialization="pickle")
         begun = False
         self._in_progress += 1
@@ -87,17 +89,17 @@ class RayEngineClient:
             for attempt in range(1, _MAX_ATTEMPTS + 1):
                 batches = handle.generate.remote(prompt, sampling, request_id)
                 try:
-                    async for batch in batches:  # type: ignore[union-attr]  # it streams
+                    async for batch in batches:  # type: ignore[union-attr]  # stream=True makes it iterable
                         for delta in batch:
                             if isinstance(delta, MiniGPT4Error):
                                 raise delta
                             begun = begun or delta.queue_position is None
                             yield delta
                 except Overloaded:
-                    # Other requests reached the replica first. Another engine may have capacity.
+                    # Requests of other processes filled that replica. Another one may have capacity; try once more.
                     if attempt > 1 or self._free_capacity() < 0:
                         raise
-                except (*_LOST, RuntimeError) as error:
+                except (*_CALL_ERRORS, RuntimeError) as error:
                     if (failure := _to_minigpt4_error(error)) is None:
                         raise
                     if begun or attempt == _MAX_ATTEMPTS or not _can_retry(error):
@@ -106,7 +108,7 @@ class RayEngineClient:
                 else:
                     return
                 finally:
-                    # No effect if it is done; otherwise the replica's generator is closed at once.
+                    # Closes the replica's generator at once; no effect if it has ended.
                     with suppress(Exception):
                         batches.cancel()  # type: ignore[no-untyped-call]
         finally:
@@ -114,9 +116,9 @@ class RayEngineClient:
 
 
 def _to_minigpt4_error(error: Exception) -> MiniGPT4Error | None:
-    """The error of a failed call to a replica; None if the call didn't fail in transport."""
-    # Serve reports the status of a gRPC call as the text of a RuntimeError where it has no metadata yet.
-    if not isinstance(error, _LOST) and not str(error).startswith("Unexpected error (StatusCode."):
+    """The error for a failed call to a replica; None if ``error`` isn't a failure of Ray, Serve or gRPC."""
+    # If a gRPC call fails before it has metadata, Serve raises a RuntimeError with the status in its text.
+    if not isinstance(error, _CALL_ERRORS) and not str(error).startswith("Unexpected error (StatusCode."):
         return None
     if _MESSAGE_TOO_LARGE in str(error):
         return PayloadTooLarge(_ANSWER_TOO_LARGE if _ANSWER_REFUSED in str(error) else _REQUEST_TOO_LARGE)
@@ -124,5 +126,5 @@ def _to_minigpt4_error(error: Exception) -> MiniGPT4Error | None:
 
 
 def _can_retry(error: Exception) -> bool:
-    """Whether another replica may answer: not if the message is too large, or Serve limits the requests itself."""
+    """Whether another replica may answer: not if the message is too large, or if Serve's own queue is full."""
     return not isinstance(error, BackPressureError) and _MESSAGE_TOO_LARGE not in str(error)

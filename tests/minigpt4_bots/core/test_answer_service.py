@@ -345,7 +345,7 @@ async def _deadline_exceeded() -> None:
 
 
 _SHARE = "⚠️ This bot's share of the picture server is used up. Try again in "
-_OPERATOR = "This bot's key has used up its share of the vision server, for another "
+_OPERATOR = "This bot's API key has no quota left on the vision server for another "
 
 
 @pytest.mark.parametrize(
