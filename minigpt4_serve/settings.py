@@ -148,6 +148,8 @@ class ServeSettings(_Settings):
     """Seconds within which a request's body must arrive."""
     max_request_s: float = Field(default=600, gt=0)
     """Longest time for an answer in seconds, waiting included; a request's own ``timeout`` can only shorten it."""
+    page: bool = True
+    """Serve the chat page at ``/``."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts whose pictures are fetched over https; none by default, ``*`` allows every public one."""
     fetch_timeout_s: float = Field(default=10, gt=0)

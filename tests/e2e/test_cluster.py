@@ -325,7 +325,11 @@ _GAUGES = {
 
 
 async def _metrics(cluster: Server, client: httpx.AsyncClient) -> str:
-    return (await client.get(f"http://127.0.0.1:{cluster.metrics_port}/metrics")).text
+    rays = (await client.get(f"http://127.0.0.1:{cluster.metrics_port}/metrics")).text
+    response = await client.get("/metrics")
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert set(re.findall(r"^(\w+)", response.text, re.MULTILINE)) <= set(re.findall(r"^(\w+)", rays, re.MULTILINE))
+    return response.text
 
 
 async def _gauges(client: httpx.AsyncClient, text: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ a browser on this machine, is refused: its requests could use a domain that reso
 """
 
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Set
 from math import ceil
 from typing import Any
 
@@ -74,12 +74,16 @@ class RequireKey:
     Args:
         keys: None for a server that accepts requests from this machine without a key.
         quotas: where requests are counted.
+        open_paths: may be read without a key.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None, quotas: Quotas) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing | None, quotas: Quotas, *, open_paths: Set[str] = frozenset()
+    ) -> None:
         self._app = app
         self._keys = keys
         self._quotas = quotas
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _PROBE_PATHS):
@@ -91,6 +95,8 @@ class RequireKey:
                 await self._app(scope, receive, send)
             else:
                 await _refuse(_ONLY_LOCAL, scope, receive, send)
+        elif scope["path"] in self._open_paths and scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
         else:
             key = _find_key(self._keys, scope)
             if key is None:

@@ -20,6 +20,8 @@ from minigpt4_serve.server.http.auth import QuotaReservation, RequireKey
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
+from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
+from minigpt4_serve.server.http.page import add_page
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
 from minigpt4_serve.server.keys.key_ring import KeyRing
 from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
@@ -65,13 +67,19 @@ class ServerStatus(ResponseModel):
 
 
 def create_app(
-    service: ChatService, quotas: Quotas | None = None, meter: Meter | None = None, *, behind_proxy: bool = False
+    service: ChatService,
+    quotas: Quotas | None = None,
+    meter: Meter | None = None,
+    *,
+    metrics: ReadMetrics | None = None,
+    behind_proxy: bool = False,
 ) -> FastAPI:
     """The application around one chat service.
 
     Args:
         quotas: where requests of keys are counted; in this process if not given.
         meter: counts requests and answers.
+        metrics: gives what ``/metrics`` shows; without it there is no such route.
         behind_proxy: Ray's proxy forwards the requests, see ``RequestLogMiddleware``.
 
     Raises:
@@ -84,7 +92,10 @@ def create_app(
     app.include_router(_model_routes(service))
     app.include_router(_answer_routes(service))
     app.include_router(_probe_routes(service))
-    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas())
+    if metrics is not None:
+        add_metrics(app, metrics)
+    open_paths = add_page(app) if settings.page else frozenset()
+    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas(), open_paths=open_paths)
     app.add_middleware(RequestLogMiddleware, meter=meter, behind_proxy=behind_proxy)
     return app
 

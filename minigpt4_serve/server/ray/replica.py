@@ -122,6 +122,7 @@ class Ingress:
             from minigpt4_serve.server.http.routes import create_app
             from minigpt4_serve.server.ray.engine_client import RayEngineClient
             from minigpt4_serve.server.ray.metrics import HttpMeter
+            from minigpt4_serve.server.ray.metrics_reader import read_metrics
             from minigpt4_serve.server.ray.shared_quotas import SharedQuotas
 
             encoder = read_prompt_encoder(settings.model.path)
@@ -131,7 +132,9 @@ class Ingress:
         service = ChatService(encoder, defaults, engine, settings)
         await service.warm_up()
         quotas = SharedQuotas() if settings.keys_file else None
-        self._application = create_app(service, quotas, HttpMeter(), behind_proxy=socket_path is None)
+        self._application = create_app(
+            service, quotas, HttpMeter(), metrics=read_metrics, behind_proxy=socket_path is None
+        )
         if socket_path is not None:
             _favor_latency()
             from minigpt4_serve.server.http.server import HttpServer
