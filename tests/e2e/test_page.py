@@ -38,6 +38,8 @@ def test_web_serves_the_page_and_opens_it(tmp_path: Path) -> None:
                 expect(page.locator(".model")).to_contain_text("tiny", timeout=120_000)
                 page.get_by_role("button", name="What is in this picture?").click()
                 expect(answers(page).last).to_contain_text("red house", timeout=120_000)
+                # Complete: until then, a question stays in the composer.
+                expect(answers(page).last).to_contain_text("prompt tokens from the cache", timeout=120_000)
                 ask(page, "What color is the tree?")
                 expect(answers(page)).to_have_count(2, timeout=120_000)
                 answer = answers(page).last
