@@ -1,5 +1,6 @@
 """Decodes images that ``validation`` has accepted."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,10 +9,24 @@ from PIL import Image
 
 from minigpt4_serve.errors import InvalidImage
 from minigpt4_serve.images.containers import Container
-from minigpt4_serve.images.formats import ImageFormat
-from minigpt4_serve.images.validation import ignored_pillow_warnings, open_container, open_image
+from minigpt4_serve.images.formats import ImageFormat, find_format
+from minigpt4_serve.images.validation import (
+    EncodedImage,
+    ignored_pillow_warnings,
+    open_container,
+    open_image,
+    unsupported_format,
+)
 
-__all__ = ["DecodedImage", "decode_image", "decode_pixels", "decoding_bytes", "encode_portable", "to_rgb"]
+__all__ = [
+    "DecodedImage",
+    "decode_image",
+    "decode_pixels",
+    "encode_portable",
+    "load_container",
+    "to_portable",
+    "to_rgb",
+]
 
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,6 +54,8 @@ class DecodedImage:
 
     pixels: Image.Image
     orientation: int = 1
+    scale_16_bits: bool = False
+    """Whether 16-bit grayscale is scaled to 8 bits; Pillow's conversion clips it."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,7 +64,11 @@ class DecodedImage:
         return (height, width) if self.orientation in _SWAPS_AXES else (width, height)
 
     def crop(self, box: Box) -> Image.Image:
-        """A part of the upright image, as RGB."""
+        """A part of the upright image, as RGB.
+
+        Raises:
+            InvalidImage: pixels of a kind that has no conversion to RGB.
+        """
         left, top, right, bottom = box
         width, height = self.pixels.size
         if self.orientation in _SWAPS_AXES:
@@ -60,7 +81,12 @@ class DecodedImage:
         part = self.pixels if whole else self.pixels.crop((left, top, right, bottom))
         if self.orientation in _TRANSPOSITIONS:
             part = part.transpose(_TRANSPOSITIONS[self.orientation])
-        return to_rgb(part)
+        try:
+            if self.scale_16_bits and part.mode.startswith("I"):
+                part = part.convert("I").point(lambda value: value / 256).convert("L")
+            return to_rgb(part)
+        except (ValueError, OSError) as error:  # a mode without a conversion to RGB
+            raise _undecodable() from error
 
     def rows(self) -> Iterator[tuple[Box, Image.Image]]:
         """Strips of rows of the upright image, and their boxes."""
@@ -89,10 +115,7 @@ def decode_image(data: bytes) -> Image.Image:
         InvalidImage: the data is damaged.
     """
     decoded = decode_pixels(data)
-    try:
-        return decoded.crop((0, 0, *decoded.size))
-    except (ValueError, OSError) as error:  # a mode without a conversion to RGB
-        raise _undecodable() from error
+    return decoded.crop((0, 0, *decoded.size))
 
 
 def decode_pixels(data: bytes) -> DecodedImage:
@@ -102,6 +125,11 @@ def decode_pixels(data: bytes) -> DecodedImage:
         InvalidImage: the data is damaged.
     """
     found, container = open_container(data)
+    return load_container(found, container)
+
+
+def load_container(found: ImageFormat, container: Container) -> DecodedImage:
+    """As ``decode_pixels``, for a container that has been read."""
     try:
         with ignored_pillow_warnings():
             image = _load(found, container)
@@ -112,7 +140,7 @@ def decode_pixels(data: bytes) -> DecodedImage:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged data
         raise _undecodable() from error
-    return DecodedImage(image, orientation)
+    return DecodedImage(image, orientation, scale_16_bits=True)
 
 
 def _undecodable() -> InvalidImage:
@@ -134,36 +162,35 @@ def _load(found: ImageFormat, container: Container) -> Image.Image:
     return image
 
 
-def decoding_bytes(data: bytes) -> int:
-    """Memory that decoding a valid image takes at its peak, in bytes."""
-    return open_container(data)[1].decode_bytes
-
-
 def encode_portable(data: bytes) -> bytes:
     """A valid image in a format that every OpenAI-compatible server supports: PNG, JPEG, WEBP or GIF.
 
     These are returned unchanged. Others are encoded anew, HEIC and AVIF as a JPEG, which they resemble.
 
     Raises:
-        InvalidImage: the data is damaged.
+        InvalidImage: unsupported format, or the data is damaged.
     """
-    found, _ = open_container(data)
+    found = find_format(data)
+    if found is None:
+        raise unsupported_format(data)
     if found.sent_as is None:
         return data
     file = io.BytesIO()
-    options = {"quality": 95} if found.sent_as == "JPEG" else {}
-    decode_image(data).save(file, found.sent_as, **options)
+    decode_image(data).save(file, found.sent_as, quality=95)  # PNG ignores the quality
     return file.getvalue()
+
+
+def to_portable(image: EncodedImage) -> EncodedImage:
+    """As ``encode_portable``."""
+    data = encode_portable(image.data)
+    return image if data is image.data else EncodedImage(hashlib.sha256(data).hexdigest(), data)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB and drop transparency, without compositing; an RGB image is returned as it is.
 
     Palettes with transparency are converted to RGBA first, which gives the same colors without a warning of Pillow's.
-    16-bit grayscale is scaled to 8 bits; Pillow's conversion would clip it.
     """
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")

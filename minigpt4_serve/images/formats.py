@@ -73,9 +73,7 @@ _FORMATS = (
     ImageFormat("GIF", "image/gif", (".gif",), read_gif, (b"GIF87a", b"GIF89a")),
     ImageFormat("BMP", "image/bmp", (".bmp",), read_bmp, (b"BM",), sent_as="PNG"),
     ImageFormat("TIFF", "image/tiff", (".tif", ".tiff"), read_tiff, (b"II*\0", b"MM\0*"), sent_as="PNG"),
-    ImageFormat(
-        "AVIF", "image/avif", (".avif",), read_avif, brands=frozenset({b"avif", b"avis"}), sent_as="JPEG"
-    ),
+    ImageFormat("AVIF", "image/avif", (".avif",), read_avif, brands=frozenset({b"avif", b"avis"}), sent_as="JPEG"),
     ImageFormat(
         "HEIC",
         "image/heic",

@@ -121,9 +121,7 @@ def _check_numbers(container: Container, limits: ImageLimits) -> None:
 
 
 def _pixels_sentence(width: int, height: int, limits: ImageLimits) -> str:
-    return (
-        f"The picture has {width} × {height} pixels; at most {limits.max_pixels / 1e6:.0f} million are allowed."
-    )
+    return f"The picture has {width} × {height} pixels; at most {limits.max_pixels / 1e6:.0f} million are allowed."
 
 
 def unsupported_format(data: bytes) -> InvalidImage:

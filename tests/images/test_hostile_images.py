@@ -104,13 +104,9 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     "MPF of doubles": lambda: _mpf(12),
     "MPF of rationals": lambda: _mpf(5),
     "JPEG, overlapping EXIF tags in several parts": lambda: _exif_parts(_overlapping(20_000, 50_000)),
-    "JPEG, overlapping EXIF tags in one part": lambda: _jpeg(
-        _segment(0xE1, b"Exif\0\0" + _overlapping(32_000, 2_700))
-    ),
+    "JPEG, overlapping EXIF tags in one part": lambda: _jpeg(_segment(0xE1, b"Exif\0\0" + _overlapping(32_000, 2_700))),
     "PNG, overlapping EXIF tags": lambda: _png(_chunk(b"eXIf", _overlapping(200_000, 16_000))),
-    "PNG, overlapping EXIF tags after the image": lambda: _png(
-        _chunk(b"eXIf", _overlapping(200_000, 16_000)), at=-12
-    ),
+    "PNG, overlapping EXIF tags after the image": lambda: _png(_chunk(b"eXIf", _overlapping(200_000, 16_000)), at=-12),
     "PNG, overlapping EXIF tags as text": lambda: _png(
         _chunk(
             b"zTXt",

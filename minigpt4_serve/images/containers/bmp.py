@@ -29,8 +29,6 @@ def read_bmp(data: bytes, max_frames: int) -> Container:
     if width < 0:
         raise damaged()
     height = abs(height)  # negative: from top to bottom
-    if compression in _RUN_LENGTHS and (
-        len(data) > _MAX_RUN_LENGTH_BYTES or width * height > _MAX_RUN_LENGTH_PIXELS
-    ):
+    if compression in _RUN_LENGTHS and (len(data) > _MAX_RUN_LENGTH_BYTES or width * height > _MAX_RUN_LENGTH_PIXELS):
         raise InvalidImage("BMP pictures with run-length encoding must be small; save it as a PNG.")
     return Container(data, width, height, 4)

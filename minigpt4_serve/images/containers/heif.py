@@ -50,6 +50,16 @@ def _read(data: bytes, bytes_per_pixel: float) -> Container:
             meta = (kind, name, begin, end)
     if meta is None:
         raise damaged()
+    width, height = max(_image_sizes(data, changed, meta, boxes), key=lambda size: size[0] * size[1])
+    return Container(bytes(changed), width, height, bytes_per_pixel)
+
+
+def _image_sizes(data: bytes, changed: bytearray, meta: Box, boxes: PartCounter) -> list[tuple[int, int]]:
+    """Width and height of every image and grid of images; items of other kinds are disabled in ``changed``.
+
+    Raises:
+        InvalidImage: there is none.
+    """
     sizes: list[tuple[int, int]] = []
     grids: set[int] = set()
     locations: dict[int, tuple[int, int]] = {}
@@ -70,8 +80,7 @@ def _read(data: bytes, bytes_per_pixel: float) -> Container:
         sizes.append(_grid_size(data, offset + (item_data if method == 1 else 0)))
     if not sizes:
         raise damaged()
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
-    return Container(bytes(changed), width, height, bytes_per_pixel)
+    return sizes
 
 
 def _boxes(data: bytes, at: int, end: int, boxes: PartCounter) -> Iterator[Box]:
