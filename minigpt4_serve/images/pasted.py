@@ -10,13 +10,12 @@ from minigpt4_serve.images.formats import find_format
 __all__ = ["PastedImage", "find_pasted_images"]
 
 # Every quantifier is over one class of characters, so that a search takes linear time.
-_DATA_URL = re.compile(
-    r"data:[ \t]{0,8}([\w.+/-]{0,80})(?:;[ \t]{0,8}[\w.=-]{1,40}){0,4};[ \t]{0,8}base64,\s{0,16}",
+_IMAGE = re.compile(
+    r"data:[ \t]{0,8}(?P<type>[\w.+/-]{0,80})(?:;[ \t]{0,8}[\w.=-]{1,40}){0,4};[ \t]{0,8}base64,\s{0,16}"
+    # Or the first bytes of PNG, JPEG, GIF, WEBP, TIFF, or of a HEIF container (AVIF, HEIC).
+    r"|(?<![A-Za-z0-9+/_=%-])"
+    r"(?:iVBORw0KGgo|/9j/|\\/9j\\/|_9j_|R0lGOD|UklGR|SUkqA|TU0AK|AAAA[A-Za-z0-9+/_-]{1,2}Z0eX)",
     re.IGNORECASE,
-)
-# The first bytes of PNG, JPEG, GIF, WEBP, TIFF, and of a HEIF container (AVIF, HEIC).
-_BARE = re.compile(
-    r"(?<![A-Za-z0-9+/_=%-])(?:iVBORw0KGgo|/9j/|\\/9j\\/|_9j_|R0lGOD|UklGR|SUkqA|TU0AK|AAAA[A-Za-z0-9+/_-]{1,2}Z0eX)"
 )
 _LEAST_BARE_CHARS = 64
 # Base64 in either alphabet, also percent-encoded, or with slashes escaped as in some JSON.
@@ -42,17 +41,12 @@ class PastedImage:
 def find_pasted_images(text: str) -> Iterator[PastedImage]:
     """The encoded images in ``text``, in order."""
     at = 0
-    while True:
-        url = _DATA_URL.search(text, at)
-        # A data: URL is searched for first; bare text before it is looked at up to there.
-        bare = _BARE.search(text, at, url.start() if url else len(text))
-        found = bare or url
-        if found is None:
-            return
-        start = found.start() if found is bare else found.end()
+    while found := _IMAGE.search(text, at):
+        is_url = found["type"] is not None
+        start = found.end() if is_url else found.start()
         end = _end_of_base64(text, start)
         encoded = text[start:end].replace("\\r", "").replace("\\n", "").replace("\\", "")
-        declared = found is url and found[1].lower().startswith("image/")
+        declared = is_url and found["type"].lower().startswith("image/")
         if end > start and (declared or (len(encoded) >= _LEAST_BARE_CHARS and _begins_like_an_image(encoded))):
             yield PastedImage(found.start(), end, encoded)
         at = max(end, found.end())
