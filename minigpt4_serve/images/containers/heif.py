@@ -1,6 +1,6 @@
 """HEIF, the container of HEIC and AVIF: boxes. Metadata and further kinds of items are disabled in place.
 
-Positions in the file are absolute, so nothing is cut out: what decoders shall not read gets another name.
+Positions in the file are absolute, so nothing is cut out: what decoders must not read gets another name.
 """
 
 import struct
@@ -125,7 +125,9 @@ def _read_locations(data: bytes, at: int, boxes: PartCounter) -> dict[int, tuple
     """
     version = data[at]
     sizes = int.from_bytes(data[at + 4 : at + 6], "big")
-    offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+    offset_size = sizes >> 12
+    length_size = sizes >> 8 & 15
+    base_size = sizes >> 4 & 15
     index_size = sizes & 15 if version in (1, 2) else 0
     at += 6
     id_size = 4 if version >= 2 else 2

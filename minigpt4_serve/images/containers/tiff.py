@@ -7,11 +7,16 @@ from minigpt4_serve.images.containers.container import Container, damaged
 
 __all__ = ["read_tiff"]
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION = 256, 257, 258, 259, 274
-_SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 277, 322, 323
+_WIDTH = 256
+_HEIGHT = 257
+_COMPRESSION = 259
+_ORIENTATION = 274
+_TILE_WIDTH = 322
+_TILE_HEIGHT = 323
 _KEPT = frozenset(
     {
-        *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT),
+        *(_WIDTH, _HEIGHT, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT),
+        *(258, 277),  # bits, samples
         262,  # photometric interpretation
         266,  # fill order
         *(273, 278, 279, 324, 325),  # strips and tiles: offsets, rows, bytes
@@ -54,7 +59,8 @@ def read_tiff(data: bytes, max_frames: int) -> Container:
             entries.setdefault(tag, data[at : at + 12])
     if numbers.get(_COMPRESSION, 1) not in _COMPRESSIONS:
         raise InvalidImage("This TIFF's compression is not supported; save it as a PNG.")
-    width, height = numbers[_WIDTH], numbers[_HEIGHT]
+    width = numbers[_WIDTH]
+    height = numbers[_HEIGHT]
     if numbers.get(_TILE_WIDTH, 0) * numbers.get(_TILE_HEIGHT, 0) > _MAX_TILE_PIXELS:
         raise damaged()
     new_directory = len(data) + (len(data) & 1)
