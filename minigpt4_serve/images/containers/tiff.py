@@ -30,6 +30,8 @@ _KINDS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _MAX_TAG_BYTES = 2**19  # of one tag: offsets of 131,072 strips
 _MAX_TILE_PIXELS = 2**24
 # None, fax (3), LZW, JPEG, deflate (2), PackBits: what scanners, cameras and image programs write.
+_FAX = (2, 3, 4)
+_MAX_FAX_ROWS = 20_000  # libtiff reports damaged rows one by one on stderr
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32946, 32773})
 
 
@@ -57,10 +59,13 @@ def read_tiff(data: bytes, max_frames: int) -> Container:
             (numbers[tag],) = struct.unpack_from(f"{order}{letter}", data, where)
         if tag in _KEPT:
             entries.setdefault(tag, data[at : at + 12])
-    if numbers.get(_COMPRESSION, 1) not in _COMPRESSIONS:
+    compression = numbers.get(_COMPRESSION, 1)
+    if compression not in _COMPRESSIONS:
         raise InvalidImage("This TIFF's compression is not supported; save it as a PNG.")
     width = numbers[_WIDTH]
     height = numbers[_HEIGHT]
+    if compression in _FAX and height > _MAX_FAX_ROWS:
+        raise InvalidImage(f"This TIFF has more than {_MAX_FAX_ROWS} rows; save it as a PNG.")
     if numbers.get(_TILE_WIDTH, 0) * numbers.get(_TILE_HEIGHT, 0) > _MAX_TILE_PIXELS:
         raise damaged()
     new_directory = len(data) + (len(data) & 1)
