@@ -11,12 +11,14 @@ from typing import Any, TypedDict, TypeVar
 
 from langchain_core.messages import BaseMessage
 
+from minigpt4_serve.images import decode_base64, is_data_url
+from minigpt4_serve.images.pasted import find_pasted_images
+
 __all__ = ["StoredImage", "all_images", "extract_images"]
 
-# An image's data URL pasted into text.
-_PASTED_DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
 _HANDLE_NUMBER = re.compile(r"(?<!\d)\d+$")
-_DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"\s*data:[^,]*;\s*base64,", re.IGNORECASE)
+_CANONICAL = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 _M = TypeVar("_M", bound=BaseMessage)
 
@@ -92,9 +94,7 @@ def _rewrite(message: _M, handles: _Handles) -> _M:
 def _replace_images(content: Any, handles: _Handles) -> Any:
     """The content with text in place of its images; the same object if there are none."""
     if isinstance(content, str):
-        if _PASTED_DATA_URL.search(content) is None:
-            return content
-        return _PASTED_DATA_URL.sub(lambda found: handles.assign({"base64": found[1]}), content)
+        return _replace_pasted(content, handles)
     if isinstance(content, list):
         parts = [_replace_images(part, handles) for part in content]
         return content if all(after is before for after, before in zip(parts, content, strict=True)) else parts
@@ -102,10 +102,21 @@ def _replace_images(content: Any, handles: _Handles) -> Any:
         return content
     if (image := _find_image(content)) is not None:
         return {"type": "text", "text": handles.assign(image)}
-    for key in ("text", "content", "output", "value"):  # text, or a block that wraps others, such as a tool's result
+    # Text, or a block that wraps others, such as a tool's result.
+    for key in ("text", "content", "output", "value", "json", "result"):
         if key in content and (inner := _replace_images(content[key], handles)) is not content[key]:
             return {**content, key: inner}
     return content
+
+
+def _replace_pasted(text: str, handles: _Handles) -> str:
+    """Text with handles in place of the encoded images in it; the same object if there are none."""
+    parts: list[str] = []
+    end = 0
+    for image in find_pasted_images(text):
+        parts += [text[end : image.start], handles.assign({"base64": _canonical(image.base64)})]
+        end = image.end
+    return "".join([*parts, text[end:]]) if parts else text
 
 
 def _find_image(block: Mapping[str, Any]) -> StoredImage | None:
@@ -128,6 +139,14 @@ def _find_image(block: Mapping[str, Any]) -> StoredImage | None:
         source = inner if isinstance(inner, Mapping) else block
         data = source.get("base64") or source.get("data") or source.get("bytes")
         return _inline_image(data) if data else _linked_image(source.get("url") or source.get("file_uri"))
+    for name in ("inline_data", "inlineData", "file_data", "fileData"):  # Google's
+        inner = block.get(name)
+        if isinstance(inner, Mapping):
+            mime = str(inner.get("mime_type") or inner.get("mimeType") or "")
+            if not mime.lower().startswith("image/"):
+                return None
+            address = inner.get("file_uri") or inner.get("fileUri")
+            return _linked_image(address) if address else _inline_image(inner.get("data"))
     if kind is None and isinstance(block.get("image"), Mapping):
         inner = block["image"].get("source")
         return _inline_image(inner.get("bytes") if isinstance(inner, Mapping) else None)
@@ -137,13 +156,23 @@ def _find_image(block: Mapping[str, Any]) -> StoredImage | None:
 def _inline_image(data: Any) -> StoredImage:
     if isinstance(data, (bytes, bytearray)):
         return {"base64": base64.b64encode(data).decode()}
-    if not isinstance(data, str) or data[:5].lower() == "data:":
+    if not isinstance(data, str) or is_data_url(data):
         return _linked_image(data)
-    return {"base64": "".join(data.split()) if "\n" in data else data}
+    return {"base64": _canonical(data)}
+
+
+def _canonical(encoded: str) -> str:
+    """Base64 text in the standard alphabet, with padding and without breaks; unchanged if it can't be decoded."""
+    if _CANONICAL.fullmatch(encoded):
+        return encoded
+    try:
+        return base64.b64encode(decode_base64(encoded)).decode()
+    except ValueError:
+        return encoded
 
 
 def _linked_image(url: Any) -> StoredImage:
     if not isinstance(url, str) or not url:
         return {"refused": "This picture can't be opened where it is stored; send its data or a URL instead."}
     found = _DATA_URL.match(url)
-    return {"base64": url[found.end() :]} if found else {"url": url}
+    return {"base64": _canonical(url[found.end() :])} if found else {"url": url}

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from minigpt4_serve.errors import MiniGPT4Error
+from minigpt4_serve.images import ImageLimits, decode_image, validate_image
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
 from minigpt4_serve.settings import ModelSettings
@@ -149,8 +150,8 @@ def self_test(settings: ModelSettings) -> Finding:
         return Finding("self-test", f"skipped: {settings.path} has no {SELF_TEST}", "note")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        with Image.open(settings.path / stored["image"]) as image:
-            image.load()
+        data = (settings.path / stored["image"]).read_bytes()
+        image = decode_image(validate_image(data, ImageLimits()).data)
         expected = stored["answer"]
         answer = _ask(settings, image, stored["question"])
     except MiniGPT4Error as error:

@@ -13,7 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.images import EncodedImage, ImageLimits, decode_image, parse_data_url, validate_image
+from minigpt4_serve.images import (
+    EncodedImage,
+    ImageLimits,
+    decode_pixels,
+    format_names,
+    is_data_url,
+    parse_data_url,
+    run_image_work,
+    to_portable,
+    validate_image,
+)
 from minigpt4_serve.images.fetch import ImageFetcher
 
 __all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each"]
@@ -59,18 +69,19 @@ class PictureSources:
             InvalidImage, PayloadTooLarge: it can't be used.
         """
         reference = reference.strip()
-        if reference[:5].lower() == "data:":
-            return await asyncio.to_thread(self._checked, lambda: parse_data_url(reference, self.limits))
+        if is_data_url(reference):
+            return await run_image_work(lambda: self._checked(parse_data_url(reference, self.limits)))
         if "://" in reference or reference[:5].lower() == "file:":
             fetched = await self._fetch(reference)
-            return await asyncio.to_thread(self._checked, lambda: validate_image(fetched, self.limits))
-        return await asyncio.to_thread(self._checked, lambda: validate_image(self._read_file(reference), self.limits))
+            return await run_image_work(lambda: self._checked(validate_image(fetched, self.limits)))
+        data = await asyncio.to_thread(self._read_file, reference)
+        return await run_image_work(lambda: self._checked(validate_image(data, self.limits)))
 
-    def _checked(self, read: Callable[[], EncodedImage]) -> EncodedImage:
-        """An image that can be decoded; others are never sent to a server."""
-        picture = read()
-        decode_image(picture.data)
-        return picture
+    @staticmethod
+    def _checked(picture: EncodedImage) -> EncodedImage:
+        """An image that can be decoded, in a format that every server supports; others are never sent to a server."""
+        decode_pixels(picture.data)
+        return to_portable(picture)
 
     async def _fetch(self, url: str) -> bytes:
         if not url.lower().startswith("https://"):
@@ -88,7 +99,7 @@ class PictureSources:
         try:
             with os.fdopen(os.open(path, flags), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise InvalidRequest("This is not a file. Give the path of a PNG, JPEG, WEBP, GIF or BMP.")
+                    raise InvalidRequest(f"This is not a file. Give the path of a {format_names()}.")
                 data = file.read(self.limits.max_bytes + 1)
         except OSError as error:
             raise InvalidRequest("There is no readable picture at this path; check the name.") from error
