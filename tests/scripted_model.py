@@ -22,7 +22,7 @@ def call_vision_tool(question: str, *images: str, call_id: str = "call_1") -> AI
 
 def repeat_tool_answer(messages: Sequence[BaseMessage]) -> AIMessage:
     """A turn that repeat_tool_answer the tool's answer."""
-    return AIMessage(str(messages[-1].content).split("<picture_answer>\n")[-1].split("\n</picture_answer>")[0])
+    return AIMessage(str(messages[-1].content).split("<picture_answer id=", 1)[1].split("\n", 1)[1].rsplit("\n", 1)[0])
 
 
 class ScriptedModel(BaseChatModel):

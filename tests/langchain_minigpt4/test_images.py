@@ -1,7 +1,10 @@
 """Every form of picture that providers put into messages becomes a handle, and nothing else does."""
 
 import base64
+import json
+import re
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from drawing import draw, encode
@@ -11,6 +14,9 @@ from langchain_minigpt4.images import all_images, extract_images
 DATA = encode(draw())
 B64 = base64.b64encode(DATA).decode()
 URL = f"data:image/png;base64,{B64}"
+URL_SAFE = base64.urlsafe_b64encode(DATA).decode()
+LINES = base64.encodebytes(DATA).decode()
+PERCENT_ENCODED = f"data:image/png;base64,{quote(B64, safe='')}"
 FAR = "https://example.com/a.png"
 
 FORMS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
@@ -41,6 +47,22 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "drawn by a model": ({"type": "image_generation_call", "id": "1", "result": B64}, {"base64": B64}),
     "google": ({"type": "media", "mime_type": "image/png", "data": DATA}, {"base64": B64}),
     "amazon": ({"image": {"format": "png", "source": {"bytes": DATA}}}, {"base64": B64}),
+    "google, inline": ({"inline_data": {"mime_type": "image/png", "data": B64}}, {"base64": B64}),
+    "google, inline in camel case": ({"inlineData": {"mimeType": "image/png", "data": DATA}}, {"base64": B64}),
+    "google, address": ({"fileData": {"mimeType": "image/png", "fileUri": FAR}}, {"url": FAR}),
+    "mcp, embedded": (
+        {"type": "resource", "resource": {"uri": "a://b", "mimeType": "image/png", "blob": B64}},
+        {"base64": B64},
+    ),
+    "openai, file": ({"type": "file", "file": {"filename": "a.png", "file_data": URL}}, {"base64": B64}),
+    "openai responses, file": ({"type": "input_file", "file_data": URL}, {"base64": B64}),
+    "hugging face": ({"type": "image", "image": URL}, {"base64": B64}),
+    "hugging face, address": ({"type": "image", "image": FAR}, {"url": FAR}),
+    "ai sdk": ({"type": "image", "image": B64, "mediaType": "image/png"}, {"base64": B64}),
+    "url-safe": ({"type": "image", "base64": URL_SAFE, "mime_type": "image/png"}, {"base64": B64}),
+    "no padding": ({"type": "image_url", "image_url": {"url": URL.rstrip("=")}}, {"base64": B64}),
+    "leading blank": ({"type": "image_url", "image_url": {"url": f" {URL}\n"}}, {"base64": B64}),
+    "percent-encoded": ({"type": "image_url", "image_url": {"url": PERCENT_ENCODED}}, {"base64": B64}),
     "mcp": ({"type": "image", "data": B64, "mimeType": "image/png"}, {"base64": B64}),
 }
 
@@ -121,12 +143,66 @@ def test_a_handle_is_never_given_twice() -> None:
         f"see {URL.upper()[:22]}{URL[22:]} here",
         f"data:image/png;charset=utf-8;base64,{B64}",
         f"<{URL}>",
+        f"Look: data:image/png;base64,{LINES}",
+        "Look: data:image/png;base64," + LINES.replace("\n", "\r\n") + "What is it?",
+        f"data:image/png;base64,\n{LINES}",
+        f"Look: {PERCENT_ENCODED} here",
+        f"Look: data:image/png;base64,{URL_SAFE.rstrip('=')}\nWhat is it?",
+        f"<img src='data:image/png;base64,{LINES}'>",
     ],
 )
 def test_pasted_addresses(pasted: str) -> None:
     (changed,), new = extract_images([HumanMessage(pasted)], {}, max_bytes=10**6)
     assert new == {"image_1": {"base64": B64}}
     assert B64 not in str(changed.content)
+
+
+TOOL_TEXTS = {
+    "bare": B64,
+    "bare, in lines": LINES,
+    "bare, in a sentence": f"The screenshot: {B64} (PNG)",
+    "json": json.dumps({"size": [3, 4], "screenshot": B64}),
+    "json, in lines": json.dumps({"screenshot": LINES}),
+    "json, escaped slashes": json.dumps({"screenshot": B64}).replace("/", "\\/"),
+    "json, data address": json.dumps([{"url": URL}]),
+    "json, google": json.dumps({"parts": [{"inlineData": {"mimeType": "image/png", "data": B64}}]}),
+    "python": str({"screenshot": B64}),
+    "untyped address": f"data:;base64,{B64}",
+    "octets": f"data:application/octet-stream;base64,{B64}",
+}
+
+
+@pytest.mark.parametrize("name", TOOL_TEXTS)
+def test_base64_in_a_tools_text_becomes_a_handle(name: str) -> None:
+    (changed,), new = extract_images([ToolMessage(TOOL_TEXTS[name], tool_call_id="1")], {}, max_bytes=10**6)
+    assert new == {"image_1": {"base64": B64}}
+    assert "[image_1:" in str(changed.content)
+    assert not re.search(r"[A-Za-z0-9+/]{30}", str(changed.content))
+    if name.startswith("json"):
+        json.loads(str(changed.content))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP"])
+def test_bare_base64_of_other_formats_is_found(kind: str) -> None:
+    data = base64.b64encode(encode(draw(), kind)).decode()
+    assert extract_images([ToolMessage(data, tool_call_id="1")], {}, max_bytes=10**6)[1] == {
+        "image_1": {"base64": data}
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.b64encode(b"%PDF-1.7 " + bytes(100)).decode(),
+        "Qk" + "A" * 100,  # two letters of BMP and no size
+        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIn0",
+        "/usr/share/a/very/long/path/of/a/program/that/nobody/installed",
+        "iVBORw0KGgo is how PNG begins",
+        f"data:application/pdf;base64,{base64.b64encode(b'%PDF-1.7 ' + bytes(100)).decode()}",
+    ],
+)
+def test_other_long_words_stay(text: str) -> None:
+    assert extract_images([ToolMessage(text, tool_call_id="1")], {}, max_bytes=10**6) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -136,6 +212,7 @@ def test_pasted_addresses(pasted: str) -> None:
         ({"type": "image", "file_id": "file-1"}, "send its data"),
         ({"type": "input_image", "file_id": "file-1"}, "send its data"),
         ({"type": "image_url", "image_url": {}}, "send its data"),
+        ({"type": "image", "image": "/home/me/a.png"}, "send its data"),
         ({"type": "image", "base64": "A" * 4000, "mime_type": "image/png"}, "more than"),
     ],
 )

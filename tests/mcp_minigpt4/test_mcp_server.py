@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ async def use(client: Client, first: str, second: str) -> None:
 
     result = await client.call_tool(TOOL, {"images": [first], "question": "Colour?"}, progress_callback=progress)
     assert not result.is_error
-    assert "<picture_answer>\nred\n</picture_answer>" in words(result)
+    assert re.search(r'<picture_answer id="(\w+)">\nred\n</picture_answer id="\1">', words(result))
     answer = VisionAnswer.model_validate(result.structured_content)
     assert answer.text == "red"
     assert answer.usage is not None
