@@ -22,6 +22,7 @@ from minigpt4_bots.telegram.markup import telegram_html
 
 from minigpt4_serve.boxes import colour_phrases, parse_groundings, plain_text
 from minigpt4_serve.client.untrusted_text import delimit, sanitize
+from minigpt4_serve.images import find_images
 from minigpt4_serve.weights import key_maps
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,13 @@ REPEATED = (
     ),
 )
 ENDINGS = ("", "`", "\x00")
+LINES = (
+    "A" * 76 + "\n",
+    "Qk" + "A" * 74 + "\n",
+    "data:;base64," + "A" * 76 + "\n",
+    "data:image/png;base64,AAAA ",
+    "<p>a</p> " + BOX,
+)
 LENGTH = 24_000  # characters: a linear search takes less than 10 ms, a quadratic one more than 150
 BOUND_S = 0.05
 ANCHORED = {"match", "fullmatch"}
@@ -192,13 +200,17 @@ def test_an_expression_searches_in_linear_time(expression: Expression) -> None:
         colour_phrases,
         lambda text: colour_phrases(text, finished=False),
         lambda text: delimit(sanitize(text, 10_000)[0]),
+        lambda text: list(find_images(text)),
         safe_markdown,
         telegram_html,
     ],
-    ids=["plain_text", "parse_groundings", "colour_phrases", "unfinished", "delimit", "safe_markdown", "telegram_html"],
+    ids=[
+        *("plain_text", "parse_groundings", "colour_phrases", "unfinished", "delimit", "find_images"),
+        *("safe_markdown", "telegram_html"),
+    ],
 )
 def test_readers_of_answers_take_linear_time(read: Callable[[str], object]) -> None:
-    texts = [(beginning + unit * 4000)[:4000] for beginning in ("", "[](", BOX, "<") for unit in REPEATED]
+    texts = [(beginning + unit * 4000)[:4000] for beginning in ("", "[](", BOX, "<") for unit in REPEATED + LINES]
     slow = [text[:20] for text in texts if all(_cpu_seconds(lambda text=text: read(text)) > 0.5 for _ in range(3))]  # type: ignore[misc]
     assert not slow
 

@@ -9,7 +9,9 @@ from urllib.parse import quote
 import pytest
 from drawing import draw, encode
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_minigpt4 import ImageHandles
 from langchain_minigpt4.images import all_images, extract_images
+from langchain_minigpt4.middleware import _merge
 
 DATA = encode(draw())
 B64 = base64.b64encode(DATA).decode()
@@ -221,3 +223,37 @@ def test_what_cant_be_kept_says_why(block: dict[str, Any], why: str) -> None:
     assert "[image_1:" in str(changed[0].content)
     assert why in new["image_1"]["refused"]
     assert why in str(changed[0].content), "no call is wasted"
+
+
+def _state(**options: Any) -> list[str]:
+    """The handles that are kept of six images, three in a message and three in another."""
+    middleware = ImageHandles(**options)
+    known: Any = {}
+    for first in (0, 3):
+        blocks = [
+            {"type": "image", "base64": encode_number(first + number), "mime_type": "image/png"} for number in range(3)
+        ]
+        update = middleware.before_model({"messages": [HumanMessage(blocks, id="1")], "minigpt4_images": known}, None)  # type: ignore[arg-type,typeddict-item]
+        assert update is not None
+        known = _merge(known, [update["minigpt4_images"]])
+    return list(known)
+
+
+def encode_number(number: int) -> str:
+    return base64.b64encode(DATA + bytes([number])).decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, [1, 2, 3, 4, 5, 6]),
+        ({"max_images": 6}, [1, 2, 3, 4, 5, 6]),
+        ({"max_images": 5}, [2, 3, 4, 5, 6]),
+        ({"max_images": 2}, [5, 6]),
+        ({"max_total_bytes": (len(DATA) + 3) * 4}, [3, 4, 5, 6]),
+        ({"max_total_bytes": 10}, [6]),
+        ({"max_images": 0}, [6]),
+    ],
+)
+def test_the_oldest_images_are_dropped(options: dict[str, int], kept: list[int]) -> None:
+    assert _state(**options) == [f"image_{number}" for number in kept]

@@ -1,6 +1,8 @@
 """The vision tool against the fake server: handles, files, answers, failures, LangChain's own suites."""
 
 import base64
+import copy
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -338,3 +340,21 @@ class TestToolIntegration(ToolsIntegrationTests):
     @property
     def tool_invoke_params_example(self) -> dict[str, Any]:
         return {"question": "What is it?", "images": [f"data:image/png;base64,{encode_base64('red')}"]}
+
+
+def test_copies_of_the_tool_work(server: OpenAIServer) -> None:
+    tool = MiniGPT4VisionTool(api_key=KEY, max_answer_chars=77)
+    call(tool, messages=[human("red")], images=["image_1"])
+    for made in (copy.deepcopy(tool), pickle.loads(pickle.dumps(tool)), tool.model_copy(deep=True)):
+        assert made.max_answer_chars == 77
+        assert made.api_key == tool.api_key
+        assert call(made, messages=[human("red")], images=["image_1"]).artifact["text"] == "red"
+
+
+def test_a_dropped_image_is_explained() -> None:
+    known = {f"image_{number}": {"base64": encode_base64("red")} for number in range(7, 60)}
+    message = call(MiniGPT4VisionTool(), state={"messages": [], "minigpt4_images": known}, images=["image_3"])
+    assert message.status == "error"
+    assert "image_59" in str(message.content)
+    assert "no longer kept" in str(message.content)
+    assert len(str(message.content)) < 500
