@@ -9,7 +9,10 @@ import ast
 import importlib
 import inspect
 import itertools
+import json
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -213,6 +216,43 @@ def test_readers_of_answers_take_linear_time(read: Callable[[str], object]) -> N
     texts = [(beginning + unit * 4000)[:4000] for beginning in ("", "[](", BOX, "<") for unit in REPEATED + LINES]
     slow = [text[:20] for text in texts if all(_cpu_seconds(lambda text=text: read(text)) > 0.5 for _ in range(3))]  # type: ignore[misc]
     assert not slow
+
+
+# A literal after what an operand can follow, so that a division isn't taken for one.
+_JS_LITERAL = re.compile(r"(?:[=(,:?\[]|return)\s*(/(?![/*])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n\[])+/[a-z]*)")
+_JS_TIMER = """
+const { literals, texts, bound } = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const isSlow = (find) => [1, 2, 3].every(() => {
+  const before = process.cpuUsage();
+  find();
+  return process.cpuUsage(before).user > bound * 1e6;
+});
+console.log(JSON.stringify(literals.map((literal) => {
+  const [, source, flags] = literal.match(/^\\/([^]*)\\/([a-z]*)$/);
+  const expression = new RegExp(source, flags.includes("g") ? flags : flags + "g");
+  return texts.find((text) => isSlow(() => [...text.matchAll(expression)]))?.slice(0, 20) ?? null;
+})));
+"""
+
+
+def _slow_texts_of_scripts(literals: list[str]) -> list[str | None]:
+    """For each expression in JavaScript, the beginning of a text that takes too long, if there is one."""
+    given = json.dumps({"literals": literals, "texts": TEXTS, "bound": BOUND_S})
+    done = subprocess.run(
+        ["node", "-e", _JS_TIMER], input=given, capture_output=True, text=True, timeout=500, check=True
+    )
+    found: list[str | None] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js")
+def test_expressions_of_the_page_search_in_linear_time() -> None:
+    scripts = [file for file in sorted((ROOT / "minigpt4_serve").rglob("*.js")) if "vendor" not in file.parts]
+    literals = [literal for file in scripts for literal in _JS_LITERAL.findall(file.read_text(encoding="utf-8"))]
+    assert len(literals) >= 12
+    *found, known = _slow_texts_of_scripts([*literals, "/(a.)+$/"])
+    assert known is not None
+    assert {literal: text for literal, text in zip(literals, found, strict=True) if text is not None} == {}
 
 
 @pytest.mark.parametrize("pattern", [r"\s*x", r"a*b", r"\([^)]*\)", r"<p>[^/]*</p>", r"(\w+\.)+$"])

@@ -136,14 +136,14 @@ def _find_image(block: Mapping[str, Any]) -> StoredImage | None:
         return _inline_image(block.get("result"))
     for key in ("inline_data", "inlineData", "file_data", "fileData", "resource"):
         if isinstance(inner := block.get(key), Mapping) and _is_image_type(inner):
-            return _image_of(inner)
+            return _read_image(inner)
     if kind in ("file", "input_file"):
         file = block["file"] if isinstance(block.get("file"), Mapping) else block
         if (data := str(file.get("file_data") or "").strip())[:11].lower() == "data:image/":
             return _linked_image(data)
     inner = block.get("source")
     if kind == "image" or (kind in ("file", "media") and _is_image_type(block)):
-        return _image_of(inner if isinstance(inner, Mapping) else block)
+        return _read_image(inner if isinstance(inner, Mapping) else block)
     if kind is None and isinstance(block.get("image"), Mapping):
         inner = block["image"].get("source")
         return _inline_image(inner.get("bytes") if isinstance(inner, Mapping) else None)
@@ -155,7 +155,7 @@ def _is_image_type(block: Mapping[str, Any]) -> bool:
     return str(declared or "").lower().startswith("image/")
 
 
-def _image_of(block: Mapping[str, Any]) -> StoredImage:
+def _read_image(block: Mapping[str, Any]) -> StoredImage:
     data = next((block[key] for key in ("base64", "data", "bytes", "blob", "image") if block.get(key)), None)
     if data:
         return _inline_image(data)

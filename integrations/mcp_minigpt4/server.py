@@ -58,7 +58,7 @@ class _RootsRequest(BaseModel):
     """``roots/list``, without the SDK's check of the result, which refuses all roots for one that is no folder."""
 
     method: ClassVar[str] = "roots/list, unchecked"  # the SDK checks results of the methods in its tables
-    sent: Literal["roots/list"] = Field("roots/list", serialization_alias="method")
+    sent: Literal["roots/list"] = Field(default="roots/list", serialization_alias="method")
 
 
 class _Roots(BaseModel):
@@ -151,9 +151,10 @@ async def _ask_for_roots(context: Context, timeout_s: float) -> _Roots:
     """The client's roots; none if it answers with an error, or not in time."""
     request: Any = _RootsRequest()
     try:
-        return await context.session.send_request(request, _Roots, request_read_timeout_seconds=timeout_s)
+        roots: _Roots = await context.session.send_request(request, _Roots, request_read_timeout_seconds=timeout_s)
     except (MCPError, TimeoutError, ValidationError):
         return _Roots()
+    return roots
 
 
 def _folders(roots: ListRootsResult | _Roots) -> list[Path]:

@@ -29,7 +29,7 @@ class FoundBox(BaseModel):
     right: int
     bottom: int
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """One line of text."""
         place = f"{self.left}–{self.right} % from the left, {self.top}–{self.bottom} % from the top"
         return f"{self.phrase or 'box'}: {place}"
@@ -74,7 +74,7 @@ class VisionAnswer(BaseModel):
 
     def for_model(self) -> str:
         """The answer as another model may read it: between marks of this answer, with boxes in words."""
-        lines = [box.in_words() for box in self.boxes]
+        lines = [box.describe() for box in self.boxes]
         return delimit("\n".join([self.text, *lines]).strip(), truncated=self.truncated, mark=self._mark)
 
 
@@ -125,7 +125,7 @@ def _found_boxes(groundings: Sequence[Grounding], max_chars: int) -> tuple[tuple
         phrase = " ".join(sanitize(found.phrase or "", _MAX_PHRASE_CHARS)[0].split()) or None
         for box in found.boxes:
             new = FoundBox(phrase=phrase, left=box.left, top=box.top, right=box.right, bottom=box.bottom)
-            max_chars -= len(new.in_words()) + 1
+            max_chars -= len(new.describe()) + 1
             if max_chars < 0 and boxes:
                 return tuple(boxes), True
             boxes.append(new)

@@ -160,7 +160,7 @@ def _similar(given: Path, root: Path, spelling: str) -> Path | None:
     return current
 
 
-def _below(parts: Sequence[str], folder: Sequence[str]) -> Sequence[str] | None:
+def _below(parts: tuple[str, ...], folder: tuple[str, ...]) -> tuple[str, ...] | None:
     """The parts of an absolute path that are below a folder."""
     if len(parts) <= len(folder) or any(_key(a) != _key(b) for a, b in zip(parts[: len(folder)], folder, strict=True)):
         return None

@@ -75,8 +75,8 @@ def _end_of_payload(text: str, first: re.Match[str]) -> int:
     """Where base64 ends that begins with the run ``first``.
 
     It goes on after a line break while lines are equally long; the first may be shorter, because it shares its line
-    with the header, and so may the last. A word in a line of its own after the last line isn't told apart from it if
-    the data needs no padding and fills its lines.
+    with the header, and so may the last. If the data needs no padding and fills its lines, a word in a line of its own
+    after them counts as another line.
     """
     end = first.end()
     width = _length(first)

@@ -198,7 +198,7 @@ def test_bare_base64_of_other_formats_is_found(kind: str) -> None:
         base64.b64encode(b"%PDF-1.7 " + bytes(100)).decode(),
         "Qk" + "A" * 100,  # two letters of BMP and no size
         "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIn0",
-        "/usr/share/a/very/long/path/of/a/program/that/nobody/installed",
+        "/usr/share/a/very/long/path/of/a/program/that/was/never/installed",
         "iVBORw0KGgo is how PNG begins",
         f"data:application/pdf;base64,{base64.b64encode(b'%PDF-1.7 ' + bytes(100)).decode()}",
     ],
