@@ -138,8 +138,10 @@ class ServeSettings(_Settings):
     max_images_per_request: int = Field(default=8, ge=1)
     max_image_bytes: int = Field(default=20 * 2**20, ge=1)
     """Largest picture, encoded, in bytes."""
-    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    max_image_pixels: int = Field(default=52_000_000, ge=1)
     """Largest picture, decoded, in pixels (width × height)."""
+    max_decode_bytes: int = Field(default=288 * 2**20, ge=1)
+    """Most memory for decoding one picture, in bytes."""
     max_image_frames: int = Field(default=1000, ge=1)
     """Longest animation, in frames; only the first one is used."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)

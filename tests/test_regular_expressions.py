@@ -25,7 +25,7 @@ from minigpt4_bots.telegram.markup import telegram_html
 
 from minigpt4_serve.boxes import colour_phrases, parse_groundings, plain_text
 from minigpt4_serve.client.untrusted_text import delimit, sanitize
-from minigpt4_serve.images import find_images
+from minigpt4_serve.images.pasted import find_pasted_images
 from minigpt4_serve.weights import key_maps
 
 ROOT = Path(__file__).parents[1]
@@ -203,7 +203,7 @@ def test_an_expression_searches_in_linear_time(expression: Expression) -> None:
         colour_phrases,
         lambda text: colour_phrases(text, finished=False),
         lambda text: delimit(sanitize(text, 10_000)[0]),
-        lambda text: list(find_images(text)),
+        lambda text: list(find_pasted_images(text)),
         safe_markdown,
         telegram_html,
     ],

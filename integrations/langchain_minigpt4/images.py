@@ -11,12 +11,14 @@ from typing import Any, TypedDict, TypeVar
 
 from langchain_core.messages import BaseMessage
 
-from minigpt4_serve.images import find_images, standard_base64
+from minigpt4_serve.images import decode_base64, is_data_url
+from minigpt4_serve.images.pasted import find_pasted_images
 
 __all__ = ["StoredImage", "all_images", "extract_images"]
 
 _HANDLE_NUMBER = re.compile(r"(?<!\d)\d+$")
-_DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:[^,]*;\s*base64,", re.IGNORECASE)
+_CANONICAL = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 _OTHER_FILES = frozenset({"audio", "document", "file", "input_audio", "input_file", "media", "video"})
 _MAX_DEPTH = 20  # of blocks within blocks
 
@@ -114,8 +116,8 @@ def _replace_images(content: Any, handles: _Handles, depth: int = 0) -> Any:
 def _replace_in_text(text: str, handles: _Handles) -> str:
     parts: list[str] = []
     end = 0
-    for found in find_images(text):
-        parts += [text[end : found.start], handles.assign({"base64": found.base64})]
+    for found in find_pasted_images(text):
+        parts += [text[end : found.start], handles.assign({"base64": _canonical(found.base64)})]
         end = found.end
     return "".join([*parts, text[end:]]) if parts else text
 
@@ -167,11 +169,21 @@ def _read_image(block: Mapping[str, Any]) -> StoredImage:
 def _inline_image(data: Any) -> StoredImage:
     if isinstance(data, (bytes, bytearray)):
         return {"base64": base64.b64encode(data).decode()}
-    if not isinstance(data, str) or ":" in data[:10]:
+    if not isinstance(data, str) or is_data_url(data) or "://" in data[:10]:
         return _linked_image(data)
     if "." in data:  # a path
         return _linked_image(None)
-    return {"base64": standard_base64(data)}
+    return {"base64": _canonical(data)}
+
+
+def _canonical(encoded: str) -> str:
+    """Base64 text in the standard alphabet, with padding and without breaks; unchanged if it can't be decoded."""
+    if _CANONICAL.fullmatch(encoded):
+        return encoded
+    try:
+        return base64.b64encode(decode_base64(encoded)).decode()
+    except ValueError:
+        return encoded
 
 
 def _linked_image(url: Any) -> StoredImage:
@@ -179,4 +191,4 @@ def _linked_image(url: Any) -> StoredImage:
         return {"refused": "This picture can't be opened where it is stored; send its data or a URL instead."}
     url = url.strip()
     found = _DATA_URL.match(url)
-    return {"base64": standard_base64(url[found.end() :])} if found else {"url": url}
+    return {"base64": _canonical(url[found.end() :])} if found else {"url": url}

@@ -16,8 +16,19 @@ from typing import Any
 
 from minigpt4_serve.client.image_paths import find_file, open_beneath, strip_quotes
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.images import EncodedImage, ImageLimits, decode_image, find_images, parse_data_url, validate_image
+from minigpt4_serve.images import (
+    EncodedImage,
+    ImageLimits,
+    decode_pixels,
+    format_names,
+    is_data_url,
+    parse_data_url,
+    run_image_work,
+    to_portable,
+    validate_image,
+)
 from minigpt4_serve.images.fetch import ImageFetcher
+from minigpt4_serve.images.pasted import find_pasted_images
 
 __all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each", "split_references"]
 
@@ -59,9 +70,7 @@ class PictureSources:
     def lacks_file(self, reference: str) -> bool:
         """Whether a reference is a path, and no file in the allowed folders has it."""
         given = strip_quotes(reference)
-        if given[:5].lower() == "data:" or ("://" in given and given[:5].lower() != "file:"):
-            return False
-        if next(find_images(given), None) is not None:
+        if is_data_url(given) or ("://" in given and given[:5].lower() != "file:") or _bare_base64(given) is not None:
             return False
         found = find_file(self.folders, reference.strip())
         return found is None or not found[1].exists()
@@ -74,23 +83,23 @@ class PictureSources:
             InvalidImage, PayloadTooLarge: it can't be used.
         """
         given = strip_quotes(reference)
-        if given[:5].lower() == "data:":
-            return await asyncio.to_thread(self._checked, lambda: parse_data_url(given, self.limits))
-        if (pasted := next(find_images(given), None)) and pasted.end - pasted.start == len(given):
-            url = f"data:;base64,{pasted.base64}"
-            return await asyncio.to_thread(self._checked, lambda: parse_data_url(url, self.limits))
+        if is_data_url(given):
+            return await run_image_work(lambda: self._checked(parse_data_url(given, self.limits)))
+        if (pasted := _bare_base64(given)) is not None:
+            url = f"data:;base64,{pasted}"
+            return await run_image_work(lambda: self._checked(parse_data_url(url, self.limits)))
         is_file_url = given[:5].lower() == "file:"
         if not self.folders if is_file_url else "://" in given:
             fetched = await self._fetch(given)
-            return await asyncio.to_thread(self._checked, lambda: validate_image(fetched, self.limits))
-        path = reference.strip()
-        return await asyncio.to_thread(self._checked, lambda: validate_image(self._read_file(path), self.limits))
+            return await run_image_work(lambda: self._checked(validate_image(fetched, self.limits)))
+        data = await asyncio.to_thread(self._read_file, reference.strip())
+        return await run_image_work(lambda: self._checked(validate_image(data, self.limits)))
 
-    def _checked(self, read: Callable[[], EncodedImage]) -> EncodedImage:
-        """An image that can be decoded; others are never sent to a server."""
-        picture = read()
-        decode_image(picture.data)
-        return picture
+    @staticmethod
+    def _checked(picture: EncodedImage) -> EncodedImage:
+        """An image that can be decoded, in a format that every server supports; others are never sent to a server."""
+        decode_pixels(picture.data)
+        return to_portable(picture)
 
     async def _fetch(self, url: str) -> bytes:
         if not url.lower().startswith("https://"):
@@ -110,13 +119,19 @@ class PictureSources:
         try:
             with os.fdopen(open_beneath(*found), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise InvalidRequest("This is not a file. Give the path of a PNG, JPEG, WEBP, GIF or BMP.")
+                    raise InvalidRequest(f"This is not a file. Give the path of a {format_names()}.")
                 data = file.read(self.limits.max_bytes + 1)
         except OSError as error:
             raise InvalidRequest("There is no readable picture at this path; check the name.") from error
         if len(data) > self.limits.max_bytes:
             raise PayloadTooLarge(f"The picture's file has more than {self.limits.max_bytes / 2**20:.0f} MiB.")
         return data
+
+
+def _bare_base64(text: str) -> str | None:
+    """Base64 of an image that is the whole text; None if the text is anything else."""
+    found = next(find_pasted_images(text), None)
+    return found.base64 if found is not None and (found.start, found.end) == (0, len(text)) else None
 
 
 def split_references(written: Any) -> Any:

@@ -1,8 +1,8 @@
 """Questions about images: a small layer over ``ChatClient`` that builds the message and caches answers."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from pydantic import SecretStr
@@ -12,7 +12,7 @@ from minigpt4_serve.client.answers import AnswerCache, Progress, VisionAnswer, m
 from minigpt4_serve.client.chat_client import ChatClient
 from minigpt4_serve.client.events import Completed, Queued, Retrying, TextDelta
 from minigpt4_serve.errors import InvalidRequest
-from minigpt4_serve.images import EncodedImage, image_url_part
+from minigpt4_serve.images import EncodedImage, image_url_part, run_image_work
 
 __all__ = ["DEFAULT_QUESTION", "VisionClient"]
 
@@ -105,7 +105,7 @@ class VisionClient:
         if cached := self._cache.get((digests, question, self._chat.model)):
             yield cached
             return
-        parts = [await asyncio.to_thread(image_url_part, picture.data) for picture in pictures]
+        parts = [await run_image_work(partial(image_url_part, picture.data)) for picture in pictures]
         messages: list[dict[str, Any]] = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
         # The notation of boxes and invisible characters are removed later: more is read than is kept.
         room = 2 * self._max_chars

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from minigpt4_serve.images import to_rgb
+from minigpt4_serve.images import DecodedImage
 
 __all__ = ["MiniGPT4ImageProcessor"]
 
@@ -30,9 +30,10 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.image_size = image_size
 
-    def to_tensor(self, image: Image.Image) -> torch.Tensor:
+    def to_tensor(self, image: Image.Image | DecodedImage) -> torch.Tensor:
         """One image as float32 ``[3, image_size, image_size]``."""
-        square = _resize_to_square(to_rgb(image), self.image_size)
+        decoded = image if isinstance(image, DecodedImage) else DecodedImage(image)
+        square = _resize_to_square(decoded, self.image_size)
         pixels = torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float().div(255)  # [3, side, side]
         mean = torch.tensor(_MEAN).view(3, 1, 1)
         std = torch.tensor(_STD).view(3, 1, 1)
@@ -47,14 +48,18 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
-def _resize_to_square(image: Image.Image, side: int) -> Image.Image:
+def _resize_to_square(image: DecodedImage, side: int) -> Image.Image:
     """Resize in two passes, one per axis.
 
     The order of the passes changes pixels, because values that overshoot are clipped in between, and Pillow 13 changed
     its order for tall images. Two explicit passes in the order of older versions, with which the original's numbers
-    were recorded, give the same pixels with every version of Pillow.
+    were recorded, give the same pixels with every version of Pillow. The first pass goes strip by strip, so that a
+    large image needs no second copy.
     """
     width, height = image.size
     tall = height - side > 2 * max(width - side, 0)
-    first_pass = (width, side) if tall else (side, height)
-    return image.resize(first_pass, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.BICUBIC)
+    between = Image.new("RGB", (width, side) if tall else (side, height))
+    for (left, top, right, bottom), strip in image.columns() if tall else image.rows():
+        size = (right - left, side) if tall else (side, bottom - top)
+        between.paste(strip.resize(size, Image.Resampling.BICUBIC), (left, top))
+    return between.resize((side, side), Image.Resampling.BICUBIC)

@@ -1,20 +1,21 @@
-"""Images inside text: ``data:`` URLs and bare base64, as people paste them and as tools return them."""
+"""Finds encoded images in text: ``data:`` URLs and bare base64, as people paste them and as tools return them."""
 
-import base64
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from minigpt4_serve.images.data_urls import decode_base64
 from minigpt4_serve.images.formats import find_format
 
-__all__ = ["ImageInText", "find_images", "standard_base64"]
+__all__ = ["PastedImage", "find_pasted_images"]
 
 # Both alphabets of base64, with what JSON and URLs write for / and +.
 _BASE64 = r"(?:[A-Za-z0-9+/_-]|\\/|%2[BbFf])"
 _RUN = re.compile(rf"{_BASE64}++")
 _START = re.compile(
-    r"(?P<header>data:(?P<type>[\w.+/-]{0,100}+)(?:;[\w.=-]{0,100}+){0,10};base64,(?:\s|\\[nr]|%0[AaDd]|%20){0,8}+)"
+    r"(?P<header>data:[ \t]{0,8}+(?P<type>[\w.+/-]{0,100}+)(?:;[ \t]{0,8}+[\w.=-]{0,100}+){0,10};[ \t]{0,8}+base64,"
+    r"(?:\s|\\[nr]|%0[AaDd]|%20){0,8}+)"
     rf"|(?<![A-Za-z0-9+/_-]){_BASE64}{{40,}}+",
     re.IGNORECASE,
 )
@@ -28,12 +29,12 @@ _HEAD = 64  # characters of base64 that contain any format's signature
 
 
 @dataclass(frozen=True)
-class ImageInText:
+class PastedImage:
     """An image's place in a text.
 
     Attributes:
         start, end: of all that stands for it, with the header of a ``data:`` URL.
-        base64: in the standard alphabet, padded, without line breaks; undecoded, so it may be damaged.
+        base64: as written, without the escapes of JSON; ``decode_base64`` reads it.
     """
 
     start: int
@@ -41,7 +42,7 @@ class ImageInText:
     base64: str
 
 
-def find_images(text: str) -> Iterator[ImageInText]:
+def find_pasted_images(text: str) -> Iterator[PastedImage]:
     """The images in a text, in order.
 
     A ``data:`` URL counts if its media type is an image's or its data begins like an image; bare base64 only by its
@@ -60,15 +61,15 @@ def find_images(text: str) -> Iterator[ImageInText]:
             continue
         declared = (found["type"] or "").lower().startswith("image/")
         # The first line decides, so that no line is read twice.
-        if not declared and not _begins_like_an_image(standard_base64(run[0][:_HEAD])):
+        if not declared and not _begins_like_an_image(_without_escapes(run[0][: 3 * _HEAD])):
             # A run may end in the first word of a header.
             ends_in_data = run[0][-4:].lower() == "data" and run.end() - 4 > found.start()
             position = run.end() - 4 if ends_in_data else run.end()
             continue
         position = _end_of_payload(text, run)
-        payload = standard_base64(text[start:position])
+        payload = _without_escapes(text[start:position])
         if declared or not _is_two_letters_only(payload):
-            yield ImageInText(found.start() if header else start, position, payload)
+            yield PastedImage(found.start() if header else start, position, payload)
 
 
 def _end_of_payload(text: str, first: re.Match[str]) -> int:
@@ -104,14 +105,11 @@ def _length(run: re.Match[str]) -> int:
     return len(run[0]) - 2 * run[0].count("%") - run[0].count("\\")
 
 
-def standard_base64(written: str) -> str:
-    """Base64 in the standard alphabet, padded, without line breaks and escapes; undecoded."""
-    if "%" in written:
-        written = unquote(written)
-    if "\\" in written:
-        written = written.replace("\\/", "/").replace("\\n", "").replace("\\r", "").replace("\\u003d", "=")
-    plain = "".join(written.split()).replace("-", "+").replace("_", "/").rstrip("=")
-    return plain + "=" * (-len(plain) % 4)
+def _without_escapes(written: str) -> str:
+    """Without JSON's escapes."""
+    if "\\" not in written:
+        return written
+    return written.replace("\\/", "/").replace("\\n", "").replace("\\r", "").replace("\\u003d", "=")
 
 
 def _begins_like_an_image(payload: str) -> bool:
@@ -121,9 +119,18 @@ def _begins_like_an_image(payload: str) -> bool:
 def _is_two_letters_only(payload: str) -> bool:
     """Whether all that makes it an image is BMP's signature, two letters, and not the file size that follows them."""
     head = _decode_head(payload)
-    return head.startswith(b"BM") and int.from_bytes(head[2:6], "little") != len(payload.rstrip("=")) * 3 // 4
+    if not head.startswith(b"BM"):
+        return False
+    try:
+        return int.from_bytes(head[2:6], "little") != len(decode_base64(payload))
+    except ValueError:
+        return True
 
 
 def _decode_head(payload: str) -> bytes:
-    head = payload[:_HEAD].rstrip("=")
-    return base64.b64decode(head[: len(head) // 4 * 4])
+    """The first bytes; none if it isn't base64."""
+    head = unquote(payload[: 3 * _HEAD])[:_HEAD].rstrip("=")
+    try:
+        return decode_base64("".join(head[: len(head) // 4 * 4].split()))
+    except ValueError:
+        return b""
