@@ -88,7 +88,7 @@ class Expression:
     """
 
     place: str
-    pattern: str
+    pattern: str | bytes
     flags: int
     method: str
 
@@ -120,7 +120,7 @@ def _expressions(folder: Path, file: Path) -> Iterator[Expression]:
                 yield Expression(f"{name}:{call.lineno}", pattern, flags, method if method in ANCHORED else "finditer")
 
 
-def _patterns(argument: ast.expr, stem: str, constants: Mapping[str, object]) -> tuple[str, ...]:
+def _patterns(argument: ast.expr, stem: str, constants: Mapping[str, object]) -> tuple[str | bytes, ...]:
     """What an argument may be: one value if it depends on the module's constants only."""
     try:
         return (_evaluate(argument, constants, None),)
@@ -158,7 +158,7 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - begun
 
 
-def _use(search: Callable[[str], object], text: str) -> None:
+def _use(search: Callable[[str | bytes], object], text: str | bytes) -> None:
     found = search(text)
     if isinstance(found, Iterator):
         all(found)  # finditer searches as it is iterated
@@ -168,10 +168,14 @@ def _is_slow(work: Callable[[], object]) -> bool:
     return all(_cpu_seconds(work) > BOUND_S for _ in range(3))
 
 
-def _slow_text(pattern: str, flags: int, method: str) -> str | None:
-    """The beginning of a text that takes too long, if there is one."""
+def _slow_text(pattern: str | bytes, flags: int, method: str) -> str | None:
+    """The beginning of a text that takes too long, if there is one. Expressions of bytes search it in UTF-8."""
     search = getattr(re.compile(pattern, flags), method)
-    return next((text[:20] for text in TEXTS if _is_slow(lambda text=text: _use(search, text))), None)  # type: ignore[misc]
+    for text in TEXTS:
+        given = text.encode() if isinstance(pattern, bytes) else text
+        if _is_slow(lambda given=given: _use(search, given)):  # type: ignore[misc]
+            return text[:20]
+    return None
 
 
 def test_the_expressions_are_found() -> None:
