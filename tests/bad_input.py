@@ -89,6 +89,12 @@ def _gray16() -> bytes:
 
 
 _WHOLE = encode(draw("red", (64, 64)))
+
+
+def _png_with(*chunks: bytes) -> bytes:
+    return _WHOLE[:33] + b"".join(chunks) + _WHOLE[33:]
+
+
 _JPEG = encode(draw("red", (64, 64)), "JPEG")
 _BOMB = zlib.compress(b"\0" * 60_000_000, 9)  # 58 kB that unfold to 60 MB
 
@@ -158,7 +164,6 @@ PICTURES = [
     ),
     Bad("a document", asks(make_url(b"%PDF-1.7\n1 0 obj")), 400, "invalid_image", "PNG"),
     Bad("a film", asks(make_url(b"\0\0\0\x18ftypmp42")), 400, "invalid_image", "PNG"),
-    Bad("a TIFF", asks(make_url(encode(draw(), "TIFF"))), 400, "invalid_image", "PNG"),
     Bad("an icon", asks(make_url(encode(draw(), "ICO"))), 400, "invalid_image", "PNG"),
     Bad(
         "PostScript", asks(make_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")), 400, "invalid_image", "PNG"
@@ -176,8 +181,8 @@ PICTURES = [
     Bad("a size above the limit", asks(make_url(png(5000, 4000, idat=_BOMB))), 400, "invalid_image", "10 million"),
     Bad("no size", asks(make_url(png(0, 7))), 400, "invalid_image"),
     Bad("a bomb in the data", asks(make_url(png(2000, 2000, idat=_BOMB))), 200, None),
-    Bad("a bomb in the words", asks(make_url(png(8, 8, chunk(b"zTXt", b"a\0\0" + _BOMB)))), 400, "invalid_image"),
-    Bad("a bomb in the colours", asks(make_url(png(8, 8, chunk(b"iCCP", b"a\0\0" + _BOMB)))), 400, "invalid_image"),
+    Bad("a bomb in the words", asks(make_url(_png_with(chunk(b"zTXt", b"a\0\0" + _BOMB)))), 200, None),
+    Bad("a bomb in the colours", asks(make_url(_png_with(chunk(b"iCCP", b"a\0\0" + _BOMB)))), 200, None),
     Bad("a GIF of a hundred thousand frames", asks(make_url(gif(50_000))), 400, "invalid_image", "20 frames"),
     Bad("a GIF whose end is missing", asks(make_url(gif(1)[:-6])), 400, "invalid_image"),
     Bad(
@@ -185,7 +190,7 @@ PICTURES = [
         asks(make_url(gif(1)[:-3] + b"\x01\x00" * 0 + b"\x01\x44" * 300_000)),
         400,
         "invalid_image",
-        "frames",
+        "parts",
     ),
     Bad("a long WEBP", asks(make_url(animation("WEBP", 30))), 400, "invalid_image", "20 frames"),
     Bad("a long PNG", asks(make_url(animation("PNG", 30))), 400, "invalid_image", "20 frames"),
@@ -193,6 +198,7 @@ PICTURES = [
     Bad("nine pictures", asks(*[make_url(_WHOLE)] * 9), 400, says="8"),
     Bad("a picture of the system's", asks().replace(b'"user"', b'"system"'), 400, says="question"),
     # What is odd but right is answered.
+    Bad("a TIFF", asks(make_url(encode(draw(), "TIFF"))), 200, None),
     Bad("a PNG that is a ZIP, too", asks(make_url(_WHOLE + b"PK\x03\x04" + b"\0" * 100)), 200, None),
     Bad("a GIF that is a script, too", asks(make_url(encode(draw(), "GIF") + b"*/=1;alert(1)//")), 200, None),
     Bad("a JPEG called text", asks(make_url(_JPEG, "text/html")), 200, None),

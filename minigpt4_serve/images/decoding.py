@@ -165,7 +165,7 @@ def _load(found: ImageFormat, container: Container) -> Image.Image:
 def encode_portable(data: bytes) -> bytes:
     """A valid image in a format that every OpenAI-compatible server supports: PNG, JPEG, WEBP or GIF.
 
-    These are returned unchanged. Others are encoded anew, HEIC and AVIF as a JPEG, which they resemble.
+    These are returned unchanged. Others are encoded again, HEIC and AVIF as a JPEG, which they resemble.
 
     Raises:
         InvalidImage: unsupported format, or the data is damaged.

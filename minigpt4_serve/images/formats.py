@@ -19,7 +19,15 @@ from minigpt4_serve.images.containers import (
     read_webp,
 )
 
-__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "ImageFormat", "find_format", "format_names", "name_unsupported"]
+__all__ = [
+    "IMAGE_FORMATS",
+    "IMAGE_SUFFIXES",
+    "KNOWN_FORMATS",
+    "ImageFormat",
+    "find_format",
+    "format_names",
+    "name_unsupported",
+]
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def _brands(data: bytes) -> list[bytes]:
 
 
 # JPEG includes files with several images (MPO).
-_FORMATS = (
+KNOWN_FORMATS = (
     ImageFormat("PNG", "image/png", (".png",), read_png, (b"\x89PNG\r\n\x1a\n",)),
     ImageFormat("JPEG", "image/jpeg", (".jpg", ".jpeg"), read_jpeg, (b"\xff\xd8\xff",)),
     ImageFormat("WEBP", "image/webp", (".webp",), read_webp, (b"RIFF",), (8, b"WEBP")),
@@ -87,7 +95,7 @@ _AVAILABLE = {
     "AVIF": lambda: features.check("avif") is True,
     "HEIC": lambda: importlib.util.find_spec("pillow_heif") is not None,
 }
-IMAGE_FORMATS = tuple(one for one in _FORMATS if _AVAILABLE.get(one.name, lambda: True)())
+IMAGE_FORMATS = tuple(one for one in KNOWN_FORMATS if _AVAILABLE.get(one.name, lambda: True)())
 """The formats that can be read here: AVIF depends on Pillow's build, HEIC on the extra ``heif``."""
 IMAGE_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixes)
 
@@ -117,7 +125,7 @@ def find_format(data: bytes) -> ImageFormat | None:
 
 def name_unsupported(data: bytes) -> str | None:
     """The name of a known format that isn't read here, or None."""
-    for one in _FORMATS:
+    for one in KNOWN_FORMATS:
         if one not in IMAGE_FORMATS and one.matches(data):
             return one.name
     for offset, signature, name in _UNSUPPORTED:

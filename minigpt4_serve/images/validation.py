@@ -143,7 +143,7 @@ def open_image(found: ImageFormat, container: Container) -> Image.Image:
             if found.name == "HEIC":
                 from pillow_heif import HeifImageFile
 
-                return HeifImageFile(file)
+                return HeifImageFile(file)  # type: ignore[no-untyped-call]
             return Image.open(file, formats=(found.name,))
     except Image.DecompressionBombError:
         raise InvalidImage("The picture has far too many pixels.") from None

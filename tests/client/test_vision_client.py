@@ -65,7 +65,7 @@ def test_address_and_key_default_to_the_environment(server: OpenAIServer, monkey
     assert wait_for(lambda: VisionClient().ask("Colour?", [picture()])).text == "red"
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 async def test_every_image_format_is_sent_with_its_type(kind: str, server: OpenAIServer) -> None:
     server.answers = [lambda request: f"{request.text} {Image.open(io.BytesIO(request.images[0])).size}"]
     answer = await VisionClient(server.url).ask(" Size? ", [picture("red", kind)])

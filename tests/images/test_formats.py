@@ -2,14 +2,17 @@
 
 import base64
 import io
+import re
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from drawing import draw, encode
 from PIL import Image, ImageOps
 
+import minigpt4_serve
 from minigpt4_serve.errors import InvalidImage
 from minigpt4_serve.images import (
     IMAGE_FORMATS,
@@ -232,3 +235,15 @@ def test_a_jpeg_with_damaged_mpo_data_is_read_without_warnings() -> None:
         shown.clear()
         assert decode_image(validate_image(damaged, LIMITS).data).size == (64, 48)
     assert shown == []
+
+
+def test_the_page_offers_all_formats() -> None:
+    script = (Path(minigpt4_serve.__file__).parent / "page" / "images.js").read_text()
+    accepted = re.search(r'ACCEPTED = "([^"]*)"', script)
+    assert accepted is not None
+    offered = set(accepted[1].split(","))
+    assert {one.mime_type for one in formats.KNOWN_FORMATS} <= offered
+    suffixes = {suffix for one in formats.KNOWN_FORMATS for suffix in one.suffixes}
+    assert {name for name in offered if name.startswith(".")} <= suffixes
+    names = [one.name for one in formats.KNOWN_FORMATS]
+    assert f"Choose a {', '.join(names[:-1])} or {names[-1]}." in script

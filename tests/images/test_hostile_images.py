@@ -1,11 +1,13 @@
 """Small files that cost much: each must be answered, with an image or an InvalidImage, in little time and memory."""
 
+import contextlib
 import io
 import resource
 import struct
 import time
 import zlib
 from collections.abc import Callable
+from random import Random
 
 import pytest
 from drawing import draw, encode
@@ -99,6 +101,12 @@ def _avif_of_boxes(count: int) -> bytes:
     return encode(draw("red"), "AVIF") + struct.pack(">I4s", 8, b"free") * count
 
 
+def _avif_that_says_less(side: int) -> bytes:
+    data = encode(Image.new("RGB", (side, side)), "AVIF", speed=10)
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", 64, 48) + data[at + 8 :]
+
+
 COSTLY: dict[str, Callable[[], bytes]] = {
     "MPF of signed bytes": lambda: _mpf(6),
     "MPF of doubles": lambda: _mpf(12),
@@ -136,6 +144,8 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     "BMP, run lengths": lambda: _bmp(7000, b"\x01\x05" * (8 * MIB)),
     "BMP, ends of lines": lambda: _bmp(7000, b"\0\0" * 7000),
     "AVIF, empty boxes": lambda: _avif_of_boxes(2_000_000),
+    "AVIF, overlapping EXIF tags": lambda: encode(draw("red"), "AVIF", exif=_overlapping(200_000, 16_000)),
+    "AVIF, frames larger than the image": lambda: _avif_that_says_less(7500),
 }
 
 
@@ -170,3 +180,35 @@ def test_only_the_format_of_the_signature_is_opened() -> None:
         assert other.format == "PPM"
     with pytest.raises(InvalidImage):
         validate_image(encode(draw(), "PPM"), ImageLimits())
+
+
+def test_the_tiles_of_a_heic_cannot_hide_its_size() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    side = pillow_heif.options.GRID_TILE_SIZE
+    pillow_heif.options.GRID_TILE_SIZE = 64
+    try:
+        data = encode(draw("red", (200, 100)), "HEIF")
+    finally:
+        pillow_heif.options.GRID_TILE_SIZE = side
+    assert decode_image(validate_image(data, ImageLimits()).data).size == (200, 100)
+    at = data.rindex(struct.pack(">HH", 200, 100))
+    with pytest.raises(InvalidImage, match="30000 × 30000"):
+        validate_image(data[:at] + struct.pack(">HH", 30_000, 30_000) + data[at + 4 :], ImageLimits())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"])
+def test_damaged_files_are_never_other_errors(kind: str) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif not any(one.name == kind for one in IMAGE_FORMATS):
+        pytest.skip("this build of Pillow doesn't read the format")
+    whole = encode(draw("red"), kind)
+    random = Random(kind)
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(random.randint(1, 6)):
+            at = random.randrange(min(len(data), 400))
+            data[at : at + random.randint(0, 3)] = random.randbytes(random.randint(0, 3))
+        with contextlib.suppress(InvalidImage):
+            decode_image(validate_image(bytes(data), ImageLimits()).data)

@@ -1,8 +1,13 @@
 """Every form of picture that providers put into messages becomes a handle, and nothing else does."""
 
 import base64
+import hashlib
 import json
+import random
 import re
+import textwrap
+import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +17,9 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_minigpt4 import ImageHandles
 from langchain_minigpt4.images import all_images, extract_images
 from langchain_minigpt4.middleware import _merge
+from PIL import Image
+
+from minigpt4_serve.images import IMAGE_FORMATS
 
 DATA = encode(draw())
 B64 = base64.b64encode(DATA).decode()
@@ -257,3 +265,66 @@ def encode_number(number: int) -> str:
 )
 def test_the_oldest_images_are_dropped(options: dict[str, int], kept: list[int]) -> None:
     assert _state(**options) == [f"image_{number}" for number in kept]
+
+
+WRITINGS: dict[str, Callable[[str, str], str]] = {
+    "wrapped": lambda plain, wrapped: f"Look: data:image/png;base64,{wrapped}",
+    "wrapped, with other line ends": lambda plain, wrapped: "data:image/png;base64," + wrapped.replace("\n", "\r\n"),
+    "wrapped, then text": lambda plain, wrapped: f"data:image/png;base64,{wrapped}What is this thing?",
+    "wrapped with its header": lambda plain, wrapped: textwrap.fill(f"data:image/png;base64,{plain}", 76),
+    "without padding": lambda plain, wrapped: "data:image/png;base64," + plain.rstrip("="),
+    "URL-safe": lambda plain, wrapped: "data:image/png;base64," + plain.replace("+", "-").replace("/", "_"),
+    "percent-encoded": lambda plain, wrapped: "data:image/png;base64," + quote(plain, safe=""),
+    "after a blank": lambda plain, wrapped: f"data:image/png;base64, {plain}",
+    "in markup": lambda plain, wrapped: f"![a](data:image/png;base64,{plain}) and more",
+    "of an unknown type": lambda plain, wrapped: f"data:application/octet-stream;base64,{plain}",
+    "bare": lambda plain, wrapped: plain,
+    "bare in a sentence": lambda plain, wrapped: f"result: {plain} (done)",
+    "bare and wrapped": lambda plain, wrapped: f"Here:\n{wrapped}\nThat is all.",
+    "in JSON": lambda plain, wrapped: json.dumps({"image": plain, "width": 4}),
+    "wrapped in JSON": lambda plain, wrapped: json.dumps({"image": wrapped, "width": 4}),
+    "in JSON with escaped slashes": lambda plain, wrapped: json.dumps({"image": plain}).replace("/", "\\/"),
+}
+NOISE = Image.frombytes("RGB", (40, 40), random.Random(0).randbytes(4800))
+
+
+@pytest.mark.parametrize("writing", WRITINGS)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("extra", [b"", b"\xff", b"\xff\xfe"])
+def test_pasted_base64_is_found_however_it_is_written(writing: str, kind: str, extra: bytes) -> None:
+    if not any(one.name == kind for one in IMAGE_FORMATS):
+        pytest.skip("this build of Pillow doesn't read the format")
+    data = encode(NOISE, kind) + extra  # all kinds of padding
+    text = WRITINGS[writing](base64.b64encode(data).decode(), base64.encodebytes(data).decode())
+    (message,), new = extract_images([ToolMessage(text, tool_call_id="1")], {}, max_bytes=10**6)
+    assert [base64.b64decode(image["base64"]) for image in new.values()] == [data]
+    assert "[image_1:" in message.content
+    assert len(message.content) < 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 4000,
+        "iVBORw0KGgo",
+        "/9j/ is how JPEGs begin in base64, and iVBORw0KGgo how PNGs do",
+        base64.b64encode(bytes(3000)).decode(),
+        base64.b64encode(b"some text " * 300).decode(),
+        "data:text/plain;base64," + base64.b64encode(b"some text " * 30).decode(),
+        "https://example.com/9j/AAAA",
+        hashlib.sha512(b"").hexdigest(),
+    ],
+)
+def test_other_text_is_left_alone(text: str) -> None:
+    assert extract_images([HumanMessage(text)], {}, max_bytes=10**6) == ([], {})
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["data:", "data:;", "data:a;base64,", "iVBORw0KGgo", "AAAA", "%", "=\n", "\\n", "/9j/ ", "A\n", " ", "-_"],
+)
+def test_pasted_images_are_searched_for_in_linear_time(pattern: str) -> None:
+    text = pattern * 100_000
+    began = time.thread_time()
+    extract_images([HumanMessage(text), HumanMessage("data:image/png;base64," + text)], {}, max_bytes=10**6)
+    assert time.thread_time() - began < 2

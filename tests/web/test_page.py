@@ -15,6 +15,7 @@ from fakes.openai_requests import image_parts
 from fakes.openai_server import OpenAIServer
 from playwright.sync_api import Locator, Page, Route, expect
 
+from minigpt4_serve.images import format_names
 from minigpt4_serve.web.tasks import EXAMPLES_FOLDER
 
 expect.set_options(timeout=120_000)
@@ -195,7 +196,7 @@ def test_two_people_have_separate_chats(visit: Visit, gate: Gate) -> None:
         (
             "notes.png",
             b"not a picture",
-            "This is not a picture in a supported format. Send a PNG, JPEG, WEBP, GIF or BMP.",
+            f"This is not a picture in a supported format. Send a {format_names()}.",
         ),
         ("cut.png", encode(draw())[:80], "The picture is damaged and can't be decoded. Save it again and retry."),
         ("huge.png", b"\x89PNG".ljust(24 * 2**20), "this file is larger than 20 MiB. Choose a smaller one."),

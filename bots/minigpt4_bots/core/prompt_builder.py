@@ -22,12 +22,13 @@ from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.core.texts import Texts
 from minigpt4_serve.client.chat_client import ChatClient
 from minigpt4_serve.errors import InvalidImage, Overloaded, PayloadTooLarge
-from minigpt4_serve.images import EncodedImage, ImageLimits, run_image_work, to_portable, validate_image
+from minigpt4_serve.images import IMAGE_FORMATS, EncodedImage, ImageLimits, run_image_work, to_portable, validate_image
 
 __all__ = ["BuiltPrompt", "PromptBuilder"]
 
 _MAX_ATTACHMENTS = 10
 """Files used per message; both platforms let people send that many at once."""
+_FORMATS = ", ".join(one.name for one in IMAGE_FORMATS)
 
 
 @dataclass
@@ -73,7 +74,8 @@ class _ImageLoader:
             notes.append(texts("left_out.too_many", kept=self._kept, sent=self._sent))
         for reason in (Unusable.TOO_LARGE, Unusable.NOT_AN_IMAGE, Unusable.MOVING, Unusable.NOT_DOWNLOADED):
             if count := self._unusable[reason]:
-                notes.append(texts(f"left_out.{reason}", n=count, limit=texts.megabytes(self._max_bytes)))
+                limit = texts.megabytes(self._max_bytes)
+                notes.append(texts(f"left_out.{reason}", n=count, limit=limit, formats=_FORMATS))
         return notes
 
     async def _load_one(self, file: Attachment) -> EncodedImage | Unusable:

@@ -6,7 +6,8 @@ from minigpt4_serve.images.containers.container import Container, PartCounter, d
 
 __all__ = ["read_gif"]
 
-_EXTENSION, _FRAME = 0x21, 0x2C
+_EXTENSION = 0x21
+_FRAME = 0x2C
 _GRAPHIC_CONTROL = 0xF9
 _END = b"\x3b"
 

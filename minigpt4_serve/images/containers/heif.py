@@ -1,11 +1,12 @@
 """HEIF, the container of HEIC and AVIF: boxes. Metadata and further kinds of items are disabled in place.
 
-Positions in the file are absolute, so nothing is cut out: what decoders shall not read gets another name.
+Positions in the file are absolute, so nothing is cut out: what decoders must not read gets another name.
 """
 
 import struct
 from collections.abc import Iterator
 
+from minigpt4_serve.images.containers.av1 import read_av1_sizes
 from minigpt4_serve.images.containers.container import Container, PartCounter, damaged
 
 __all__ = ["read_avif", "read_heic"]
@@ -61,12 +62,12 @@ def _image_sizes(data: bytes, changed: bytearray, meta: Box, boxes: PartCounter)
         InvalidImage: there is none.
     """
     sizes: list[tuple[int, int]] = []
-    grids: set[int] = set()
-    locations: dict[int, tuple[int, int]] = {}
+    items: dict[int, bytes] = {}
+    locations: dict[int, list[tuple[int, int, int]]] = {}
     item_data = 0
     for kind, _, begin, end in _boxes(data, meta[2] + 4, meta[3], boxes):
         if kind == b"iinf":
-            grids = _disable_items(data, changed, begin, end, boxes)
+            items = _disable_items(data, changed, begin, end, boxes)
         elif kind == b"iloc":
             locations = _read_locations(data, begin, boxes)
         elif kind == b"idat":
@@ -75,9 +76,17 @@ def _image_sizes(data: bytes, changed: bytearray, meta: Box, boxes: PartCounter)
             for properties, _, inner, inner_end in _boxes(data, begin, end, boxes):
                 if properties == b"ipco":
                     sizes += _read_sizes(data, inner, inner_end, boxes)
-    for item in grids:
-        method, offset = locations.get(item, (0, 0))
-        sizes.append(_grid_size(data, offset + (item_data if method == 1 else 0)))
+    for item, kind in items.items():
+        extents = locations.get(item, [])
+        starts = [offset + (item_data if method == 1 else 0) for method, offset, _ in extents]
+        content = b"".join(
+            data[start : start + length if length else None]
+            for start, (_, _, length) in zip(starts, extents, strict=True)
+        )
+        if kind == _GRID:
+            sizes.append(_grid_size(content))
+        elif kind == b"av01":
+            sizes += read_av1_sizes(content, boxes)
     if not sizes:
         raise damaged()
     return sizes
@@ -98,9 +107,9 @@ def _boxes(data: bytes, at: int, end: int, boxes: PartCounter) -> Iterator[Box]:
         at = stop
 
 
-def _disable_items(data: bytes, changed: bytearray, begin: int, end: int, boxes: PartCounter) -> set[int]:
-    """Rename all items that aren't coded images or grids of such; return the grids' ids."""
-    grids: set[int] = set()
+def _disable_items(data: bytes, changed: bytearray, begin: int, end: int, boxes: PartCounter) -> dict[int, bytes]:
+    """Rename all items that aren't coded images or grids of such; return the types of the others by their ids."""
+    kept: dict[int, bytes] = {}
     begin += 6 if data[begin] == 0 else 8  # version, flags and the number of entries
     for kind, _, inner, _ in _boxes(data, begin, end, boxes):
         if kind != b"infe":
@@ -110,22 +119,24 @@ def _disable_items(data: bytes, changed: bytearray, begin: int, end: int, boxes:
         name = data[at : at + 4]
         if version < 2:
             raise damaged()
-        if name == _GRID:
-            grids.add(int.from_bytes(data[inner + 4 : inner + (8 if version >= 3 else 6)], "big"))
-        elif name not in _CODED:
+        if name == _GRID or name in _CODED:
+            kept[int.from_bytes(data[inner + 4 : inner + (8 if version >= 3 else 6)], "big")] = name
+        else:
             changed[at : at + 4] = _DISABLED
-    return grids
+    return kept
 
 
-def _read_locations(data: bytes, at: int, boxes: PartCounter) -> dict[int, tuple[int, int]]:
-    """Construction method and offset of each item's first extent.
+def _read_locations(data: bytes, at: int, boxes: PartCounter) -> dict[int, list[tuple[int, int, int]]]:
+    """Each item's extents: construction method, offset and length.
 
     Raises:
         InvalidImage: extents that are together larger than the file.
     """
     version = data[at]
     sizes = int.from_bytes(data[at + 4 : at + 6], "big")
-    offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+    offset_size = sizes >> 12
+    length_size = sizes >> 8 & 15
+    base_size = sizes >> 4 & 15
     index_size = sizes & 15 if version in (1, 2) else 0
     at += 6
     id_size = 4 if version >= 2 else 2
@@ -137,7 +148,7 @@ def _read_locations(data: bytes, at: int, boxes: PartCounter) -> dict[int, tuple
             raise damaged()
         return int.from_bytes(data[at - size : at], "big")
 
-    locations: dict[int, tuple[int, int]] = {}
+    locations: dict[int, list[tuple[int, int, int]]] = {}
     total = 0
     for _ in range(number(id_size)):
         boxes.add()
@@ -149,8 +160,9 @@ def _read_locations(data: bytes, at: int, boxes: PartCounter) -> dict[int, tuple
             boxes.add()
             number(index_size)
             offset = base + number(offset_size)
-            total += number(length_size)
-            locations.setdefault(item, (method, offset))
+            length = number(length_size)
+            total += length or len(data)  # an extent without a length is the whole file
+            locations.setdefault(item, []).append((method, offset, length))
     if total > 2 * len(data):
         raise damaged()
     return locations
@@ -163,6 +175,6 @@ def _read_sizes(data: bytes, at: int, end: int, boxes: PartCounter) -> Iterator[
             yield width, height
 
 
-def _grid_size(data: bytes, at: int) -> tuple[int, int]:
-    width, height = struct.unpack_from(">II" if data[at + 1] & 1 else ">HH", data, at + 4)
+def _grid_size(content: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from(">II" if content[1] & 1 else ">HH", content, 4)
     return width, height

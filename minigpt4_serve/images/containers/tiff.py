@@ -7,11 +7,16 @@ from minigpt4_serve.images.containers.container import Container, damaged
 
 __all__ = ["read_tiff"]
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION = 256, 257, 258, 259, 274
-_SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 277, 322, 323
+_WIDTH = 256
+_HEIGHT = 257
+_COMPRESSION = 259
+_ORIENTATION = 274
+_TILE_WIDTH = 322
+_TILE_HEIGHT = 323
 _KEPT = frozenset(
     {
-        *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT),
+        *(_WIDTH, _HEIGHT, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT),
+        *(258, 277),  # bits, samples
         262,  # photometric interpretation
         266,  # fill order
         *(273, 278, 279, 324, 325),  # strips and tiles: offsets, rows, bytes
@@ -25,6 +30,8 @@ _KINDS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _MAX_TAG_BYTES = 2**19  # of one tag: offsets of 131,072 strips
 _MAX_TILE_PIXELS = 2**24
 # None, fax (3), LZW, JPEG, deflate (2), PackBits: what scanners, cameras and image programs write.
+_FAX = (2, 3, 4)
+_MAX_FAX_ROWS = 20_000  # libtiff reports damaged rows one by one on stderr
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32946, 32773})
 
 
@@ -52,9 +59,13 @@ def read_tiff(data: bytes, max_frames: int) -> Container:
             (numbers[tag],) = struct.unpack_from(f"{order}{letter}", data, where)
         if tag in _KEPT:
             entries.setdefault(tag, data[at : at + 12])
-    if numbers.get(_COMPRESSION, 1) not in _COMPRESSIONS:
+    compression = numbers.get(_COMPRESSION, 1)
+    if compression not in _COMPRESSIONS:
         raise InvalidImage("This TIFF's compression is not supported; save it as a PNG.")
-    width, height = numbers[_WIDTH], numbers[_HEIGHT]
+    width = numbers[_WIDTH]
+    height = numbers[_HEIGHT]
+    if compression in _FAX and height > _MAX_FAX_ROWS:
+        raise InvalidImage(f"This TIFF has more than {_MAX_FAX_ROWS} rows; save it as a PNG.")
     if numbers.get(_TILE_WIDTH, 0) * numbers.get(_TILE_HEIGHT, 0) > _MAX_TILE_PIXELS:
         raise damaged()
     new_directory = len(data) + (len(data) & 1)

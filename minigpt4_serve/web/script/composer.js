@@ -1,6 +1,6 @@
 // Where a question is made: pictures by file, drop, paste or camera, words, and one-click tasks.
 
-const KINDS = "image/png,image/jpeg,image/webp,image/gif,image/bmp";
+const KINDS = "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff,image/avif,image/heic";
 let tray = [];          // { key, url, ready: Promise<boolean> }
 let replacing = false;  // the last question is being edited
 

@@ -1,5 +1,6 @@
 """Questions on Discord and the requests they become. One bot process for all tests."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,6 +11,9 @@ from drawing import draw, encode
 from fakes.discord import Upload
 from fakes.discord_bot import GENEROUS, Scene, picture, scene
 from fakes.openai_replies import Gate, Reply, count_and_question
+from minigpt4_bots.core import prompt_builder
+
+from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -153,6 +157,22 @@ async def test_an_image_sent_as_a_file_is_detected_by_content(here: Scene) -> No
         upload = Upload(encode(draw(), "WEBP"), "photo.bin", kind)
         asked = await here.discord.says(channel, ann, f"file {number}", attachments=[upload], mention=True)
         assert "I see 1 picture(s)" in (await here.discord.answer_to(asked)).text
+
+
+async def test_images_are_checked_beside_the_event_loop(here: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def check(data: bytes, limits: ImageLimits) -> EncodedImage:
+        threads.append(threading.current_thread().name)
+        return validate_image(data, limits)
+
+    monkeypatch.setattr(prompt_builder, "validate_image", check)
+    channel = await here.discord.channel()
+    upload = Upload(encode(draw(), "BMP"), "photo.bmp", "image/bmp")
+    asked = await here.discord.says(channel, here.discord.user(), "what?", attachments=[upload], mention=True)
+    assert "I see 1 picture(s)" in (await here.discord.answer_to(asked)).text  # the server accepts no BMP
+    assert len(threads) == 1
+    assert threads[0].startswith("minigpt4-images")
 
 
 @pytest.mark.parametrize(
