@@ -1,9 +1,12 @@
 """A LangChain chat model for the server, on the base class of OpenAI-compatible models."""
 
+import copy
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
@@ -13,6 +16,13 @@ from pydantic import BaseModel, Field, SecretStr, field_validator
 from minigpt4_serve.client import find_model, find_model_async, server_address, server_key
 
 __all__ = ["ChatMiniGPT4"]
+
+_BYTES_PER_TOKEN = 3
+"""Of UTF-8. Vicuna and Llama 2 take about four for English prose and fewer for other languages."""
+_TOKENS_PER_MESSAGE = 5  # a role's name and a separator
+_TOKENS_PER_IMAGE = 256
+"""What MiniGPT-v2 takes; others take fewer."""
+_CONNECTIONS = frozenset({"client", "async_client", "root_client", "root_async_client"})
 
 
 class ChatMiniGPT4(BaseChatOpenAI):
@@ -87,6 +97,42 @@ class ChatMiniGPT4(BaseChatOpenAI):
         named = self.model_name or kwargs.get("model")
         return kwargs if named else {**kwargs, "model": await find_model_async(self.root_async_client)}
 
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, by ``custom_get_token_ids``.
+
+        Raises:
+            NotImplementedError: it isn't given. The server's tokenizer isn't available to clients.
+        """
+        if self.custom_get_token_ids is None:
+            raise NotImplementedError("MiniGPT-4's tokenizer is at the server; give 'custom_get_token_ids'.")
+        return self.custom_get_token_ids(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        """The number of tokens of a text: estimated from its length, unless ``custom_get_token_ids`` is given."""
+        if self.custom_get_token_ids is not None:
+            return len(self.custom_get_token_ids(text))
+        return math.ceil(len(text.encode(errors="replace")) / _BYTES_PER_TOKEN)
+
+    def get_num_tokens_from_messages(self, messages: Sequence[BaseMessage], tools: Any = None, **_: Any) -> int:
+        """The number of tokens of a chat: estimated as by ``get_num_tokens``, each image as 256. Nothing is fetched."""
+        count = 0
+        for message in messages:
+            count += _TOKENS_PER_MESSAGE
+            for block in message.content_blocks:
+                count += self.get_num_tokens(block["text"]) if block["type"] == "text" else 0
+                count += _TOKENS_PER_IMAGE if block["type"] == "image" else 0
+        return count
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "ChatMiniGPT4":
+        return _rebuild(type(self), copy.deepcopy(self._settings(), memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """The fields that were given, without connections."""
+        return {name: getattr(self, name) for name in self.model_fields_set - _CONNECTIONS}
+
     def bind_tools(self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **_: Any) -> NoReturn:
         """Not possible.
 
@@ -115,3 +161,7 @@ class ChatMiniGPT4(BaseChatOpenAI):
         if method == "json_schema":
             options.setdefault("strict", True)  # no additional fields
         return super().with_structured_output(schema, method=method, **options)  # type: ignore[arg-type]
+
+
+def _rebuild(model: type[ChatMiniGPT4], settings: dict[str, Any]) -> ChatMiniGPT4:
+    return model(**settings)

@@ -107,6 +107,8 @@ class VisionClient:
             return
         parts = [await run_image_work(partial(image_url_part, picture.data)) for picture in pictures]
         messages: list[dict[str, Any]] = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+        # The notation of boxes and invisible characters are removed later: more is read than is kept.
+        room = 2 * self._max_chars
         text = ""
         end: Completed | None = None
         async with aclosing(self._chat.answer(messages, **self._options)) as events:
@@ -117,13 +119,14 @@ class VisionClient:
                     case Retrying(retry_in_s):
                         yield Progress(wait_s=retry_in_s)
                     case TextDelta(delta):
-                        text += delta
-                        yield Progress(text=delta)
+                        within = delta[: room - len(text)]
+                        text += within
+                        if within:
+                            yield Progress(text=within)
+                        if within != delta:
+                            break
                     case Completed():
                         end = event
-                # The notation of boxes and invisible characters are removed later: more is read than is kept.
-                if len(text) > 2 * self._max_chars:
-                    break
         answer = make_answer(text, end, self._chat.model or "", digests, max_chars=self._max_chars)
         self._cache.put((digests, question, answer.model), answer)
         yield answer
