@@ -136,7 +136,9 @@ class RequireKey:
             reservation.release(status)
 
 
-_NO_KEY = AuthenticationFailed("This server requires a valid API key: send it as 'Authorization: Bearer KEY'.")
+_NO_KEY = AuthenticationFailed(
+    "This server requires a valid API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'."
+)
 _ONLY_LOCAL = AuthenticationFailed(
     "This server has no API keys, so it accepts only requests from its own machine to localhost, and none from web "
     "pages of other sites. Its operator can create a key with 'minigpt4 keys add'."
@@ -144,8 +146,12 @@ _ONLY_LOCAL = AuthenticationFailed(
 
 
 def _find_key(keys: KeyRing, scope: Scope) -> ApiKey | None:
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-    return keys.find(key.strip()) if scheme.lower() == "bearer" else None
+    """The key that the request sends as a bearer token or in ``x-api-key``; of both, the first that is known."""
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = (token if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
+    found = (keys.find(key.strip()) for key in given if key.strip())
+    return next((key for key in found if key is not None), None)
 
 
 async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, send: Send) -> None:

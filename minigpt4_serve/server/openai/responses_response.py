@@ -135,6 +135,7 @@ class Response(ResponseModel):
     output: list[OutputMessage]
     timings: AnswerTimings | None = None
     dropped_messages: int | None = None
+    service_tier: Literal["default"] | None = None
 
 
 class ResponseEvent(ResponseModel):
