@@ -1,4 +1,4 @@
-"""Authentication and quotas as ASGI middleware: every route except the health probes requires a key.
+"""Authentication and quotas as ASGI middleware: every route except probes and published files requires a key.
 
 Without keys the server accepts only requests from this machine to a loopback name. A web page of another site, open in
 a browser on this machine, is refused: its requests could use a domain that resolves to 127.0.0.1 (DNS rebinding), or
@@ -20,9 +20,11 @@ from minigpt4_serve.server.keys.key_ring import ApiKey, KeyRing
 from minigpt4_serve.server.keys.quotas import Quotas, QuotaStatus
 from minigpt4_serve.settings import is_loopback
 
-__all__ = ["QuotaReservation", "RequireKey"]
+__all__ = ["PROBE_PATHS", "QuotaReservation", "RequireKey"]
 
-_PROBE_PATHS = ("/health", "/ready")
+PROBE_PATHS = ("/health", "/ready")
+"""Answered to everyone, from any machine and by any name."""
+
 _SCOPE_KEY = "minigpt4.quota_reservation"
 
 
@@ -86,7 +88,7 @@ class RequireKey:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _PROBE_PATHS):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in PROBE_PATHS):
             await self._app(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})

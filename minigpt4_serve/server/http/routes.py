@@ -13,11 +13,12 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
+from fastapi_offline import FastAPIOffline
 
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
-from minigpt4_serve.server.http.auth import QuotaReservation, RequireKey
+from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
@@ -31,7 +32,7 @@ from minigpt4_serve.server.openai.chat_formatter import ChatFormatter
 from minigpt4_serve.server.openai.chat_request import MAX_BEAMS, ChatCompletionRequest, Message, parse_chat_request
 from minigpt4_serve.server.openai.chat_response import ChatCompletion, ChatCompletionChunk
 from minigpt4_serve.server.openai.model_card import Capabilities, ModelCard, ModelDefaults, ModelList
-from minigpt4_serve.server.openai.openapi import answer_responses, request_body
+from minigpt4_serve.server.openai.openapi import answer_responses, declare_keys, request_body
 from minigpt4_serve.server.openai.responses_formatter import ResponsesFormatter
 from minigpt4_serve.server.openai.responses_request import ResponsesRequest, parse_responses_request
 from minigpt4_serve.server.openai.responses_response import Response as ResponsesResponse
@@ -43,6 +44,13 @@ __all__ = ["create_app"]
 
 MakeFormatter = Callable[[PreparedChat, str], ResponseFormatter]
 """(prepared chat, unique id of the answer) → what formats the answer."""
+
+_DOCS_FILES = "/docs/files"
+_OPEN_PATHS = frozenset(
+    {"/docs", "/openapi.json"}
+    | {f"{_DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
+)
+"""A browser that opens ``/docs`` sends no key; the files hold no secrets."""
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "No engine answers."}}
 _NO_MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "There is no such model."}}
@@ -89,7 +97,9 @@ def create_app(
     """
     settings = service.settings
     keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
-    app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
+    app = FastAPIOffline(
+        title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None, static_url=_DOCS_FILES
+    )
     add_error_handlers(app)
     app.include_router(_model_routes(service))
     app.include_router(_answer_routes(service))
@@ -97,10 +107,22 @@ def create_app(
     if metrics is not None:
         add_metrics(app, metrics)
     app.add_middleware(AnswerHeadRequests)
-    open_paths = add_page(app) if settings.page else frozenset()
+    open_paths = _OPEN_PATHS | (add_page(app) if settings.page else frozenset())
     app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas(), open_paths=open_paths)
     app.add_middleware(RequestLogMiddleware, meter=meter, behind_proxy=behind_proxy)
+    _declare_keys(app, required=keys is not None)
     return app
+
+
+def _declare_keys(app: FastAPI, *, required: bool) -> None:
+    make_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make_document()  # the same object each time
+        declare_keys(document, required=required, open_paths=PROBE_PATHS)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
 def _model_routes(service: ChatService) -> APIRouter:

@@ -104,7 +104,7 @@ class ToolCall(Wire):
     """One call of a tool in an assistant's message."""
 
     id: str = ""
-    function: Function = Function()
+    function: Function = Field(default_factory=Function)
 
 
 MAX_BEAMS = 10

@@ -152,7 +152,9 @@ class SchemaFormat(JsonSchema):
 class TextOptions(Wire):
     """Text, any JSON object, or JSON that follows a schema."""
 
-    format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] = PlainFormat(type="text")
+    format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] = Field(
+        default_factory=lambda: PlainFormat(type="text")
+    )
 
 
 class ResponsesRequest(AnswerRules):
@@ -161,10 +163,10 @@ class ResponsesRequest(AnswerRules):
     input: list[Item] = Field(min_length=1, max_length=1023)
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
-    text: TextOptions = TextOptions()
+    text: TextOptions = Field(default_factory=TextOptions)
     include: list[str] = []
     truncation: Literal["auto", "disabled"] = "auto"
-    metadata: dict[str, str] = Field(default={}, max_length=16)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
 
     @field_validator("input", mode="before", json_schema_input_type=str | list[Item])
     @classmethod
