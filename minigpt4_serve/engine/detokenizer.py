@@ -18,8 +18,8 @@ class Detokenizer:
 
     Attributes:
         stopped: True once a stop string has occurred.
-        num_shown: leading ids whose text has been returned. An id whose text a stop string cuts counts, too, unless
-            only blanks are left of it.
+        num_shown: leading ids whose text has been returned; ids that were pushed together count together. An id whose
+            text a stop string cuts counts, too, unless only blanks are left of it.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = (), *, min_tokens: int = 0) -> None:
