@@ -173,6 +173,13 @@ class ResponsesRequest(AnswerRules):
     def _as_messages(cls, value: Any) -> Any:
         return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
+    @field_validator("input")
+    @classmethod
+    def _check_messages(cls, value: list[Item]) -> list[Item]:
+        if all(isinstance(item, IgnoredItem) for item in value):
+            raise ValueError("it holds no message")
+        return value
+
     @property
     def logprobs(self) -> bool:
         """Whether log probabilities are requested."""
