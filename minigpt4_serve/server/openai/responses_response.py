@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from minigpt4_serve.server.openai.wire import AnswerTimings, ResponseModel, TokenLogprobs
 
@@ -109,6 +109,8 @@ class ResponseUsage(ResponseModel):
 class Response(ResponseModel):
     """A response in any state. Beyond OpenAI's: ``timings``, and ``dropped_messages`` if the chat was truncated."""
 
+    model_config = ConfigDict(title="ResponseObject")  # generated clients have a class "Response" of their own
+
     id: str
     object: Literal["response"]
     created_at: int
@@ -135,6 +137,7 @@ class Response(ResponseModel):
     output: list[OutputMessage]
     timings: AnswerTimings | None = None
     dropped_messages: int | None = None
+    service_tier: Literal["default"] | None = None
 
 
 class ResponseEvent(ResponseModel):
