@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response, StreamingResponse
 
 from minigpt4_serve import __version__
@@ -95,8 +96,22 @@ def create_app(
     if metrics is not None:
         add_metrics(app, metrics)
     open_paths = add_page(app) if settings.page else frozenset()
-    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas(), open_paths=open_paths)
+    app.add_middleware(
+        RequireKey,
+        keys=keys,
+        quotas=quotas or LocalQuotas(),
+        open_paths=open_paths,
+        origins=settings.cors_origins,
+    )
     app.add_middleware(RequestLogMiddleware, meter=meter, behind_proxy=behind_proxy)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("*",),
+        )
     return app
 
 
@@ -218,7 +233,7 @@ async def _answer(
     # Not the request's own id: a client may give the same one to two requests.
     answer_id = uuid.uuid4().hex
     formatter = make_formatter(chat, answer_id)
-    deltas = service.stream(chat, request_id=answer_id)
+    deltas = service.stream(chat, request_id=answer_id, whole=not chat_request.stream)
     headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
     if not chat_request.stream:
         return _json(await unless_disconnected(request, collect_answer(formatter, deltas, deadline)), headers)
