@@ -52,7 +52,8 @@ class PrivateFolder:
             self._locks: list[int] = []
             self._folders = [self._make(base)]
             self.path = self._folders[0]
-            if len(os.fsencode(self.path)) + len(_LONGEST_SOCKET) > _MAX_SOCKET_PATH:
+            too_long = len(os.fsencode(self.path)) + len(_LONGEST_SOCKET) > _MAX_SOCKET_PATH
+            if too_long and sys.platform != "win32":
                 self._folders.append(self._make(_short_bases()[0]))
                 self.path = self._folders[1] / _LINK
                 self.path.symlink_to(self._folders[0], target_is_directory=True)
