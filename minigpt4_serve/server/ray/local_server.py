@@ -129,7 +129,7 @@ class LocalServer:
             EngineFailed: a process of Ray has ended that the server can't do without, and that nothing restarts. The
                 others have been killed.
         """
-        node = ray._private.worker._global_node  # type: ignore[attr-defined]
+        node = ray._private.worker._global_node
         ended = {str(kind) for kind, _ in node.dead_processes()} & _VITAL if node is not None else _VITAL
         if ended:
             self._failed = True
@@ -152,7 +152,7 @@ class LocalServer:
         If the start failed or the cluster is lost there are none.
         """
         if self._socket is None:
-            if ray.is_initialized():  # type: ignore[no-untyped-call]
+            if ray.is_initialized():
                 serve.shutdown()  # type: ignore[no-untyped-call]
         elif self._failed:
             self._socket.close()
