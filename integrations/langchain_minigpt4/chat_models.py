@@ -11,7 +11,8 @@ from langchain_core.tools import BaseTool
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
-from minigpt4_serve.client import find_model, find_model_async, make_http_client, server_address, server_key
+from minigpt4_serve.client import find_model, find_model_async, server_address, server_key
+from minigpt4_serve.client.connection import make_http_client
 
 __all__ = ["ChatMiniGPT4"]
 
