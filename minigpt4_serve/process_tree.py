@@ -3,14 +3,16 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["descendants", "kill_descendants"]
+__all__ = ["descendants", "kill_descendants", "processes_using"]
 
 _PROC = Path("/proc")
 _PS = Path("/bin/ps")  # absolute: PATH doesn't decide what runs
+_RAY_PROGRAMS = "/ray/core/src/ray/"
 
 
 def descendants(pid: int | None = None) -> list[int]:
@@ -50,4 +52,20 @@ def _parents() -> dict[int, int]:
         with suppress(OSError):  # it may have ended
             # The name, in parentheses, may contain blanks and parentheses itself.
             found[int(folder.name)] = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return found
+
+
+def processes_using(folder: Path) -> list[int]:
+    """Process ids of this user's Python and Ray processes that have files below ``folder`` open; Linux only."""
+    inside = f"{folder.resolve()}{os.sep}"
+    python = os.path.realpath(sys.executable)
+    found = []
+    for process in _PROC.glob("[0-9]*"):
+        with suppress(OSError):  # it may have ended, or be another user's
+            program = str((process / "exe").readlink())
+            if int(process.name) == os.getpid() or not (program == python or _RAY_PROGRAMS in program):
+                continue
+            # A file that was removed shows as "PATH (deleted)".
+            if any(str(descriptor.readlink()).startswith(inside) for descriptor in (process / "fd").iterdir()):
+                found.append(int(process.name))
     return found

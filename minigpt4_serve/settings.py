@@ -129,7 +129,16 @@ class ServeSettings(_Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port of Ray's Prometheus metrics, if ``minigpt4 serve`` starts Ray itself; any free port if not given."""
+    """Port of Ray's own Prometheus metrics on 127.0.0.1, if ``minigpt4 serve`` starts Ray itself; any free port if not
+    given. ``/metrics`` of the server needs none."""
+    start_timeout_s: float = Field(default=1800, gt=0)
+    """Seconds within which ``minigpt4 serve`` must be ready; then it ends with an error."""
+    keep_alive_s: float = Field(default=75, ge=1)
+    """Seconds that an idle connection stays open; longer than a load balancer in front keeps it (60 s in most, 600 s in
+    Google's). On a cluster Ray's own ``keep_alive_timeout_s`` counts instead."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may use the server from a browser, such as ``https://chat.example``; ``*`` is all, and needs a
+    key."""
     log_level: LogLevel = "info"
     """Lowest level that all processes log, to the stderr of ``minigpt4 serve``."""
     log_format: LogFormat = "json"
@@ -175,14 +184,34 @@ class ServeSettings(_Settings):
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().strip():
+        if value is None:
+            return None
+        key = value.get_secret_value().strip()
+        if not key:
             raise ValueError("it is empty; give a key or leave the setting out")
-        return value
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("it contains a line break or another character that clients can't send; take another key")
+        return SecretStr(key)
 
     @field_validator("keys_file")
     @classmethod
     def _make_absolute(cls, value: Path | None) -> Path | None:
         return value and value.expanduser().absolute()
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            scheme, _, host = origin.partition("://")
+            if origin != "*" and (scheme not in ("http", "https") or not host or set(host) & set("/?#@ *")):
+                raise ValueError(f"{origin!r} isn't an origin such as https://chat.example, without a path")
+        return tuple(origin.lower() for origin in value)
+
+    @model_validator(mode="after")
+    def _require_key_for_all_origins(self) -> "ServeSettings":
+        if "*" in self.cors_origins and self.api_key is None and self.keys_file is None:
+            raise ValueError("cors_origins: '*' needs an API key; without one every web page could use the server")
+        return self
 
     @model_validator(mode="after")
     def _require_key_beyond_loopback(self) -> "ServeSettings":

@@ -105,7 +105,9 @@ class _ScriptedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
-    async def generate(self, prompt: object, sampling: object, *, request_id: str) -> AsyncGenerator[Delta]:
+    async def generate(
+        self, prompt: object, sampling: object, *, request_id: str, whole: bool = False
+    ) -> AsyncGenerator[Delta]:
         server = self._server
         request = _request.get()
         if server.failures:

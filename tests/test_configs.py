@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -110,3 +111,13 @@ def test_the_dashboard_shows_exactly_the_metrics_that_exist() -> None:
     labels = {label for metric in METRICS.values() for label in metric.labels} | {"le", "replica"}
     assert set(re.findall(r"by \(([\w, ]+)\)", asked)) <= {"le", "reason", "path, status"}
     assert set(re.findall(r"\{\{(\w+)\}\}", json.dumps(dashboard))) <= labels
+
+
+def test_grpc_uses_no_proxy_on_any_node() -> None:
+    assert os.environ["grpc_proxy"] == "", "set by the import of minigpt4_serve.server.ray"  # noqa: SIM112
+    assert "grpc_proxy=" in (CONFIGS / "ray-cluster.env").read_text().splitlines()
+    cluster = KUBERAY["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        for container in group["template"]["spec"]["containers"]:
+            assert {"name": "grpc_proxy", "value": ""} in container["env"]

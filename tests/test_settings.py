@@ -39,6 +39,14 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         ("host: example.org", "API key"),
         ("host: 0.0.0.0\napi_key: ''", "api_key: it is empty"),
         ("api_key: '  '", "api_key: it is empty"),
+        ('api_key: "a\\nb"', "api_key: it contains a line break"),
+        ("keep_alive_s: 0", "keep_alive_s"),
+        ("start_timeout_s: 0", "start_timeout_s"),
+        ("cors_origins: ['*']", "needs an API key"),
+        ("cors_origins: ['chat.example']", "isn't an origin"),
+        ("cors_origins: ['https://chat.example/']", "isn't an origin"),
+        ("cors_origins: ['https://*.example']", "isn't an origin"),
+        ("cors_origins: ['null']", "isn't an origin"),
     ],
 )
 def test_a_bad_file_gives_one_sentence_that_names_the_setting(

@@ -5,15 +5,17 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+import openai
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_openai.chat_models.base import BaseChatOpenAI
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from minigpt4_serve.client import find_model, find_model_async, server_address, server_key
+from minigpt4_serve.client.connection import make_http_client
 
 __all__ = ["ChatMiniGPT4"]
 
@@ -38,7 +40,7 @@ class ChatMiniGPT4(BaseChatOpenAI):
     The model can't call tools. For an agent with vision, give ``MiniGPT4VisionTool`` to a model that can.
 
     Raises:
-        InvalidRequest: ``base_url`` isn't an address.
+        InvalidRequest: ``base_url`` isn't an address, or the key or a variable of the environment can't be used.
     """
 
     model_name: str = Field(default="", alias="model")
@@ -51,6 +53,23 @@ class ChatMiniGPT4(BaseChatOpenAI):
     @classmethod
     def _with_path(cls, given: str | None) -> str:
         return server_address(given)
+
+    @field_validator("openai_api_key")
+    @classmethod
+    def _without_blanks(cls, given: SecretStr | None) -> SecretStr:
+        return server_key(given)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_http_clients(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """HTTP clients that connect to this machine directly; the base class's always use the proxy variables."""
+        if values.get("openai_proxy"):
+            return values
+        given = values.get("base_url") or values.get("openai_api_base")
+        url = server_address(given if isinstance(given, str) else None)
+        clients = {"http_client": openai.DefaultHttpxClient, "http_async_client": openai.DefaultAsyncHttpxClient}
+        made = {name: make_http_client(kind, url) for name, kind in clients.items() if values.get(name) is None}
+        return {**values, **made}
 
     @property
     def _llm_type(self) -> str:

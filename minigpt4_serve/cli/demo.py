@@ -41,7 +41,7 @@ def demo(
         typer.echo(_next_steps(picture, server_url(settings), keep))
         if keep:
             with suppress(StopSignal):
-                HangUps().wait()
+                HangUps(server).wait()
     finally:
         source.close()
         stop_server(server)

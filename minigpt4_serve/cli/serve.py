@@ -115,7 +115,7 @@ def run_server(
     """
     server = start_server(settings)
     try:
-        hang_ups = HangUps()
+        hang_ups = HangUps(server)
         on_ready(server_url(settings))
         while True:
             hang_ups.wait()

@@ -12,12 +12,16 @@ import typer
 
 from minigpt4_serve.cli.console import Step
 from minigpt4_serve.entry_point import EXIT_BY_SIGNAL
+from minigpt4_serve.errors import EngineFailed
 
 if TYPE_CHECKING:
     from minigpt4_serve.server.ray.local_server import LocalServer
     from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["HangUps", "StopSignal", "handle_stop_signals", "server_url", "start_server", "stop_server"]
+
+
+_CHECK_S = 2.0
 
 
 class StopSignal(SystemExit):
@@ -31,8 +35,11 @@ def server_url(settings: "ServeSettings") -> str:
 
 
 def start_server(settings: "ServeSettings") -> "LocalServer":
-    """Start a server and return when it answers. From here on stop signals raise ``StopSignal``."""
-    handle_stop_signals()
+    """Start a server and return when it answers. From then on stop signals raise ``StopSignal``.
+
+    While it starts there is no answer to finish: a signal ends this process and all that it started at once.
+    """
+    _set_handlers(_kill_all)
     with ExitStack() as step:
 
         def begin(what: str) -> None:
@@ -44,6 +51,7 @@ def start_server(settings: "ServeSettings") -> "LocalServer":
 
         server = LocalServer(settings)
         server.start(on_progress=begin)
+    handle_stop_signals()
     return server
 
 
@@ -71,17 +79,26 @@ def _raise_stop_signal(number: int, _: FrameType | None) -> None:
 
 
 def _kill_all(number: int, _: FrameType | None) -> None:
+    _end(EXIT_BY_SIGNAL + number)
+
+
+def _end(code: int) -> None:
+    """Kill all processes that this one started, and end it."""
     from minigpt4_serve.process_tree import kill_descendants
 
     kill_descendants()
-    os._exit(EXIT_BY_SIGNAL + number)  # Ray's exit handlers would wait for the killed processes
+    os._exit(code)  # Ray's exit handlers would wait for the killed processes
 
 
 class HangUps:
-    """SIGHUPs, counted until they are waited for: one that arrives during a roll-over isn't lost."""
+    """SIGHUPs, counted until they are waited for: one that arrives during a roll-over isn't lost.
 
-    def __init__(self) -> None:
+    While they are waited for, a server whose cluster is lost ends this process with exit code 1.
+    """
+
+    def __init__(self, server: "LocalServer") -> None:
         self._received = 0
+        self._server = server
         signal.signal(signal.SIGHUP, self._receive)
 
     def _receive(self, _: int, __: FrameType | None) -> None:
@@ -89,6 +106,17 @@ class HangUps:
 
     def wait(self) -> None:
         """Return after the next one."""
+        next_check = time.monotonic() + _CHECK_S
         while not self._received:
             time.sleep(0.2)
+            if time.monotonic() >= next_check:
+                self._end_if_lost()
+                next_check = time.monotonic() + _CHECK_S
         self._received -= 1
+
+    def _end_if_lost(self) -> None:
+        try:
+            self._server.check_cluster()
+        except EngineFailed as error:
+            typer.echo(f"minigpt4: {error.message}", err=True)
+            _end(1)

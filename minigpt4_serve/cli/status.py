@@ -3,23 +3,23 @@
 The numbers come from the engines' own counters; rates are computed from two consecutive responses.
 """
 
-import http.client
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+from pydantic import SecretStr
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from minigpt4_serve.client.connection import check_key, make_http_client
 from minigpt4_serve.errors import AuthenticationFailed, ServerUnreachable
 
 __all__ = ["fetch", "follow", "render"]
 
 _REFRESH_INTERVAL_S = 2.0
+_TIMEOUT_S = 10.0
 _SHOWN = {
     *("name", "running", "waiting", "blocks_held", "blocks_total", "generated_tokens", "requests", "cached_tokens"),
     *("prefill_tokens", "image_hits", "image_decodes"),
@@ -34,22 +34,25 @@ def fetch(base_url: str, api_key: str | None) -> Status:
 
     Raises:
         AuthenticationFailed: the API key is missing or wrong.
+        InvalidRequest: the key or a variable of the environment can't be used.
         ServerUnreachable: there is no response, an HTTP error, or a response that isn't a status.
     """
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    request = urllib.request.Request(f"{base_url}/status", headers=headers)  # noqa: S310  # http, from the settings
+    headers = {"authorization": f"Bearer {check_key(SecretStr(api_key)).get_secret_value()}"} if api_key else {}
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
-            status = json.load(response)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 401:
-            raise AuthenticationFailed("The server requires a valid API key: set MINIGPT4_API_KEY.") from error
-        failure = f"GET {base_url}/status failed with HTTP status {error.code}"
-        raise ServerUnreachable(f"{failure}: this isn't a minigpt4 server, or it is failing.") from error
-    except OSError as error:
+        with make_http_client(httpx.Client, base_url, timeout=_TIMEOUT_S) as client:
+            response = client.get(f"{base_url}/status", headers=headers)
+    except (httpx.DecodingError, httpx.RemoteProtocolError) as error:
+        raise ServerUnreachable(_no_status(base_url)) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerUnreachable(f"There is no response from {base_url}. Start a server: minigpt4 serve") from error
-    except (http.client.HTTPException, ValueError) as error:
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        raise AuthenticationFailed("The server requires a valid API key: set MINIGPT4_API_KEY.")
+    if response.is_error:
+        failure = f"GET {base_url}/status failed with HTTP status {response.status_code}"
+        raise ServerUnreachable(f"{failure}: this isn't a minigpt4 server, or it is failing.")
+    try:
+        status = response.json()
+    except ValueError as error:
         raise ServerUnreachable(_no_status(base_url)) from error
     if not _is_status(status):
         raise ServerUnreachable(_no_status(base_url))
@@ -110,6 +113,7 @@ def follow(base_url: str, api_key: str | None) -> None:
 
     Raises:
         AuthenticationFailed: the API key is missing or wrong.
+        InvalidRequest: the key or a variable of the environment can't be used.
         ServerUnreachable: the first request failed. Later failures are shown, and the request is repeated.
     """
     console = Console()

@@ -14,12 +14,13 @@ import openai
 from pydantic import SecretStr
 
 from minigpt4_serve.client.address import server_address
+from minigpt4_serve.client.connection import check_key, make_http_client
 from minigpt4_serve.client.events import Completed, Event, Queued, Retrying, TextDelta
 from minigpt4_serve.client.failures import to_minigpt4_error
 from minigpt4_serve.client.models import ModelCard, fetch_card
 from minigpt4_serve.client.retries import RetryBudget
 from minigpt4_serve.client.stream import read_response
-from minigpt4_serve.errors import MiniGPT4Error, ModelNotFound
+from minigpt4_serve.errors import MiniGPT4Error, ModelNotFound, ServerUnreachable
 
 __all__ = ["ChatClient", "Completed", "Event", "ModelCard", "Queued", "Retrying", "TextDelta"]
 
@@ -46,7 +47,8 @@ class ChatClient:
         clock: seconds, for the age of the model's card.
 
     Raises:
-        InvalidRequest: ``base_url`` isn't an address.
+        InvalidRequest: ``base_url`` isn't an address, or the key or a variable of the environment can't be used; see
+            ``make_http_client``. Without ``keep_connections`` each answer raises the last.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class ChatClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base_url = server_address(base_url)
-        self._api_key = api_key.get_secret_value() if api_key else "none"
+        self._api_key = (check_key(api_key).get_secret_value() if api_key else "") or "none"
         self._named_model = model
         self._timeout = openai.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
         self._patience_s = patience_s
@@ -118,19 +120,25 @@ class ChatClient:
         budget = RetryBudget(self._patience_s)
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(self._connection())
+            has_text = False
             while True:
                 try:
                     response = await self._open(client, stack, messages, options)
-                    break
+                    async with aclosing(read_response(response)) as events:
+                        async for event in events:
+                            has_text = has_text or isinstance(event, TextDelta)
+                            yield event
+                    return
+                except ServerUnreachable as error:  # the connection broke
+                    delay_s = None if has_text else budget.next_delay(error)
+                    if delay_s is None:
+                        raise
                 except _FAILED as error:
                     delay_s = budget.next_delay(error) if isinstance(error, openai.OpenAIError) else None
                     if delay_s is None:
                         raise self._failed(error) from error
                 yield Retrying(delay_s)
                 await asyncio.sleep(delay_s)
-            async with aclosing(read_response(response)) as events:
-                async for event in events:
-                    yield event
 
     async def _open(
         self,
@@ -188,5 +196,12 @@ class ChatClient:
             yield client
 
     def _connect(self) -> openai.AsyncOpenAI:
+        http_client = make_http_client(openai.DefaultAsyncHttpxClient, self.base_url, timeout=self._timeout)
         # No retries in the OpenAI client: it sleeps without reporting it.
-        return openai.AsyncOpenAI(base_url=self.base_url, api_key=self._api_key, timeout=self._timeout, max_retries=0)
+        return openai.AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=self._api_key,
+            timeout=self._timeout,
+            max_retries=0,
+            http_client=http_client,
+        )

@@ -3,6 +3,7 @@
 import openai
 
 from minigpt4_serve.client.failures import retry_after
+from minigpt4_serve.errors import ServerUnreachable
 
 __all__ = ["RetryBudget"]
 
@@ -18,7 +19,8 @@ class RetryBudget:
     """The waits of one answer: as long as the server asks (``Retry-After``), and never longer than the total.
 
     A busy server (429), or one that asks for a wait, is retried until the total is spent. One that can't be reached or
-    fails behind its proxy (502, 503, 504) is retried twice. Without ``Retry-After`` the wait is 0.5 s and doubles with
+    fails behind its proxy (502, 503, 504), or whose connection breaks before the answer's first word, is retried twice.
+    Without ``Retry-After`` the wait is 0.5 s and doubles with
     each try. Other errors, timeouts included, are final.
 
     Args:
@@ -30,10 +32,14 @@ class RetryBudget:
         self._tries = 0
         self._failures = 0
 
-    def next_delay(self, error: openai.OpenAIError) -> float | None:
-        """Seconds until the next try; None if there is none."""
+    def next_delay(self, error: openai.OpenAIError | ServerUnreachable) -> float | None:
+        """Seconds until the next try; None if there is none.
+
+        Args:
+            error: of the OpenAI client, or the connection's before any word of the answer.
+        """
         status = getattr(error, "status_code", None)
-        unreachable = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
+        unreachable = isinstance(error, (openai.APIConnectionError, ServerUnreachable)) and not _is_timeout(error)
         if not unreachable and status != _BUSY and status not in _FAILING:
             return None
         asked_s = retry_after(error)
@@ -46,3 +52,9 @@ class RetryBudget:
         delay_s = max(delay_s, _SHORTEST_DELAY_S)
         self._left_s -= delay_s
         return delay_s
+
+
+def _is_timeout(error: Exception) -> bool:
+    """Whether the server was silent for too long."""
+    # ReadTimeout of either HTTP library
+    return isinstance(error, openai.APITimeoutError) or type(error.__cause__).__name__.endswith("Timeout")

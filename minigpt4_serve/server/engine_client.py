@@ -19,8 +19,14 @@ class EngineClient(Protocol):
     def context_length(self) -> int:
         """Tokens of prompt and answer together that the engine can hold."""
 
-    def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncGenerator[Delta]:
+    def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, request_id: str, whole: bool = False
+    ) -> AsyncGenerator[Delta]:
         """The deltas of an answer. Closing the generator aborts the request.
+
+        Args:
+            whole: the caller needs the answer only once it is complete: the deltas may come at its end, so that the
+                request can be sent to another engine if one is lost.
 
         Raises:
             MiniGPT4Error: as ``Engine.generate``.
@@ -54,7 +60,9 @@ class LocalEngineClient:
         """See ``EngineClient``."""
         return self.engine.context_length
 
-    def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncGenerator[Delta]:
+    def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, request_id: str, whole: bool = False
+    ) -> AsyncGenerator[Delta]:
         """See ``EngineClient``."""
         return self.engine.generate(prompt, sampling, request_id=request_id)
 

@@ -8,10 +8,8 @@ import json
 import logging
 import logging.handlers
 import selectors
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -85,13 +83,12 @@ class _SocketHandler(logging.handlers.SocketHandler):
 class LogReceiver:
     """Writes the lines that other processes of this user send to this process's stderr, until it is closed.
 
-    Attributes:
-        path: of the Unix socket, for ``configure_logging``.
+    Args:
+        path: of the Unix socket, for ``configure_logging``; in a folder of this user only.
     """
 
-    def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="minigpt4-logs-")  # only this user may enter it
-        self.path = str(Path(self._folder) / "socket")
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(self.path)
         self._listening.listen(_BACKLOG)
@@ -107,7 +104,8 @@ class LogReceiver:
         """Write what has been sent, then close the socket. Safe to call twice."""
         self._stop.close()
         self._thread.join(timeout=5)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):
+            Path(self.path).unlink(missing_ok=True)
 
     def _run(self) -> None:
         stopping = False

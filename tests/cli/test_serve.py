@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +32,22 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+class Watched:
+    """A server whose cluster is lost at the check of this number."""
+
+    def __init__(self, lost_at: int | None = None) -> None:
+        self._lost_at = lost_at
+        self.checks = 0
+
+    def check_cluster(self) -> None:
+        self.checks += 1
+        if self.checks == self._lost_at:
+            raise EngineFailed("A process of Ray ended.")
+
+
 def test_hang_ups_are_kept_until_waited_for() -> None:
     assert threading.current_thread() is threading.main_thread()
-    hang_ups = server_process.HangUps()
+    hang_ups = server_process.HangUps(Watched())  # type: ignore[arg-type]
     server_process.handle_stop_signals()
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGHUP)
@@ -46,6 +60,86 @@ def test_hang_ups_are_kept_until_waited_for() -> None:
             hang_ups.wait()
     finally:
         alarm.join()
+
+
+def test_a_lost_cluster_ends_the_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr(server_process, "_CHECK_S", 0.01)
+    monkeypatch.setattr(process_tree, "kill_descendants", lambda: killed.append("descendants"))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        server_process.HangUps(Watched(lost_at=3)).wait()  # type: ignore[arg-type]
+    assert ended.value.code == 1
+    assert killed == ["descendants"]
+    assert capsys.readouterr().err == "minigpt4: A process of Ray ended.\n"
+
+
+class Node:
+    """Ray's node, with the processes that have ended."""
+
+    def __init__(self, *ended: str) -> None:
+        self._ended = [(name, None) for name in ended]
+
+    def dead_processes(self) -> list[tuple[str, None]]:
+        return self._ended
+
+
+class Stopped:
+    """A shared socket that may be drained."""
+
+    drained = False
+
+    def drain(self, _: float) -> None:
+        self.drained = True
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ended", "lost"),
+    [
+        ((), False),
+        (("log_monitor", "monitor", "dashboard"), False),
+        (("raylet",), True),
+        (("log_monitor", "gcs_server"), True),
+    ],
+)
+def test_the_server_ends_with_its_raylet_or_gcs(
+    ended: tuple[str, ...], lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = LocalServer(read_serve_settings(None, {}))
+    monkeypatch.setattr(ray._private.worker, "_global_node", Node(*ended))
+    killed: list[object] = []
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.kill_descendants", lambda **_: killed.append(1))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(serve, "shutdown", lambda: None)
+    if lost:
+        with pytest.raises(EngineFailed, match=ended[-1]):
+            server.check_cluster()
+    else:
+        server.check_cluster()
+    server._socket = Stopped()  # type: ignore[assignment]
+    server.stop()
+    assert bool(killed) is lost
+    assert server._socket.drained is not lost  # type: ignore[attr-defined]
+
+
+def test_a_start_that_takes_too_long_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.kill_descendants", lambda **_: None)
+    monkeypatch.setattr(LocalServer, "_open_sockets", lambda *_: None)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(serve, "start", lambda **_: threading.Event().wait(60))
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(EngineFailed, match=r"within 0.2 s \(start_timeout_s\)"):
+        server_process.start_server(read_serve_settings(None, {"start_timeout_s": 0.2}))
+    assert list(tmp_path.iterdir()) == [], "Ray has left no logs"
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -77,14 +171,17 @@ def test_stop_signal_ends_a_roll_over(monkeypatch: pytest.MonkeyPatch) -> None:
         _roll_over()
 
 
-def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ray installs a SIGTERM handler of its own; ours is back before the application is deployed."""
     calls: list[str] = []
 
     def init(*_: object, **__: object) -> None:
         signal.signal(signal.SIGTERM, lambda *_: calls.append("Ray's handler"))
 
-    monkeypatch.setattr(LocalServer, "_open_sockets", lambda _: None)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(process_tree, "kill_descendants", lambda: calls.append("killed"))
+    monkeypatch.setattr(LocalServer, "_open_sockets", lambda *_: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr(ray, "init", init)
@@ -94,7 +191,8 @@ def test_signals_during_the_start_stop_what_was_started(monkeypatch: pytest.Monk
     with pytest.raises(SystemExit) as stopped:
         server_process.start_server(read_serve_settings(None, {}))
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert calls == ["stop"]
+    assert calls[0] == "killed"
+    assert "Ray's handler" not in calls
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import pytest
-from fakes.openai_replies import ENDLESS, TIMINGS, USAGE, ErrorEvent, Gate, Reply, refusal
+from fakes.openai_replies import ENDLESS, TIMINGS, USAGE, Cut, ErrorEvent, Gate, Reply, refusal
 from fakes.openai_requests import FIELDS
 from fakes.openai_server import MODEL, OpenAIServer
 from waiting import wait_until
@@ -205,6 +205,26 @@ async def test_a_server_stopped_in_an_answer_interrupts_it(client: Client) -> No
             server.stop()
             with pytest.raises(StreamInterrupted, match="middle"):
                 await _to_the_end(events)
+
+
+@pytest.mark.parametrize("comments", [(), ("waiting, 2 ahead",)])
+async def test_a_connection_lost_before_the_first_word_is_retried(
+    client: Client, comments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt4_serve.client.retries._FIRST_DELAY_S", 0.01)
+    lost = Reply([Cut()], comments=comments)
+    with OpenAIServer(answers=[lost, lost, "a disc"]) as server:
+        events = await _events(client(server.url), "Hello")
+        assert _text(events) == "a disc"
+        assert len([event for event in events if isinstance(event, Retrying)]) == 2
+        server.answers = [lost] * 9
+        with pytest.raises(ServerUnreachable):
+            await _events(client(server.url), "Hello")
+        assert len(server.answers) == 6, "it is retried twice"
+        server.answers = [Reply(["half", Cut()]), "never"]
+        with pytest.raises(StreamInterrupted):
+            await _events(client(server.url), "Hello")
+        assert len(server.answers) == 1, "the first word has been shown"
 
 
 @pytest.mark.parametrize("mark", ["data: [DONE]", "data:[DONE]"])

@@ -1,6 +1,7 @@
 """Who gets in: keys on every route, limits in the answers, and a server without keys that answers this machine only."""
 
 import asyncio
+import copy
 import json
 import re
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from serving_app import few_steps, serving
 
 from minigpt4_serve.errors import InvalidRequest, RateLimited
@@ -19,7 +21,7 @@ from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.http.routes import create_app
 from minigpt4_serve.server.keys.key_ring import ApiKey, KeyLimits, add_key, revoke_key
 from minigpt4_serve.server.keys.quotas import LocalQuotas, QuotaStore
-from minigpt4_serve.settings import EngineSettings, read_serve_settings
+from minigpt4_serve.settings import EngineSettings, ServeSettings, read_serve_settings
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
@@ -242,3 +244,43 @@ def test_no_other_machine_is_let_in_without_a_key(host: str, tmp_path: Path, mon
     monkeypatch.setenv("MINIGPT4_KEYS_FILE", "keys.json")
     settings = read_serve_settings(config, {})
     assert settings.keys_file == Path.cwd() / "keys.json"
+
+
+PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+ALLOWED = "https://chat.example"
+
+
+@pytest.mark.parametrize(
+    ("origins", "key", "origin", "allowed"),
+    [
+        ((), "k", ALLOWED, False),
+        ((ALLOWED,), "k", ALLOWED, True),
+        ((ALLOWED,), None, ALLOWED, True),
+        ((ALLOWED,), "k", "https://other.example", False),
+        ((ALLOWED,), None, "https://other.example", False),
+        ((ALLOWED,), None, "null", False),
+        (("*",), "k", "https://other.example", True),
+    ],
+)
+def test_pages_of_named_origins_may_use_the_server(
+    keyed: Keyed, origins: tuple[str, ...], key: str | None, origin: str, allowed: bool
+) -> None:
+    settings = ServeSettings(cors_origins=origins, api_key=SecretStr(key) if key else None, model_name="small")
+    service = copy.copy(keyed[2])
+    service.settings = settings
+    sent = {"origin": origin, **(_bearer(key) if key else {})}
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(app=create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            preflight = await client.options(CHAT, headers={"origin": origin, **PREFLIGHT})
+            return preflight, await client.get("/v1/models", headers=sent)
+
+    preflight, listed = asyncio.run(ask())
+    answers = (preflight, listed)
+    assert all(
+        answer.headers.get("access-control-allow-origin") in ((origin, "*") if allowed else (None,))
+        for answer in answers
+    )
+    assert (preflight.status_code == 200) is allowed
+    assert listed.status_code == (200 if allowed or key else 401)

@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -73,12 +74,12 @@ def signal_handlers() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def long_keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that close do so for another reason than the timeout of idle ones."""
-    monkeypatch.setattr(server_module, "_KEEP_ALIVE_S", LONG_S)
+    monkeypatch.setattr(server_module, "_IDLE_S", LONG_S)
 
 
 @pytest.fixture
-async def shared() -> AsyncIterator[SharedSocket]:
-    shared = SharedSocket("127.0.0.1", 0)
+async def shared(tmp_path: Path) -> AsyncIterator[SharedSocket]:
+    shared = SharedSocket("127.0.0.1", 0, tmp_path / "socket")
     yield shared
     await asyncio.to_thread(shared.drain, 60)
 
@@ -100,7 +101,7 @@ async def _connected(port: int) -> AsyncIterator[Client]:
 
 
 def _started(application: GatedApp, shared: SharedSocket, drain_s: float = LONG_S) -> HttpServer:
-    server = HttpServer(application, shared.path, drain_s=drain_s)
+    server = HttpServer(application, shared.path, drain_s=drain_s, keep_alive_s=LONG_S)
     server.start()
     return server
 
@@ -198,3 +199,22 @@ async def test_no_request_is_lost_while_servers_retire(shared: SharedSocket, por
         over.set()
         await asyncio.gather(*asking)
     assert set(bodies) == {b"0", b"1", b"2", b"3"}
+
+
+async def test_retiring_waits_seconds_for_idle_connections(
+    shared: SharedSocket, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_IDLE_S", 0.1)
+    server = _started(GatedApp(), shared)
+    async with _connected(port) as idle:
+        await idle.send("/")
+        await idle.head()
+        await server.retire()
+
+
+async def test_an_idle_connection_closes_after_its_time(shared: SharedSocket, port: int) -> None:
+    HttpServer(GatedApp(), shared.path, drain_s=LONG_S, keep_alive_s=1).start()
+    async with _connected(port) as idle:
+        await idle.send("/")
+        await idle.head()
+        assert await idle.rest() == b"first."  # until the end of the connection

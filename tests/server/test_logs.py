@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +34,8 @@ def package_logger() -> Iterator[logging.Logger]:
 
 
 @pytest.fixture
-def receiver() -> Iterator[LogReceiver]:
-    receiver = LogReceiver()
+def receiver(tmp_path: Path) -> Iterator[LogReceiver]:
+    receiver = LogReceiver(tmp_path / "socket")
     yield receiver
     receiver.close()
 

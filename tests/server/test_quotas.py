@@ -120,3 +120,16 @@ def test_no_limit_keeps_no_record(store: QuotaStore) -> None:
     account = store._accounts["alice"]
     assert not account.requests
     assert not account.reservations
+
+
+def test_a_repeated_call_counts_once(store: QuotaStore) -> None:
+    """As after the loss of its reply."""
+    limits = KeyLimits(requests_per_minute=2, concurrent_requests=1, images_per_day=3)
+    for _ in range(3):
+        assert store.reserve("alice", limits, "a", "one").refusal is None
+        assert store.consume("alice", limits, "a", "one", 2).refusal is None
+    headers = store.reserve("alice", limits, "a", "one").headers
+    assert headers["x-ratelimit-remaining-requests"] == "1"
+    assert headers["x-ratelimit-remaining-images"] == "1"
+    store.release("alice", "one", True)
+    assert store.consume("alice", limits, "a", "two", 3).refusal is None, "the images are refunded once"

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -72,8 +73,13 @@ def _engine(*tries: list[Any]) -> tuple[RayEngineClient, Handle, list[Stream]]:
     return RayEngineClient(handle, EngineSettings(max_running=2, max_waiting=1), context_length=100), handle, streams  # type: ignore[arg-type]
 
 
-async def _texts(engine: RayEngineClient, prompt: Prompt = PROMPT) -> list[str]:
-    return [delta.text async for delta in engine.generate(prompt, SamplingParams(), request_id="r")]
+async def _texts(engine: RayEngineClient, prompt: Prompt = PROMPT, *, whole: bool = False) -> list[str]:
+    return [delta.text async for delta in engine.generate(prompt, SamplingParams(), request_id="r", whole=whole)]
+
+
+@pytest.fixture(autouse=True)
+def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_serve.server.ray.engine_client._RETRY_DELAYS_S", (0, 0, 0))
 
 
 async def test_the_first_image_decides_the_replica() -> None:
@@ -108,6 +114,56 @@ async def test_a_stream_that_has_begun_ends_in_engine_failed() -> None:
     with pytest.raises(EngineFailed, match="ask again"):
         await _texts(engine)
     assert len(handle.tries) == 1
+
+
+FAILED = EngineFailed("The engine stopped.")
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        ([Delta(text="a"), LOST], ["b", "c"]),
+        ([Delta(queue_position=1), Delta(text="a"), Delta(text="x"), LOST], ["b", "c"]),
+        ([Delta(text="a"), AioRpcError(StatusCode.UNAVAILABLE, Metadata(), Metadata())], ["b", "c"]),
+        ([Delta(text="a"), FAILED], ["b", "c"]),
+        ([FAILED], ["b", "c"]),
+    ],
+)
+async def test_a_whole_answer_begins_again_elsewhere(first: list[Any], expected: list[str]) -> None:
+    engine, handle, (lost, _) = _engine(first, [Delta(text="b"), Delta(text="c")])
+    assert await _texts(engine, whole=True) == expected
+    assert handle.tries == []
+    assert lost.cancelled
+
+
+async def test_attempts_at_a_whole_answer_are_limited() -> None:
+    engine, handle, _ = _engine(*[[Delta(text="a"), LOST]] * 9)
+    with pytest.raises(EngineFailed):
+        await _texts(engine, whole=True)
+    assert len(handle.tries) == 5
+
+
+async def test_a_failed_engine_before_the_first_word_is_left() -> None:
+    engine, handle, _ = _engine([Delta(queue_position=0), FAILED], [Delta(text="a")])
+    assert await _texts(engine) == ["", "a"]
+    assert handle.tries == []
+    engine, handle, _ = _engine([Delta(text="a"), FAILED], [Delta(text="b")])
+    with pytest.raises(EngineFailed):
+        await _texts(engine)
+    assert len(handle.tries) == 1, "the client has seen the first word"
+
+
+async def test_without_engines_a_full_folder_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    router = Router()
+    monkeypatch.setattr("minigpt4_serve.server.ray.replica_stats._routers", [router])
+    monkeypatch.setattr("minigpt4_serve.server.ray.engine_client.is_full", lambda folder: folder == tmp_path)
+    _, handle, _ = _engine([Delta(text="a")], [LOST], [Delta(text="never")])
+    engine = RayEngineClient(handle, EngineSettings(), context_length=100, folder=tmp_path)  # type: ignore[arg-type]
+    router.stats = {"x": {}}
+    assert await _texts(engine) == ["a"], "an engine that runs needs no room"
+    router.stats = {}
+    with pytest.raises(EngineFailed, match="temporary folder is full"):
+        await _texts(engine)
 
 
 async def test_attempts_are_limited() -> None:

@@ -69,6 +69,7 @@ def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
 
     monkeypatch.setattr(shared_quotas.ray, "remote", lambda _: Options())
     monkeypatch.setattr(shared_quotas, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(shared_quotas, "_RETRY_S", 0.01)
     return actor
 
 
@@ -94,6 +95,21 @@ async def test_counters_that_do_not_answer_are_a_503(actor: Actor, key: ApiKey, 
     actor.trouble = None
     assert (await quotas.reserve(key, "b")).refusal is None, "a failed request holds no reservation"
     quotas.release(key, "b", refund=False)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES[1:], ids=["died", "unavailable"])
+async def test_calls_wait_for_the_restarted_counters(
+    actor: Actor, key: ApiKey, trouble: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_quotas, "_TIMEOUT_S", 60.0)
+    quotas = SharedQuotas()
+    actor.trouble = trouble
+    asking = [asyncio.create_task(quotas.reserve(key, "a")), asyncio.create_task(quotas.consume(key, "a", 1))]
+    await wait_until(lambda: actor.asked.count("reserve") >= 3 and actor.asked.count("consume") >= 3)
+    actor.trouble = None  # it was restarted
+    for status in await asyncio.gather(*asking):
+        assert status.refusal is None
+    quotas.release(key, "a", refund=True)
 
 
 async def test_a_request_of_a_key_is_refused_while_counters_are_silent(

@@ -25,6 +25,7 @@ from minigpt4_bots.core.streaming import Buttons, Content, MessageGone
 from minigpt4_bots.core.texts import Texts, languages
 from minigpt4_bots.telegram.messages import MessageReader, message_key, requester_from, topic_id
 from minigpt4_bots.telegram.targets import ChatTarget, GuestTarget, MessageLocation
+from minigpt4_serve.client.connection import make_http_client
 
 __all__ = ["TelegramBot"]
 
@@ -47,7 +48,9 @@ class TelegramBot:
         self._service = service
         self._settings = settings
         self._bot = bot
-        self._http = httpx.AsyncClient(timeout=_DOWNLOAD_TIMEOUT_S, follow_redirects=False)
+        self._http = make_http_client(
+            httpx.AsyncClient, settings.file_url, timeout=_DOWNLOAD_TIMEOUT_S, follow_redirects=False
+        )
         self._reader = MessageReader(bot, self._http)
         self._albums: dict[tuple[int, str], _Album] = {}
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -9,11 +9,13 @@ from urllib.parse import urlsplit
 from telegram import Update
 from telegram.error import InvalidToken
 from telegram.ext import Application, ApplicationBuilder, CallbackContext, TypeHandler
+from telegram.request import HTTPXRequest
 
 from minigpt4_bots.core.answer_service import AnswerService
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.telegram.bot import TelegramBot
 from minigpt4_bots.telegram.targets import OVERALL, rates_for
+from minigpt4_serve.client.connection import make_http_client
 from minigpt4_serve.errors import AuthenticationFailed
 
 __all__ = ["run"]
@@ -23,7 +25,7 @@ def run(settings: BotSettings, file: Path | None, token: str) -> None:
     """Run until SIGTERM or Ctrl-C. ``file`` is the settings file, from which access lists are reloaded.
 
     Raises:
-        InvalidRequest: the database can't be used.
+        InvalidRequest: the database, or a proxy variable of the environment, can't be used.
         AuthenticationFailed: Telegram doesn't accept the token.
     """
     telegram = settings.telegram
@@ -55,9 +57,8 @@ def run(settings: BotSettings, file: Path | None, token: str) -> None:
         .token(token)
         .base_url(telegram.base_url)
         .base_file_url(telegram.file_url)
-        .connection_pool_size(64)
-        .pool_timeout(30)
-        .read_timeout(20)
+        .request(_make_request(telegram.base_url, connection_pool_size=64, pool_timeout=30, read_timeout=20))
+        .get_updates_request(_make_request(telegram.base_url))
         .post_init(start)
         .post_stop(stop)
     )
@@ -71,6 +72,11 @@ def run(settings: BotSettings, file: Path | None, token: str) -> None:
             "Telegram doesn't accept this token. Copy it again from @BotFather (/mybots → API Token) into "
             "TELEGRAM_TOKEN."
         ) from None
+
+
+def _make_request(url: str, **options: Any) -> HTTPXRequest:
+    """The library's HTTP client; a Bot API server on this machine is connected to directly."""
+    return make_http_client(lambda **arguments: HTTPXRequest(**options, httpx_kwargs=arguments), url)
 
 
 def _receive_updates(application: "Application[Any, Any, Any, Any, Any, Any]", settings: BotSettings) -> None:

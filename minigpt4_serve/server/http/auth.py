@@ -6,7 +6,7 @@ a browser on this machine, is refused: its requests could use a domain that reso
 """
 
 import uuid
-from collections.abc import MutableMapping, Set
+from collections.abc import Collection, MutableMapping, Set
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -77,15 +77,23 @@ class RequireKey:
         keys: None for a server that accepts requests from this machine without a key.
         quotas: where requests are counted.
         open_paths: may be read without a key, if the server has keys.
+        origins: web pages whose requests are accepted without keys, as those of this machine's pages are.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: KeyRing | None, quotas: Quotas, *, open_paths: Set[str] = frozenset()
+        self,
+        app: ASGIApp,
+        keys: KeyRing | None,
+        quotas: Quotas,
+        *,
+        open_paths: Set[str] = frozenset(),
+        origins: Collection[str] = (),
     ) -> None:
         self._app = app
         self._keys = keys
         self._quotas = quotas
         self._open_paths = open_paths
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in PROBE_PATHS):
@@ -93,7 +101,7 @@ class RequireKey:
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
         elif self._keys is None:
-            if _is_local(scope):
+            if _is_local(scope, self._origins):
                 await self._app(scope, receive, send)
             else:
                 await _refuse(_ONLY_LOCAL, scope, receive, send)
@@ -162,12 +170,12 @@ async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, s
     await response(scope, receive, send)
 
 
-def _is_local(scope: Scope) -> bool:
-    """Whether the request is from this machine to a loopback name, and not from a web page of another host."""
+def _is_local(scope: Scope, origins: Collection[str]) -> bool:
+    """Whether the request is from this machine to a loopback name, and not from another host's page but ``origins``."""
     headers = Headers(scope=scope)
     client = scope.get("client")
     origin = headers.get("origin", "")  # sent by browsers only; "null" (a file, a sandboxed frame) isn't local
-    from_local_page = not origin or is_loopback(_host_part(origin.partition("://")[2]))
+    from_local_page = not origin or origin in origins or is_loopback(_host_part(origin.partition("://")[2]))
     to_loopback = is_loopback(_host_part(headers.get("host", "")))
     return to_loopback and from_local_page and (not client or is_loopback(client[0]))
 

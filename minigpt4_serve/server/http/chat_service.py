@@ -156,9 +156,13 @@ class ChatService:
         values["stop"] = (*request.stop, *(self._encoder.template.stop if free else ()))
         return SamplingParams(**values)
 
-    def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncGenerator[Delta]:
-        """The deltas of the answer; closing the generator aborts the request in the engine."""
-        return self.engine.generate(chat.prompt, chat.sampling, request_id=request_id)
+    def stream(self, chat: PreparedChat, *, request_id: str, whole: bool = False) -> AsyncGenerator[Delta]:
+        """The deltas of the answer; closing the generator aborts the request in the engine.
+
+        Args:
+            whole: see ``EngineClient.generate``.
+        """
+        return self.engine.generate(chat.prompt, chat.sampling, request_id=request_id, whole=whole)
 
     async def replicas(self) -> list[dict[str, Any]]:
         """See ``EngineClient.replicas``."""

@@ -12,6 +12,7 @@ from math import inf
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
 
@@ -113,9 +114,23 @@ def create_app(
         add_metrics(app, metrics)
     app.add_middleware(AnswerHeadRequests)
     open_paths = _OPEN_PATHS | (add_page(app) if settings.page else frozenset())
-    app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas(), open_paths=open_paths)
+    app.add_middleware(
+        RequireKey,
+        keys=keys,
+        quotas=quotas or LocalQuotas(),
+        open_paths=open_paths,
+        origins=settings.cors_origins,
+    )
     app.add_middleware(RequestLogMiddleware, meter=meter, behind_proxy=behind_proxy)
     _declare_keys(app, required=keys is not None)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("*",),
+        )
     return app
 
 
@@ -251,7 +266,7 @@ async def _answer(
     # Not the request's own id: a client may give the same one to two requests.
     answer_id = uuid.uuid4().hex
     formatter = make_formatter(chat, answer_id)
-    deltas = service.stream(chat, request_id=answer_id)
+    deltas = service.stream(chat, request_id=answer_id, whole=not chat_request.stream)
     headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
     if not chat_request.stream:
         return _json(await unless_disconnected(request, collect_answer(formatter, deltas, deadline)), headers)

@@ -11,7 +11,7 @@ from minigpt4_serve.server.http.shared_socket import receive_socket
 
 __all__ = ["HttpServer"]
 
-_KEEP_ALIVE_S = 5  # uvicorn's own default for idle connections
+_IDLE_S = 5.0  # that idle connections of a retiring process stay open at most
 _POLL_S = 0.05
 _ACCEPT_TURNS = 10  # of the event loop, from an accepted connection to its protocol; asyncio takes three
 
@@ -23,16 +23,18 @@ class HttpServer:
         application: the ASGI application.
         socket_path: of a ``SharedSocket``.
         drain_s: seconds that answers in progress get when the owner stops; then they are cut off.
+        keep_alive_s: seconds after which idle connections are closed.
 
     Raises:
         OSError: no socket is shared there.
     """
 
-    def __init__(self, application: ASGIApp, socket_path: str, *, drain_s: float) -> None:
+    def __init__(self, application: ASGIApp, socket_path: str, *, drain_s: float, keep_alive_s: float) -> None:
         self._listening, self._owner = receive_socket(socket_path)
+        self._idle_s = min(keep_alive_s, _IDLE_S)
         config = uvicorn.Config(
             application,
-            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_keep_alive=math.ceil(keep_alive_s),
             timeout_graceful_shutdown=math.ceil(drain_s),
             server_header=False,
             lifespan="off",
@@ -63,7 +65,7 @@ class HttpServer:
     async def retire(self) -> None:
         """Stop while another process takes over: no request is lost.
 
-        Idle connections stay open until their timeout, since a request may be on its way. Its response has
+        Idle connections stay open for some seconds, since a request may be on its way. Its response has
         ``Connection: close``. Returns as soon as no connection is open.
         """
         if not self._server.should_exit:
@@ -72,7 +74,7 @@ class HttpServer:
             self._server.config.encoded_headers.append(close)  # uvicorn copies these to the others once a second
             self._server.server_state.default_headers.append(close)
             with suppress(TimeoutError):
-                async with asyncio.timeout(_KEEP_ALIVE_S + 1):
+                async with asyncio.timeout(self._idle_s + 1):
                     while self._server.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for it
                         await asyncio.sleep(_POLL_S)
             self._server.should_exit = True

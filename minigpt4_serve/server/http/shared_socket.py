@@ -9,9 +9,7 @@ server stops, and an HTTP process closes its own when its answers are finished: 
 
 import errno
 import selectors
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -28,14 +26,14 @@ _CONNECT_TIMEOUT_S = 30.0
 class SharedSocket:
     """A bound socket that other processes of this user can receive until it is closed.
 
-    Attributes:
-        path: of the Unix socket that it is received from, see ``receive_socket``.
+    Args:
+        path: of the Unix socket that it is received from, see ``receive_socket``; in a folder of this user only.
 
     Raises:
         InvalidRequest: the port is taken, or the address isn't this machine's.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, path: Path) -> None:
         try:
             self._listening = socket.create_server(
                 (host, port),
@@ -45,8 +43,7 @@ class SharedSocket:
             )
         except OSError as error:
             raise InvalidRequest(_explain(error, host, port)) from None
-        self._folder = tempfile.mkdtemp(prefix="minigpt4-")  # only this user may enter it
-        self.path = str(Path(self._folder) / "socket")
+        self.path = str(path)
         self._sharing = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sharing.bind(self.path)
         self._sharing.listen()
@@ -85,7 +82,8 @@ class SharedSocket:
             self._closed = True
             self._sharing.close()
             self._listening.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):
+            Path(self.path).unlink(missing_ok=True)
         deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             for receiver in receivers:

@@ -85,10 +85,12 @@ class QuotaStore:
         self._renewed[holder] = self._clock()
 
     def reserve(self, key_id: str, limits: KeyLimits, holder: str, reservation: str) -> QuotaStatus:
-        """Count a request, or refuse it and count nothing."""
+        """Count a request, or refuse it and count nothing. A repeated call for the same reservation has no effect."""
         now = self._clock()
         self.renew(holder)
         account = self._account(key_id, now)
+        if reservation in account.reservations:
+            return QuotaStatus(_headers(account, limits, now))
         refusal: QuotaRefusal | None = None
         per_minute = limits.requests_per_minute
         concurrent = limits.concurrent_requests
@@ -104,9 +106,11 @@ class QuotaStore:
         return QuotaStatus(_headers(account, limits, now), refusal)
 
     def consume(self, key_id: str, limits: KeyLimits, holder: str, reservation: str, images: int) -> QuotaStatus:
-        """Count images, or refuse them and count none."""
+        """Count images, or refuse them and count none. A repeated call for the same reservation has no effect."""
         now = self._clock()
         account = self._account(key_id, now)
+        if account.reservations.get(reservation, ("", 0))[1]:
+            return QuotaStatus(_headers(account, limits, now))
         per_day = limits.images_per_day
         if per_day is not None and account.images + images > per_day:
             left = max(0, per_day - account.images)

@@ -18,5 +18,8 @@ os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
 os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", "2147483647")
 # Ray's own counters go out once a second, not ten times.
 os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "1000")
+# gRPC between our own processes never uses a proxy. Empty, this variable overrides http_proxy and https_proxy, which
+# gRPC would obey, and which other libraries keep.
+os.environ["grpc_proxy"] = ""  # noqa: SIM112 - gRPC's name
 # Printed at the end if Ray kills its controller before that has cleaned up: of no use to an operator.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed")

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import ray
 
@@ -14,6 +14,7 @@ _log = logging.getLogger(__name__)
 
 _PREFIX = "ray_minigpt4_"
 _TIMEOUT_S = 5.0
+_opener = build_opener(ProxyHandler({}))  # nodes of a cluster reach each other without a proxy
 
 
 async def read_metrics() -> str:
@@ -28,7 +29,7 @@ def _fetch_all() -> list[str]:
             continue
         address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
         try:
-            with urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_S) as response:
+            with _opener.open(f"http://{address}/metrics", timeout=_TIMEOUT_S) as response:
                 texts.append(response.read().decode())
         except OSError as error:
             _log.warning("no metrics from node %s: %s", address, error)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.server.local_engine import load_engine, loading
 from minigpt4_serve.server.logs import configure_logging
+from minigpt4_serve.server.ray.loopback import bind_replica_to_loopback
 from minigpt4_serve.server.ray.startup_errors import report_startup_error
 from minigpt4_serve.settings import ServeSettings
 
@@ -49,6 +50,7 @@ class EngineReplica:
 
     async def __init__(self, settings: ServeSettings, log_path: str | None = None) -> None:  # type: ignore[misc]
         configure_logging(settings.log_level, settings.log_format, log_path)
+        bind_replica_to_loopback()
         with report_startup_error(), loading():
             from minigpt4_serve.server.ray.metrics import EngineMeter
             from minigpt4_serve.weights.load import resolve_device
@@ -116,6 +118,7 @@ class Ingress:
         log_path: str | None = None,
     ) -> None:
         configure_logging(settings.log_level, settings.log_format, log_path)
+        bind_replica_to_loopback()
         with report_startup_error(), loading():
             from minigpt4_serve.model_folder import read_generation_defaults, read_prompt_encoder
             from minigpt4_serve.server.http.chat_service import ChatService
@@ -128,7 +131,8 @@ class Ingress:
             encoder = read_prompt_encoder(settings.model.path)
             defaults = read_generation_defaults(settings.model.path)
         described = await engines.describe.remote()
-        engine = RayEngineClient(engines, settings.engine, context_length=described["context_length"])
+        folder = Path(socket_path).parent if socket_path is not None else None
+        engine = RayEngineClient(engines, settings.engine, context_length=described["context_length"], folder=folder)
         service = ChatService(encoder, defaults, engine, settings)
         await service.warm_up()
         quotas = SharedQuotas() if settings.keys_file else None
@@ -139,7 +143,12 @@ class Ingress:
             _favor_latency()
             from minigpt4_serve.server.http.server import HttpServer
 
-            self._server = HttpServer(self._application, socket_path, drain_s=settings.scale.drain_s)
+            self._server = HttpServer(
+                self._application,
+                socket_path,
+                drain_s=settings.scale.drain_s,
+                keep_alive_s=settings.keep_alive_s,
+            )
             self._server.start()
 
     def __serve_build_asgi_app__(self) -> "FastAPI":

@@ -6,7 +6,7 @@ modules exist once per process.
 
 from typing import Any, Protocol
 
-__all__ = ["count_draining_requests", "count_replicas", "read_replica_stats", "register_router"]
+__all__ = ["count_draining_requests", "count_replicas", "has_routers", "read_replica_stats", "register_router"]
 
 
 class _Router(Protocol):
@@ -27,6 +27,11 @@ def register_router(router: _Router) -> None:
 def read_replica_stats() -> list[tuple[str, dict[str, Any]]]:
     """(replica, ``record_routing_stats``) of every replica that has reported."""
     return [(name, stats) for router in _routers for name, stats in sorted(router.stats.items()) if stats]
+
+
+def has_routers() -> bool:
+    """Whether this process has routed requests."""
+    return bool(_routers)
 
 
 def count_replicas() -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,13 +16,15 @@ from minigpt4_serve.server.keys.quotas import HOLDER_TIMEOUT_S, QuotaStatus, Quo
 
 __all__ = ["SharedQuotas"]
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 15.0
+_RETRY_S = 0.2
 
 
 class SharedQuotas:
     """A replica's access to the shared store, see ``Quotas``. The first replica starts the actor, Ray restarts it.
 
-    No request passes uncounted: while the actor doesn't answer, requests with a key are refused with a 503.
+    No request passes uncounted: while the actor is being restarted, requests with a key wait, and are refused with a
+    503 after ``_TIMEOUT_S``.
 
     Args:
         name: of the actor; other applications on the cluster take another.
@@ -49,11 +52,13 @@ class SharedQuotas:
         self._reservations.add(reservation)
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew())
-        return await self._result(self._store.reserve.remote(key.id, key.limits, self._holder, reservation))
+        return await self._result(lambda: self._store.reserve.remote(key.id, key.limits, self._holder, reservation))
 
     async def consume(self, key: ApiKey, reservation: str, images: int) -> QuotaStatus:
         """See ``Quotas``."""
-        return await self._result(self._store.consume.remote(key.id, key.limits, self._holder, reservation, images))
+        return await self._result(
+            lambda: self._store.consume.remote(key.id, key.limits, self._holder, reservation, images)
+        )
 
     def release(self, key: ApiKey, reservation: str, *, refund: bool) -> None:
         """See ``Quotas``. The result isn't awaited: the client may have disconnected."""
@@ -67,11 +72,19 @@ class SharedQuotas:
                 await self._store.renew.remote(self._holder)
             await asyncio.sleep(HOLDER_TIMEOUT_S / 4)
 
-    async def _result(self, call: Any) -> QuotaStatus:
+    async def _result(self, call: Callable[[], Any]) -> QuotaStatus:
+        """The result of a call, which is repeated if the actor is lost: its counters are lost with it."""
+        last: RayError | None = None
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                status = await call
-        except (RayError, TimeoutError) as error:
-            raise EngineFailed("The counters of the keys are being replaced; try again in a moment.") from error
-        assert isinstance(status, QuotaStatus)
-        return status
+                while True:
+                    try:
+                        status = await call()
+                    except RayError as error:
+                        last = error
+                        await asyncio.sleep(_RETRY_S)
+                    else:
+                        assert isinstance(status, QuotaStatus)
+                        return status
+        except TimeoutError as error:
+            raise EngineFailed("The counters of the keys are being replaced; try again in a moment.") from last or error
