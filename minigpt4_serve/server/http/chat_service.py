@@ -116,8 +116,9 @@ class ChatService:
             temperature = request.temperature
         elif defaults.do_sample and request.beams == 1:
             temperature = 1.0 if defaults.temperature is None else defaults.temperature
-        # A JSON string may contain the template's separator; the schema determines where the answer ends.
-        template_stops = self._encoder.template.stop if request.json_schema is None else ()
+        # The schema determines where JSON ends; the template's separator ends the JSON string that is open.
+        stops = self._encoder.template.stop
+        schema = request.json_schema
         return SamplingParams(
             max_tokens=request.max_completion_tokens
             or request.max_tokens
@@ -130,13 +131,14 @@ class ChatService:
             min_p=request.min_p or 0.0,
             repetition_penalty=request.repetition_penalty or defaults.repetition_penalty or 1.0,
             seed=request.seed,
-            stop=(*request.stop, *template_stops),
+            stop=(*request.stop, *(stops if schema is None else ())),
             logprobs=request.logprobs,
             top_logprobs=request.top_logprobs or 0,
             n=request.n,
             beams=request.beams,
             length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
-            json_schema=request.json_schema,
+            json_schema=schema,
+            json_stop=stops if schema is not None else (),
         )
 
     def stream(self, chat: PreparedChat, *, request_id: str) -> AsyncGenerator[Delta]:

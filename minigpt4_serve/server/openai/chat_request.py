@@ -1,17 +1,19 @@
 """Requests of OpenAI's chat completions API, as far as this server supports it.
 
 Unknown fields are ignored, as OpenAI does. Known ones that this server can't honor are refused by name: an answer that
-silently ignores a request for tools or audio is worse than an error.
+silently ignores a request for audio or web search is worse than an error.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.json_schema import PreparedSchema, prepare_schema
+from minigpt4_serve.server.openai.tool_calls import ForcedCall, read_forced_call
 
 __all__ = [
     "MAX_BEAMS",
@@ -134,6 +136,8 @@ class AnswerRules(Wire):
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=4)
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     timeout: float | None = Field(default=None, gt=0)
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] = "auto"
 
     @model_validator(mode="before")
     @classmethod
@@ -169,13 +173,43 @@ class ChatCompletionRequest(AnswerRules):
         """Images in all messages."""
         return sum(isinstance(part, ImagePart) for message in self.messages for part in message.content)
 
+    @cached_property
+    def forced_call(self) -> ForcedCall | None:
+        """The call of a tool that the answer must be; see ``read_forced_call``."""
+        return read_forced_call(self.tools, self.tool_choice)
+
+    def check_tools(self) -> None:
+        """Raise ``InvalidRequest`` if the tools or the choice among them can't be honored."""
+        read_forced_call(self.tools, self.tool_choice)
+
+    @cached_property
+    def prepared_schema(self) -> PreparedSchema | None:
+        """The schema that the answer must follow; None if it is free. Raises ``InvalidRequest``."""
+        wanted = self.response_format
+        if self.forced_call is not None:
+            return prepare_schema(self.forced_call.schema)
+        if isinstance(wanted, JsonSchemaFormat):
+            return prepare_schema(wanted.json_schema.schema_)
+        return prepare_schema({"type": "object"}) if wanted is not None and wanted.type == "json_object" else None
+
     @property
     def json_schema(self) -> str | None:
         """The schema that the answer must follow, as JSON; None if it is free."""
-        wanted = self.response_format
-        if isinstance(wanted, JsonSchemaFormat):
-            return json.dumps(wanted.json_schema.schema_)
-        return '{"type": "object"}' if wanted is not None and wanted.type == "json_object" else None
+        return None if self.prepared_schema is None else self.prepared_schema.text
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Headers of the response that say which wishes have no effect."""
+        found: dict[str, str] = {}
+        if self.tools and self.tool_choice != "none" and self.forced_call is None:
+            found["x-minigpt4-tool-choice"] = "none"  # the models choose no tools
+        if self.prepared_schema is not None and self.prepared_schema.ignored:
+            found["x-minigpt4-schema-ignored"] = ", ".join(self.prepared_schema.ignored)
+        return found
+
+    def rename_param(self, param: str | None) -> str | None:
+        """The field that holds this request's schema, for errors that name ``response_format``."""
+        return "tools" if param == "response_format" and self.forced_call is not None else param
 
 
 # Fields that can't be honored → their values that request nothing.
@@ -189,8 +223,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "presence_penalty": (None, 0, 0.0),
     "reasoning_effort": (None, "none"),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -207,11 +239,16 @@ def parse_chat_request(body: bytes | bytearray) -> ChatCompletionRequest:
     request = parse_request(body, ChatCompletionRequest, _REFUSED, "messages")
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+    request.check_tools()
     return request
 
 
 def parse_request(
-    body: bytes | bytearray, kind: type[Request], refused: Mapping[str, tuple[Any, ...]], content: str
+    body: bytes | bytearray,
+    kind: type[Request],
+    refused: Mapping[str, tuple[Any, ...]],
+    content: str,
+    expand: Callable[[dict[str, Any]], object] = bool,
 ) -> Request:
     """The request in ``body``, of any API.
 
@@ -219,6 +256,7 @@ def parse_request(
         kind: its type.
         refused: fields that can't be honored → their values that request nothing.
         content: the required field, for error messages.
+        expand: replaces references in the JSON object, before it is validated.
 
     Raises:
         InvalidRequest: as ``parse_chat_request``.
@@ -235,6 +273,7 @@ def parse_request(
     for name, harmless in refused.items():
         if data.get(name) not in harmless:
             raise InvalidRequest(f"This server can't honor '{name}'; leave it out.", param=name)
+    expand(data)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
