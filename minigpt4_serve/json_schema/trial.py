@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,7 @@ class TrialCompiler:
 
     def __init__(self, num_processes: int = 2) -> None:
         self._idle: list[_Process | None] = [None] * num_processes
+        self._end = weakref.finalize(self, _end_all, self._idle)
         self._free = threading.Semaphore(num_processes)
         self._lock = threading.Lock()
         self._verdicts: OrderedDict[str, str] = OrderedDict()
@@ -74,14 +76,15 @@ class TrialCompiler:
             finally:
                 with self._lock:
                     self._idle.append(process)
+                    if not self._end.alive:
+                        _end_all(self._idle)
         self._keep(schema, verdict)
         return verdict
 
     def close(self) -> None:
-        """End the processes that are idle."""
+        """End the processes: those that are idle now, others after their schema."""
         with self._lock:
-            for process in filter(None, self._idle):
-                process.end()
+            self._end()
 
     def _keep(self, schema: str, verdict: str) -> None:
         with self._lock:
@@ -145,6 +148,11 @@ _KEYWORDS = {
     "type",
     "unevaluatedProperties",
 }
+
+
+def _end_all(processes: "list[_Process | None]") -> None:
+    for process in filter(None, processes):
+        process.end()
 
 
 class _Process:

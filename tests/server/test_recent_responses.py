@@ -62,16 +62,22 @@ def test_responses_are_dropped_after_their_last_use() -> None:
 
 
 def test_a_response_outlives_none_that_it_continues() -> None:
+    """A conversation that is too long can't be continued; what was kept of it remains whole."""
     recent = RecentResponses(20_000, 60)
+    recent.add("alice", "other", None, _words("x"))
     recent.add("alice", "r0", None, _words("x" * 1000))
-    for i in range(1, 100):
-        recent.add("alice", f"r{i}", f"r{i - 1}", _words("x" * 1000))
-        assert recent._owners["alice"].size <= 20_000
-    kept = list(recent._owners["alice"].entries)
+    alice = recent.of_key("alice")
+    length = 1
+    with pytest.raises(InvalidRequest):
+        while True:
+            assert len(alice.items_until(f"r{length - 1}")) == length
+            recent.add("alice", f"r{length}", f"r{length - 1}", _words("x" * 1000))
+            length += 1
+            assert recent._owners["alice"].size <= 20_000
+    kept = recent._owners["alice"].entries
     assert 5 < len(kept) < 20
-    for name in kept:
-        previous = recent._owners["alice"].entries[name].previous
-        assert previous is None or previous in kept or name == min(kept, key=lambda each: int(each[1:]))
+    assert "other" not in kept, "the least recently used is dropped first"
+    assert all(entry.previous is None or entry.previous in kept for entry in kept.values())
 
 
 def test_memory_of_all_keys_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
