@@ -30,6 +30,7 @@ __all__ = [
 
 TINY_MODEL = Path(__file__).parent / "weights" / "tiny"
 """The embedded default model: trained by this project, a few megabytes, runs on any CPU."""
+_TINY_NAME = "minigpt4-tiny"
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -133,8 +134,9 @@ class ServeSettings(_Settings):
     """Lowest level that all processes log, to the stderr of ``minigpt4 serve``."""
     log_format: LogFormat = "json"
     """Log lines as JSON objects or as plain text."""
-    model_name: str | None = None
-    """The model's name in the API; the model folder's name if not given."""
+    model_name: str | tuple[str, ...] | None = None
+    """The model's name in the API, or several; if not given, ``minigpt4-tiny`` for the embedded model, otherwise the
+    model folder's name."""
     max_images_per_request: int = Field(default=8, ge=1)
     max_image_bytes: int = Field(default=20 * 2**20, ge=1)
     """Largest picture, encoded, in bytes."""
@@ -162,6 +164,15 @@ class ServeSettings(_Settings):
     """A single key without limits; ``keys_file`` can hold several, with limits."""
     keys_file: Path | None = None
     """Keys as ``minigpt4 keys`` writes them. Without any key the server only binds loopback addresses."""
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The model's names in the API, the first of which the server uses itself."""
+        if self.model_name:
+            given = (self.model_name,) if isinstance(self.model_name, str) else self.model_name
+            return tuple(dict.fromkeys(given))
+        folder = self.model.path.resolve()
+        return (_TINY_NAME if folder == TINY_MODEL.resolve() else folder.name,)
 
     @field_validator("api_key")
     @classmethod
@@ -217,4 +228,4 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"

@@ -1,11 +1,12 @@
 """Settings from a file, the command line and the environment; mistakes are one sentence."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minigpt4_serve.errors import InvalidRequest
-from minigpt4_serve.settings import API_KEY_VARIABLE, read_serve_settings
+from minigpt4_serve.settings import API_KEY_VARIABLE, TINY_MODEL, is_loopback, read_serve_settings
 
 
 def test_defaults_listen_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +82,39 @@ def test_a_key_allows_any_host_and_is_never_printed(monkeypatch: pytest.MonkeyPa
     with pytest.raises(InvalidRequest) as caught:
         read_serve_settings(None, {"port": 0})
     assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({}, ("minigpt4-tiny",)),
+        ({"model": {"path": TINY_MODEL / ".." / "tiny"}}, ("minigpt4-tiny",)),
+        ({"model": {"path": Path("models") / "llama2-7b"}}, ("llama2-7b",)),
+        ({"model_name": "a"}, ("a",)),
+        ({"model_name": ("a", "b", "a")}, ("a", "b")),
+        ({"model_name": ["a", "b"]}, ("a", "b")),
+        ({"model_name": ""}, ("minigpt4-tiny",)),
+        ({"model_name": ()}, ("minigpt4-tiny",)),
+    ],
+)
+def test_the_model_has_one_name_or_several(given: dict[str, Any], names: tuple[str, ...]) -> None:
+    assert read_serve_settings(None, given).model_names == names
+
+
+def test_names_and_hosts_can_be_lists_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("model_name: [a, gpt-4o]\nallowed_hosts: [pictures.example]\n")
+    settings = read_serve_settings(file, {})
+    assert settings.model_names == ("a", "gpt-4o")
+    assert settings.allowed_hosts == ("pictures.example",)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *((host, True) for host in ("localhost", "LOCALHOST", "LocalHost", "127.0.0.1", "127.8.9.1", "::1")),
+        *((host, False) for host in ("", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.1.2", "0.0.0.0")),
+    ],
+)
+def test_loopback_names_are_told_apart(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback

@@ -26,7 +26,10 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000")] = None,
-    model_name: Annotated[str | None, typer.Option(help="Name that clients use.", show_default="the folder's")] = None,
+    model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name that clients use; may be given several times.", show_default="the folder's"),
+    ] = None,
     keys_file: Annotated[
         Path | None,
         typer.Option(
@@ -34,6 +37,14 @@ def serve(
             metavar="FILE",
             help="API keys that may use the server; see 'minigpt4 keys'.",
             show_default=False,
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Fetch pictures of this host over https, '*' of every public one; may be given several times.",
+            show_default="none",
         ),
     ] = None,
     log_level: Annotated[
@@ -53,8 +64,9 @@ def serve(
         "model": {"path": model} if model else None,
         "host": host,
         "port": port,
-        "model_name": model_name,
+        "model_name": tuple(model_name) if model_name else None,
         "keys_file": keys_file,
+        "allowed_hosts": tuple(allow_host) if allow_host else None,
         "log_level": log_level,
     }
     overrides = {name: value for name, value in options.items() if value is not None}

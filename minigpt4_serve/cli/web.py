@@ -70,11 +70,8 @@ def _start_own_server(model: Path, api_key: str | None, ending: ExitStack) -> st
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         free = probe.getsockname()[1]
-    name = "minigpt4-tiny" if model == TINY_MODEL else None
     key = SecretStr(api_key) if api_key else None
-    settings = ServeSettings(
-        model=ModelSettings(path=model), port=free, model_name=name, api_key=key, log_level="warning"
-    )
+    settings = ServeSettings(model=ModelSettings(path=model), port=free, api_key=key, log_level="warning")
     ending.callback(stop_server, start_server(settings))
     typer.echo(f"The server: {server_url(settings)}/v1")
     return server_url(settings)

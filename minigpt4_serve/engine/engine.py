@@ -416,7 +416,9 @@ class Engine:
             reason = "stop"
         elif sequence.num_output >= sampling.max_tokens:
             reason = "length"
-        logprobs = () if sampled.logprob is None else (self._token_logprob(sampled, sampled.logprob),)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if sampled.logprob is not None and sampled.token not in self._eos_ids:  # which is never part of the answer
+            logprobs = (self._token_logprob(sampled, sampled.logprob, first=sequence.num_output == 1),)
         self._emit(request, answer, (sampled.token,), logprobs, reason)
 
     def _emit(
@@ -437,14 +439,14 @@ class Engine:
         if reason is not None or (answer.pending_text and time.monotonic() - answer.emitted_at >= interval):
             self._outputs.add(request.outputs, request.take_delta(answer))
 
-    def _token_logprob(self, sampled: SampledToken, logprob: float) -> TokenLogprob:
-        top = tuple((self._token_text(token), value) for token, value in sampled.top)
-        return TokenLogprob(self._token_text(sampled.token), logprob, top)
+    def _token_logprob(self, sampled: SampledToken, logprob: float, *, first: bool) -> TokenLogprob:
+        """The token and its alternatives as bytes of the answer, whose ``first`` token has no leading space."""
 
-    def _token_text(self, token: int) -> str:
-        if token >= self._tokenizer.vocab_size:
-            return ""  # the embedding may have more rows than the vocabulary has tokens
-        return str(self._tokenizer.convert_ids_to_tokens(token)).replace("▁", " ")
+        def as_bytes(token: int) -> bytes:
+            data = self._tokenizer.prompt_tokenizer.token_bytes(token)
+            return data.removeprefix(b" ") if first else data
+
+        return TokenLogprob(as_bytes(sampled.token), logprob, tuple((as_bytes(token), p) for token, p in sampled.top))
 
     def _advance_searches(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
         """Advance beam searches whose hypotheses are all computed; answers are output when their search ends.

@@ -160,6 +160,7 @@ class _Vocabulary:
     """The vocabulary in llguidance's interface: the bytes of each token, none for tokens without text."""
 
     def __init__(self, tokenizer: MiniGPT4Tokenizer, eos_id: int) -> None:
+        self._tokenizer = tokenizer.prompt_tokenizer
         self._sentencepiece = tokenizer.sentencepiece
         special = {0, 1, 2, tokenizer.pad_token_id, eos_id}
         self.eos_token_id = eos_id
@@ -169,10 +170,7 @@ class _Vocabulary:
         self._newline = self._sentencepiece.piece_to_id("<0x0A>")
 
     def _token_bytes(self, token: int) -> bytes:
-        piece = self._sentencepiece.id_to_piece(token)
-        if self._sentencepiece.is_byte(token):
-            return bytes([int(piece[3:5], 16)])
-        return b"" if self._sentencepiece.is_control(token) else str(piece).replace("▁", " ").encode()
+        return b"" if self._sentencepiece.is_control(token) else self._tokenizer.token_bytes(token)
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Token ids of text inside an answer. SentencePiece adds no leading space after a line break."""

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from typer.testing import CliRunner
 
 from minigpt4_serve import process_tree
+from minigpt4_serve.cli import app, server_process
 from minigpt4_serve.cli import serve as serve_command
-from minigpt4_serve.cli import server_process
 from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.server.ray.local_server import LocalServer
 from minigpt4_serve.settings import read_serve_settings
@@ -128,3 +129,22 @@ def test_errors_while_loading_ask_for_another_sighup(
     _roll_over()
     printed = capsys.readouterr().err
     assert "The model does not fit. Correct the settings and send SIGHUP again." in printed
+
+
+def test_options_that_may_be_given_several_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("model_name: other\nallowed_hosts: ['*']\n")
+    started: list[Any] = []
+
+    def start(settings: Any) -> None:
+        started.append(settings)
+        raise EngineFailed("enough")
+
+    monkeypatch.setattr(serve_command, "start_server", start)
+    for options in (
+        ["--model-name", "a", "--model-name", "gpt-4o", "--allow-host", "x.example", "--allow-host", "y.example"],
+        [],
+    ):
+        CliRunner().invoke(app, ["serve", "--config", str(file), *options])
+    assert [settings.model_names for settings in started] == [("a", "gpt-4o"), ("other",)]
+    assert [settings.allowed_hosts for settings in started] == [("x.example", "y.example"), ("*",)]

@@ -1,4 +1,4 @@
-"""Authentication and quotas as ASGI middleware: every route except the health probes requires a key.
+"""Authentication and quotas as ASGI middleware: every route except probes and published files requires a key.
 
 Without keys the server accepts only requests from this machine to a loopback name. A web page of another site, open in
 a browser on this machine, is refused: its requests could use a domain that resolves to 127.0.0.1 (DNS rebinding), or
@@ -20,9 +20,11 @@ from minigpt4_serve.server.keys.key_ring import ApiKey, KeyRing
 from minigpt4_serve.server.keys.quotas import Quotas, QuotaStatus
 from minigpt4_serve.settings import is_loopback
 
-__all__ = ["QuotaReservation", "RequireKey", "key_of"]
+__all__ = ["PROBE_PATHS", "QuotaReservation", "RequireKey", "key_of"]
 
-_PROBE_PATHS = ("/health", "/ready")
+PROBE_PATHS = ("/health", "/ready")
+"""Answered to everyone, from any machine and by any name."""
+
 _SCOPE_KEY = "minigpt4.quota_reservation"
 
 
@@ -97,7 +99,7 @@ class RequireKey:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _PROBE_PATHS):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in PROBE_PATHS):
             await self._app(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
@@ -147,7 +149,9 @@ class RequireKey:
             reservation.release(status)
 
 
-_NO_KEY = AuthenticationFailed("This server requires a valid API key: send it as 'Authorization: Bearer KEY'.")
+_NO_KEY = AuthenticationFailed(
+    "This server requires a valid API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'."
+)
 _ONLY_LOCAL = AuthenticationFailed(
     "This server has no API keys, so it accepts only requests from its own machine to localhost, and none from web "
     "pages of other sites. Its operator can create a key with 'minigpt4 keys add'."
@@ -155,8 +159,12 @@ _ONLY_LOCAL = AuthenticationFailed(
 
 
 def _find_key(keys: KeyRing, scope: Scope) -> ApiKey | None:
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-    return keys.find(key.strip()) if scheme.lower() == "bearer" else None
+    """The key that the request sends as a bearer token or in ``x-api-key``; of both, the first that is known."""
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = (token if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
+    found = (keys.find(key.strip()) for key in given if key.strip())
+    return next((key for key in found if key is not None), None)
 
 
 async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, send: Send) -> None:

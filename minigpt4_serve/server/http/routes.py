@@ -6,20 +6,23 @@ Errors before the first delta of an answer keep their HTTP status; later ones ar
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
+from fastapi_offline import FastAPIOffline
 
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
-from minigpt4_serve.server.http.auth import QuotaReservation, RequireKey, key_of
+from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey, key_of
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
+from minigpt4_serve.server.http.head_requests import AnswerHeadRequests
 from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
 from minigpt4_serve.server.http.page import add_page
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
@@ -30,7 +33,7 @@ from minigpt4_serve.server.openai.chat_request import MAX_BEAMS, ChatCompletionR
 from minigpt4_serve.server.openai.chat_response import ChatCompletion, ChatCompletionChunk
 from minigpt4_serve.server.openai.chat_tool_formatter import ChatToolFormatter
 from minigpt4_serve.server.openai.model_card import Capabilities, ModelCard, ModelDefaults, ModelList
-from minigpt4_serve.server.openai.openapi import answer_responses, request_body
+from minigpt4_serve.server.openai.openapi import answer_responses, declare_keys, request_body
 from minigpt4_serve.server.openai.recent_responses import RecentResponses
 from minigpt4_serve.server.openai.responses_formatter import ResponsesFormatter
 from minigpt4_serve.server.openai.responses_request import ResponsesRequest, parse_responses_request
@@ -44,6 +47,13 @@ __all__ = ["create_app"]
 
 MakeFormatter = Callable[[PreparedChat, str], ResponseFormatter]
 """(prepared chat, unique id of the answer) → what formats the answer."""
+
+_DOCS_FILES = "/docs/files"
+_OPEN_PATHS = frozenset(
+    {"/docs", "/openapi.json"}
+    | {f"{_DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
+)
+"""A browser that opens ``/docs`` sends no key; the files hold no secrets."""
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "No engine answers."}}
 _NO_MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "There is no such model."}}
@@ -90,33 +100,49 @@ def create_app(
     """
     settings = service.settings
     keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
-    app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
+    app = FastAPIOffline(
+        title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None, static_url=_DOCS_FILES
+    )
     add_error_handlers(app)
     app.include_router(_model_routes(service))
     app.include_router(_answer_routes(service))
     app.include_router(_probe_routes(service))
     if metrics is not None:
         add_metrics(app, metrics)
-    open_paths = add_page(app) if settings.page else frozenset()
+    app.add_middleware(AnswerHeadRequests)
+    open_paths = _OPEN_PATHS | (add_page(app) if settings.page else frozenset())
     app.add_middleware(RequireKey, keys=keys, quotas=quotas or LocalQuotas(), open_paths=open_paths)
     app.add_middleware(RequestLogMiddleware, meter=meter, behind_proxy=behind_proxy)
+    _declare_keys(app, required=keys is not None)
     return app
+
+
+def _declare_keys(app: FastAPI, *, required: bool) -> None:
+    make_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make_document()  # the same object each time
+        declare_keys(document, required=required, open_paths=PROBE_PATHS)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
 def _model_routes(service: ChatService) -> APIRouter:
     router = APIRouter()
-    card = _model_card(service)
+    first = _model_card(service)
+    cards = [first.model_copy(update={"id": name}) for name in service.names]
 
     @router.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
-        """The only model, with its capabilities."""
-        return _json(ModelList(object="list", data=[card]))
+        """The only model, with its capabilities, once by each of its names."""
+        return _json(ModelList(object="list", data=cards))
 
     @router.get("/v1/models/{name:path}", response_model=ModelCard, responses=_NO_MODEL)
     async def model(name: str) -> Response:
         """The model's card."""
         _check_model(name, service)
-        return _json(card)
+        return _json(first.model_copy(update={"id": name}))
 
     return router
 
@@ -128,7 +154,9 @@ def _model_card(service: ChatService) -> ModelCard:
         object="model",
         created=int(time.time()),
         owned_by="minigpt4-serve",
+        root=service.name,
         context_length=service.context_length,
+        max_model_len=service.context_length,
         image_tokens=service.image_tokens,
         max_images=service.settings.max_images_per_request,
         max_image_bytes=service.settings.max_image_bytes,
@@ -151,17 +179,15 @@ def _answer_routes(service: ChatService) -> APIRouter:
         """One answer, whole or streamed as server-sent events."""
         await service.check_capacity()
         chat_request = parse_chat_request(await _read_body(request, service.settings))
+        name = chat_request.model or service.name
 
         def make_formatter(chat: PreparedChat, answer_id: str) -> ResponseFormatter:
-            given = (service.name, chat_request, answer_id, chat.dropped_messages)
+            given = (name, chat_request, answer_id, chat.dropped_messages)
             call = chat_request.forced_call
             return ChatFormatter(*given) if call is None else ChatToolFormatter(*given, call)
 
-        try:
+        with _rename_param(chat_request.rename_param):
             return await _answer(request, service, chat_request, make_formatter)
-        except MiniGPT4Error as error:
-            error.param = chat_request.rename_param(error.param)
-            raise
 
     @router.post(
         "/v1/responses",
@@ -175,13 +201,14 @@ def _answer_routes(service: ChatService) -> APIRouter:
         history = recent.of_key(key_of(request.scope))
         responses_request = parse_responses_request(await _read_body(request, service.settings), history)
         chat_request = responses_request.as_chat()
+        name = responses_request.model or service.name
 
         def make_formatter(chat: PreparedChat, answer_id: str) -> ResponseFormatter:
             def keep(response: ResponsesResponse) -> None:
                 history.keep(response, responses_request.new_items)
 
             given = (
-                service.name,
+                name,
                 responses_request,
                 answer_id,
                 chat.sampling,
@@ -191,11 +218,8 @@ def _answer_routes(service: ChatService) -> APIRouter:
             call = chat_request.forced_call
             return ResponsesFormatter(*given) if call is None else ResponsesToolFormatter(*given, call)
 
-        try:
+        with _rename_param(responses_request.rename_param):
             return await _answer(request, service, chat_request, make_formatter)
-        except MiniGPT4Error as error:
-            error.param = responses_request.rename_param(error.param)
-            raise
 
     return router
 
@@ -260,8 +284,18 @@ def _json(body: ResponseModel, headers: dict[str, str] | None = None) -> Respons
     return Response(body.to_json(), media_type="application/json", headers=headers)
 
 
+@contextmanager
+def _rename_param(rename: Callable[[str | None], str | None]) -> Iterator[None]:
+    """Errors name the field of the client's request."""
+    try:
+        yield
+    except MiniGPT4Error as error:
+        error.param = rename(error.param)
+        raise
+
+
 def _check_model(name: str | None, service: ChatService) -> None:
-    if name is not None and name != service.name:
+    if name is not None and not service.serves(name):
         raise ModelNotFound(f"There is no model of that name here; this server serves '{service.name}'.", param="model")
 
 

@@ -21,6 +21,7 @@ from minigpt4_serve.server.openai.chat_response import (
 from minigpt4_serve.server.openai.wire import (
     EventTemplate,
     TokenLogprob,
+    answer_hints,
     answer_timings,
     encode_json,
     server_sent_event,
@@ -52,6 +53,7 @@ class ChatFormatter:
         self._reports_usage = options is not None and options.include_usage
         self._reports_logprobs = request.logprobs
         self._dropped_messages = dropped_messages
+        self._hints = answer_hints(request.service_tier, store=request.store)
         self._head: dict[str, Any] = {"id": f"chatcmpl-{answer_id}", "created": int(time.time()), "model": model}
         self._templates: dict[int, _Templates] = {}  # of the choices that have begun
         self._texts = [""] * request.n
@@ -163,7 +165,7 @@ class ChatFormatter:
         return ChatCompletionChunk(**self._head, object="chat.completion.chunk", choices=choices, **fields)
 
     def _extras(self, last: Delta) -> dict[str, Any]:
-        extras: dict[str, Any] = {}
+        extras: dict[str, Any] = dict(self._hints)
         if last.timings:
             extras["timings"] = answer_timings(last.timings)
         if self._dropped_messages:

@@ -81,7 +81,7 @@ class ChatUsage(ResponseModel):
 
 
 class ChatCompletion(ResponseModel):
-    """A whole answer. Beyond OpenAI's: ``timings``, and ``dropped_messages`` if the chat was truncated."""
+    """A whole answer. Beyond OpenAI's: ``timings``, ``dropped_messages`` of a truncated chat, ``store`` if given."""
 
     id: str
     created: int
@@ -91,6 +91,8 @@ class ChatCompletion(ResponseModel):
     usage: ChatUsage
     timings: AnswerTimings | None = None
     dropped_messages: int | None = None
+    service_tier: Literal["default"] | None = None
+    store: Literal[False] | None = None
 
 
 class FunctionDelta(ResponseModel):
@@ -137,3 +139,5 @@ class ChatCompletionChunk(ResponseModel):
     usage: ChatUsage | None = None
     timings: AnswerTimings | None = None
     dropped_messages: int | None = None
+    service_tier: Literal["default"] | None = None
+    store: Literal[False] | None = None

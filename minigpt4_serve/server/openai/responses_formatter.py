@@ -31,6 +31,7 @@ from minigpt4_serve.server.openai.responses_response import (
 from minigpt4_serve.server.openai.wire import (
     EventTemplate,
     TokenLogprob,
+    answer_hints,
     answer_timings,
     encode_json,
     server_sent_event,
@@ -89,7 +90,7 @@ class ResponsesFormatter:
             reasoning=Reasoning(effort=None, summary=None),
             store=False,
             temperature=sampling.temperature,
-            text=ResponseTextConfig(format=ResponseTextFormat(**request.text.format.model_dump(by_alias=True))),
+            text=ResponseTextConfig(format=_format(request)),
             tool_choice="none",
             tools=[],
             top_logprobs=request.top_logprobs or 0,
@@ -98,6 +99,7 @@ class ResponsesFormatter:
             usage=None,
             status="in_progress",
             output=[],
+            **answer_hints(request.service_tier, store=False),
         )
 
     def collect(self, delta: Delta) -> None:
@@ -229,6 +231,11 @@ class ResponsesFormatter:
         number = self._num_events
         self._num_events += 1
         return number
+
+
+def _format(request: ResponsesRequest) -> ResponseTextFormat:
+    given = request.text.format.model_dump(by_alias=True)
+    return ResponseTextFormat(**{name: value for name, value in given.items() if value is not None})
 
 
 def named_event(event: ResponseEvent) -> str:

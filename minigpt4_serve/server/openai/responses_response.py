@@ -153,6 +153,7 @@ class Response(ResponseModel):
     output: list[OutputItem]
     timings: AnswerTimings | None = None
     dropped_messages: int | None = None
+    service_tier: Literal["default"] | None = None
 
 
 class ResponseEvent(ResponseModel):
