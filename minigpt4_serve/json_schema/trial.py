@@ -105,9 +105,7 @@ def explain_verdict(verdict: str, schema: str) -> str:
         named = ["pattern"]
     else:
         used = set(re.findall(r'"([A-Za-z$]+)": ', schema))
-        named = sorted(
-            each for each in used & _KEYWORDS if re.search(rf"(?<![A-Za-z]){re.escape(each)}(?![A-Za-z])", reason)
-        )
+        named = sorted(used & _KEYWORDS & set(re.findall(r"[A-Za-z$]+", reason)))
         if "min/maxProperties" in reason:
             named = sorted(used & {"minProperties", "maxProperties"})
     if named:

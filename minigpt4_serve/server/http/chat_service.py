@@ -150,8 +150,8 @@ class ChatService:
         values |= {name: value for name, value in given.items() if value is not None}
         if request.max_completion_tokens is not None:
             values["max_tokens"] = request.max_completion_tokens
-        # The template's separator is this family's end of sequence. In JSON, whose end the schema determines, it ends the
-        # string that is open.
+        # The template's separator is this family's end of sequence. The schema determines where JSON ends; there the
+        # separator ends the string that is open.
         stops = () if request.ignore_eos else self._encoder.template.stop
         free = request.json_schema is None
         values["stop"] = (*request.stop, *(stops if free else ()))
