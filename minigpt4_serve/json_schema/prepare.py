@@ -43,6 +43,12 @@ _FORMATS = {
 }
 """Formats that llguidance enforces. JSON Schema makes the others annotations."""
 
+_NAME_PATTERNS = {
+    "date": r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])$",
+    "uuid": r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+}
+"""Patterns that stand for formats of properties' names."""
+
 _UNSUPPORTED = (
     "not",
     "if",
@@ -160,8 +166,12 @@ class _Preparation:
             result.setdefault("additionalProperties", False)
             del result["unevaluatedProperties"]
         has_own_properties = "properties" in result and not any(name in result for name in _APPLICATORS)
-        if has_own_properties and closed and not self._merges:
-            result.setdefault("additionalProperties", False)
+        if has_own_properties and closed and not self._merges and "additionalProperties" not in result:
+            required = [name for name in result.get("required", ()) if isinstance(name, str)]
+            result["properties"] = {**result["properties"]}
+            for name in required:  # which may be any value, since nothing is said of it
+                result["properties"].setdefault(name, True)
+            result["additionalProperties"] = False
         self._convert_parts(result, depth + 1, closed)
         return result
 
@@ -264,7 +274,9 @@ class _Preparation:
         elif "minLength" in names or "maxLength" in names:
             least, most = names.get("minLength", 0), names.get("maxLength", "")
             result["patternProperties"] = {f"^.{{{least},{most}}}$": value}
-        elif set(names) <= {"type", "title", "description"}:
+        elif names.get("format") in _NAME_PATTERNS:
+            result["patternProperties"] = {_NAME_PATTERNS[names["format"]]: value}
+        elif set(names) <= {"type", "title", "description", "format"} and names.get("format") not in _FORMATS:
             del result["propertyNames"]
             return
         else:
@@ -320,7 +332,7 @@ def _check_types(schema: Mapping[str, Any]) -> None:
     """Check the types of keywords' values, so that the rest needn't."""
     kinds: dict[str, Any] = {
         **dict.fromkeys(_SCHEMAS_BY_NAME, Mapping),
-        **dict.fromkeys((*_LISTS_OF_SCHEMAS, "enum"), list),
+        **dict.fromkeys((*_LISTS_OF_SCHEMAS, "enum", "required"), list),
         **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), int),
         **dict.fromkeys(("minimum", "maximum", "multipleOf"), (int, float)),
         "pattern": str,
@@ -343,9 +355,7 @@ def _check_pattern(pattern: str) -> str:
         raise _UnsupportedPattern(
             r"look-around, '\b' and back references in a 'pattern' can't be followed; write it without them."
         )
-    repetitions = 1
     for match in _REPETITION.finditer(pattern):
-        repetitions *= max(1, *(int(count) for count in match.groups() if count and len(count) < 10), 1)
-        if any(count and len(count) >= 10 for count in match.groups()) or repetitions > _MAX_REPETITION**2:
+        if any(count and (len(count) > 6 or int(count) > _MAX_REPETITION) for count in match.groups()):
             reject_schema(f"a 'pattern' repeats more than {_MAX_REPETITION} times.")
     return pattern

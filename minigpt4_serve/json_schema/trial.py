@@ -14,12 +14,13 @@ import weakref
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from minigpt4_serve.errors import EngineFailed
 
 __all__ = ["COMPILER_OPTIONS", "PARSER_LIMITS", "TrialCompiler", "explain_verdict"]
 
-COMPILER_OPTIONS = {
+COMPILER_OPTIONS: Any = {
     "item_separator": ", ",
     "key_separator": ": ",
     "whitespace_flexible": False,  # a small model might write nothing else until max_tokens
@@ -29,11 +30,11 @@ COMPILER_OPTIONS = {
 }
 """llguidance's ``JsonCompileOptions``."""
 
-PARSER_LIMITS = {"max_lexer_states": 30_000}
+PARSER_LIMITS: Any = {"max_lexer_states": 30_000}
 """llguidance's ``LLParserLimits``: a state takes up to 2 kB, for each answer."""
 
 _CPU_S = 0.5
-_MEMORY = 512 * 2**20  # of a process; without a schema it has about 60 MB
+_MEMORY = 256 * 2**20  # of a process; without a schema it has about 60 MB
 _WALL_S = 60.0  # on a machine under load
 _MAX_VERDICTS = 512
 _MAX_VERDICT_CHARACTERS = 4_000_000  # of the schemas whose verdicts are kept
