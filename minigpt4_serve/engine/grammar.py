@@ -46,7 +46,7 @@ class Grammar:
     def accept(self, token: int) -> None:
         """Advance the state by a sampled token."""
         _call_guarded(lambda: self._matcher.consume_token(token))
-        self._progress.feed(self._classes.bytes_of(token))
+        self._progress.feed(self._classes.get_bytes(token))
 
     def allowed(self, *, wants_end: bool = False, must_end: bool = False) -> bytes:
         """Mask of the tokens allowed next: one bit per token, lowest bit first; empty if none is allowed.

@@ -112,7 +112,7 @@ class TokenClasses:
         self._not_number = every & ~number
         self._not_opening = every & ~opening
 
-    def bytes_of(self, token: int) -> bytes:
+    def get_bytes(self, token: int) -> bytes:
         """The bytes of a token; none for tokens without text."""
         return self._tokens[token] if token < len(self._tokens) else b""
 

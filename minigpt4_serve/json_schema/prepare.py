@@ -272,7 +272,8 @@ class _Preparation:
         elif "pattern" in names:
             result["patternProperties"] = {names["pattern"]: value}
         elif "minLength" in names or "maxLength" in names:
-            least, most = names.get("minLength", 0), names.get("maxLength", "")
+            least = names.get("minLength", 0)
+            most = names.get("maxLength", "")
             result["patternProperties"] = {f"^.{{{least},{most}}}$": value}
         elif names.get("format") in _NAME_PATTERNS:
             result["patternProperties"] = {_NAME_PATTERNS[names["format"]]: value}

@@ -29,7 +29,8 @@ def main() -> None:
     """Answer each line of stdin until it ends. Arguments: CPU seconds for a schema, bytes of memory for all."""
     import llguidance
 
-    cpu_s, memory = float(sys.argv[1]), int(sys.argv[2])
+    cpu_s = float(sys.argv[1])
+    memory = int(sys.argv[2])
     with suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -237,7 +237,8 @@ def test_a_model_that_would_end_closes_its_string(small_model: Any) -> None:
     free, closing = (
         grammars.forbidden([grammar], torch.device("cpu"), wants_end=[wants_end])[0] for wants_end in (False, True)
     )
-    quote, letter = pieces.piece_to_id('"'), pieces.piece_to_id("b")
+    quote = pieces.piece_to_id('"')
+    letter = pieces.piece_to_id("b")
     assert (bool(free[quote]), bool(free[letter])) == (False, False)
     assert (bool(closing[quote]), bool(closing[letter])) == (False, True)
     grammars.close()

@@ -13,7 +13,7 @@ from serving_app import serving
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 from minigpt4_serve.server.openai import recent_responses
-from minigpt4_serve.server.openai.recent_responses import RecentResponses
+from minigpt4_serve.server.openai.recent_responses import ResponseHistory
 
 RESPONSES = "/v1/responses"
 
@@ -27,7 +27,7 @@ def _texts(items: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_chain_of_responses_is_one_conversation() -> None:
-    recent = RecentResponses(10**6, 60)
+    recent = ResponseHistory(10**6, 60)
     recent.add("alice", "r1", None, _words("one"))
     recent.add("alice", "r2", "r1", _words("two"))
     recent.add("alice", "r3", "r1", _words("another two"))
@@ -37,7 +37,7 @@ def test_a_chain_of_responses_is_one_conversation() -> None:
 
 
 def test_another_key_finds_nothing() -> None:
-    recent = RecentResponses(10**6, 60)
+    recent = ResponseHistory(10**6, 60)
     recent.add("alice", "r1", None, [{"id": "msg_1", "content": "one"}])
     for other in ("bob", ""):
         with pytest.raises(InvalidRequest):
@@ -49,7 +49,7 @@ def test_another_key_finds_nothing() -> None:
 
 def test_responses_are_dropped_after_their_last_use() -> None:
     clock = [0.0]
-    recent = RecentResponses(10**6, 60, now=lambda: clock[0])
+    recent = ResponseHistory(10**6, 60, now=lambda: clock[0])
     recent.add("alice", "used", None, _words("used"))
     recent.add("alice", "unused", None, _words("unused"))
     clock[0] = 50
@@ -63,7 +63,7 @@ def test_responses_are_dropped_after_their_last_use() -> None:
 
 def test_a_response_outlives_none_that_it_continues() -> None:
     """A conversation that is too long can't be continued; what was kept of it remains whole."""
-    recent = RecentResponses(20_000, 60)
+    recent = ResponseHistory(20_000, 60)
     recent.add("alice", "other", None, _words("x"))
     recent.add("alice", "r0", None, _words("x" * 1000))
     alice = recent.of_key("alice")
@@ -83,7 +83,7 @@ def test_a_response_outlives_none_that_it_continues() -> None:
 
 def test_memory_of_all_keys_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent_responses, "_MAX_BYTES", 100_000)
-    recent = RecentResponses(50_000, 60)
+    recent = ResponseHistory(50_000, 60)
     for i in range(200):
         recent.add(f"key{i % 20}", f"r{i}", None, _words("x" * 9000))
         assert sum(owner.size for owner in recent._owners.values()) <= 100_000

@@ -20,7 +20,7 @@ from minigpt4_serve.server.keys.key_ring import ApiKey, KeyRing
 from minigpt4_serve.server.keys.quotas import Quotas, QuotaStatus
 from minigpt4_serve.settings import is_loopback
 
-__all__ = ["PROBE_PATHS", "QuotaReservation", "RequireKey", "key_of"]
+__all__ = ["PROBE_PATHS", "QuotaReservation", "RequireKey", "read_key_id"]
 
 PROBE_PATHS = ("/health", "/ready")
 """Answered to everyone, from any machine and by any name."""
@@ -75,7 +75,7 @@ class QuotaReservation:
             raise RateLimited(f"{reason}; try again in {ceil(retry_after_s)} s.", retry_after=retry_after_s)
 
 
-def key_of(scope: Scope) -> str:
+def read_key_id(scope: Scope) -> str:
     """The id of the key of a request that counts against quotas; empty on a server without keys."""
     reservation = QuotaReservation.from_scope(scope)
     return "" if reservation is None else reservation.key_id

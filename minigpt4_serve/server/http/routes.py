@@ -18,7 +18,7 @@ from fastapi_offline import FastAPIOffline
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
-from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey, key_of
+from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey, read_key_id
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
@@ -34,7 +34,7 @@ from minigpt4_serve.server.openai.chat_response import ChatCompletion, ChatCompl
 from minigpt4_serve.server.openai.chat_tool_formatter import ChatToolFormatter
 from minigpt4_serve.server.openai.model_card import Capabilities, ModelCard, ModelDefaults, ModelList
 from minigpt4_serve.server.openai.openapi import answer_responses, declare_keys, request_body
-from minigpt4_serve.server.openai.recent_responses import RecentResponses
+from minigpt4_serve.server.openai.recent_responses import ResponseHistory
 from minigpt4_serve.server.openai.responses_formatter import ResponsesFormatter
 from minigpt4_serve.server.openai.responses_request import ResponsesRequest, parse_responses_request
 from minigpt4_serve.server.openai.responses_response import Response as ResponsesResponse
@@ -167,7 +167,7 @@ def _model_card(service: ChatService) -> ModelCard:
 
 def _answer_routes(service: ChatService) -> APIRouter:
     router = APIRouter()
-    recent = RecentResponses(service.settings.response_store_bytes, service.settings.response_store_s)
+    recent = ResponseHistory(service.settings.response_store_bytes, service.settings.response_store_s)
 
     @router.post(
         "/v1/chat/completions",
@@ -198,7 +198,7 @@ def _answer_routes(service: ChatService) -> APIRouter:
     async def responses(request: Request) -> Response:
         """The same in the shape of OpenAI's newer API. Responses are kept for a while, to be referred to."""
         await service.check_capacity()
-        history = recent.of_key(key_of(request.scope))
+        history = recent.of_key(read_key_id(request.scope))
         responses_request = parse_responses_request(await _read_body(request, service.settings), history)
         chat_request = responses_request.as_chat()
         name = responses_request.model or service.name

@@ -13,7 +13,7 @@ from typing import Any
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.server.openai.responses_response import Response
 
-__all__ = ["KeyResponses", "RecentResponses"]
+__all__ = ["KeyResponses", "ResponseHistory"]
 
 _MAX_BYTES = 128 * 2**20  # of all keys
 _ENTRY_BYTES = 500  # of a response without its words
@@ -37,7 +37,7 @@ class _Owner:
     size: int = 0
 
 
-class RecentResponses:
+class ResponseHistory:
     """The responses of all keys. For one event loop.
 
     Args:
@@ -116,7 +116,7 @@ class RecentResponses:
 class KeyResponses:
     """The recent responses of one key."""
 
-    def __init__(self, recent: RecentResponses, key: str) -> None:
+    def __init__(self, recent: ResponseHistory, key: str) -> None:
         self._recent = recent
         self._key = key
 
