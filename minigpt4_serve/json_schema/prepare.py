@@ -348,10 +348,34 @@ def _check_types(schema: Mapping[str, Any]) -> None:
         reject_schema("the value of 'type' is invalid.")
 
 
+_WORD = r"(?:(?<!\\)[A-Za-z0-9_]|\\[dw]|\[(?:[A-Z]-[A-Z]|[a-z]-[a-z]|[0-9]-[0-9]|[A-Za-z0-9_])+\])"
+_BEGINS_WITH_WORD = re.compile(_WORD + r"(?![?*]|\{0)")
+_ENDS_WITH_WORD = re.compile(_WORD + r"(?:\+|\{[1-9]\d{0,3}(?:,\d{0,4})?\})?\Z")
+_BOUNDED = re.compile(r"(\^?)(\\b)?(.*?)(\\b)?(\$?)", re.DOTALL)
+
+
+def _replace_boundaries(pattern: str) -> str:
+    r"""The pattern without ``\b`` at its ends, next to a word character; unchanged if that isn't so simple."""
+    match = _BOUNDED.fullmatch(pattern)
+    if match is None or not (match[2] or match[4]) or "|" in match[3]:
+        return pattern
+    start, boundary_before, body, boundary_after, end = match.groups(default="")
+    if boundary_before and not _BEGINS_WITH_WORD.match(body):
+        return pattern
+    if boundary_after and not _ENDS_WITH_WORD.search(body):
+        return pattern
+    if boundary_before and not start:
+        start = r"^(.*\W)?"
+    if boundary_after and not end:
+        end = r"(\W.*)?$"
+    return start + body + end
+
+
 def _check_pattern(pattern: str) -> str:
-    """The pattern, if it is within bounds; may raise ``_UnsupportedPattern``."""
+    """The pattern as it is compiled, if it is within bounds; may raise ``_UnsupportedPattern``."""
     if len(pattern) > _MAX_PATTERN:
         reject_schema(f"a 'pattern' has more than {_MAX_PATTERN} characters.")
+    pattern = _replace_boundaries(pattern)
     if _LOOK_AROUND.search(pattern):
         raise _UnsupportedPattern(
             r"look-around, '\b' and back references in a 'pattern' can't be followed; write it without them."
