@@ -177,7 +177,7 @@ async def test_pydantic_schemas_end_in_valid_objects(small_model: Any) -> None:
                     engine,
                     asked,
                     SamplingParams(
-                        max_tokens=300,
+                        max_tokens=160,
                         temperature=1.0,
                         seed=1,
                         json_schema=json.dumps(model.model_json_schema()),
