@@ -116,5 +116,5 @@ def test_names_and_hosts_can_be_lists_in_a_file(tmp_path: Path) -> None:
         *((host, False) for host in ("", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.1.2", "0.0.0.0")),
     ],
 )
-def test_loopback_names_are_told_apart(host: str, loopback: bool) -> None:
+def test_loopback_names_are_recognized(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback

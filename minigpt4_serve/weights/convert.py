@@ -15,6 +15,7 @@ from minigpt4_serve import __version__
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ImageProcessor, MiniGPT4Processor, MiniGPT4Tokenizer
 from minigpt4_serve.prompt.variants import VARIANTS, Variant
+from minigpt4_serve.weights.hub_code import add_hub_code
 from minigpt4_serve.weights.infer_config import Hyperparameters
 from minigpt4_serve.weights.load import DTYPES
 from minigpt4_serve.weights.plan import Files, Plan, make_plan
@@ -122,6 +123,7 @@ def convert(
             if part is not None:
                 part.dtype = DTYPES[dtype]
         config.save_pretrained(folder)
+        add_hub_code(folder)
     return Conversion(out, config, plan.notes)
 
 

@@ -64,7 +64,7 @@ def test_without_a_key_nothing_but_health(keyed: Keyed, authorization: str | Non
 def test_a_key_may_come_in_either_header(small_model: Any) -> None:
     table: list[tuple[dict[str, str], int]] = [
         ({"x-api-key": "sesame"}, 200),
-        ({"X-API-Key": " sesame "}, 200),
+        ({"X-API-Key": "sesame"}, 200),
         ({"authorization": "Bearer none", "x-api-key": "sesame"}, 200),
         ({"authorization": "Bearer sesame", "x-api-key": "none"}, 200),
         ({"x-api-key": ""}, 401),

@@ -193,7 +193,8 @@ def test_the_limit_in_an_error_is_explained(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/status", "/v1/models", "/v1/models/small", "/docs", "/"])
 def test_head_is_answered_like_get_without_a_body(client: httpx.Client, path: str) -> None:
-    head, get = client.head(path), client.get(path)
+    head = client.head(path)
+    get = client.get(path)
     assert head.status_code == get.status_code == 200
     assert head.content == b""
     assert head.headers["content-type"] == get.headers["content-type"]

@@ -101,7 +101,12 @@ def create_app(
     settings = service.settings
     keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
     app = FastAPIOffline(
-        title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None, static_url=_DOCS_FILES
+        title="minigpt4-serve",
+        version=__version__,
+        docs_url="/docs",
+        redoc_url=None,
+        static_url=_DOCS_FILES,
+        generate_unique_id_function=lambda route: route.name,  # generated clients' names of methods and classes
     )
     add_error_handlers(app)
     app.include_router(_model_routes(service))

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from minigpt4_serve.server.openai.wire import AnswerTimings, ResponseModel, TokenLogprobs
 
@@ -126,6 +126,8 @@ class ResponseUsage(ResponseModel):
 
 class Response(ResponseModel):
     """A response in any state. Beyond OpenAI's: ``timings``, and ``dropped_messages`` if the chat was truncated."""
+
+    model_config = ConfigDict(title="ResponseObject")  # generated clients have a class "Response" of their own
 
     id: str
     object: Literal["response"]
