@@ -180,7 +180,7 @@ def test_every_detail_of_openais_is_accepted(detail: str) -> None:
     assert _parse(messages=[{"role": "user", "content": [image]}]).num_images == 1
 
 
-SHAPE = {"type": "object", "properties": {"a": {"type": "null"}}, "default": None}
+SHAPE = {"type": "object", "properties": {"a": {"const": None}}, "additionalProperties": False}
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,7 @@ def test_an_answer_that_is_cut_is_incomplete(client: openai.OpenAI) -> None:
         ({"input": "x", "store": "yes"}, "store"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
         ({"input": "x", "tool_choice": "required"}, "tool_choice"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": "x", "background": True}, "background"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools"),
         ({"input": "x", "reasoning": {"effort": "high"}}, "reasoning"),

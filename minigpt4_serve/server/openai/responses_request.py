@@ -200,6 +200,8 @@ class ResponsesRequest(AnswerRules):
     def as_chat(self) -> ChatCompletionRequest:
         """The chat completion request; ``instructions`` become its first message."""
         messages = [message for item in self.input if (message := item.as_chat()) is not None]
+        if not messages:
+            raise InvalidRequest("'input' holds no message; add the question.", param="input")
         if self.instructions is not None:
             words = TextPart(type="text", text=self.instructions)
             messages.insert(0, Message(role="system", content=[words]))
