@@ -119,6 +119,8 @@ class SamplingParams:
         beams: beam search with this many hypotheses instead of sampling; the best ``n`` are returned.
         length_penalty: for beam search; scores are divided by length to this power.
         json_schema: JSON text of a schema that the answer follows.
+        json_stop: with ``json_schema``, strings that would end another answer: where the model would write one, the
+            JSON string, number or array that is open is closed.
 
     Raises:
         InvalidRequest: a value is out of range, or two parameters exclude each other; ``param`` names it.
@@ -142,6 +144,7 @@ class SamplingParams:
     beams: int = 1
     length_penalty: float = 1.0
     json_schema: str | None = None
+    json_stop: tuple[str, ...] = ()
 
     @property
     def num_sequences(self) -> int:

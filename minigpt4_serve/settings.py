@@ -161,6 +161,10 @@ class ServeSettings(_Settings):
     """Seconds within which a request's body must arrive."""
     max_request_s: float = Field(default=600, gt=0)
     """Longest time for an answer in seconds, waiting included; a request's own ``timeout`` can only shorten it."""
+    response_store_bytes: int = Field(default=32 * 2**20, ge=0)
+    """Memory for recent responses of each key, for ``previous_response_id`` and ``item_reference``; 0 keeps none."""
+    response_store_s: float = Field(default=3600, gt=0)
+    """Seconds for which a response is kept after its last use."""
     page: bool = True
     """Serve the chat page at ``/``."""
     allowed_hosts: tuple[str, ...] = ()

@@ -123,7 +123,12 @@ BODIES = [
     Bad("an unknown part", says(messages=[{"role": "user", "content": [{"type": "input_audio"}]}]), says="content"),
     Bad("another model", says(model="gpt-4"), 404, "model_not_found", "small"),
     Bad("a responses request of nothing", b'{"input": []}', says="input", path="/v1/responses"),
-    Bad("a stored response", b'{"input": "x", "store": true}', says="store", path="/v1/responses"),
+    Bad(
+        "a response that isn't kept",
+        b'{"input": "x", "previous_response_id": "resp_1"}',
+        says="recent",
+        path="/v1/responses",
+    ),
     Bad("an unknown route", b"{}", 404, "invalid_request_error", "nothing", path="/v1/embeddings"),
 ]
 
@@ -137,7 +142,14 @@ PARAMETERS = [
     Bad("a hundred answers", says(n=100), says="n"),
     Bad("five stops", says(stop=["a"] * 5), says="stop"),
     Bad("a stop of nothing", says(stop=""), 200, None),
-    Bad("tools", says(tools=[{"type": "function", "function": {"name": "f"}}]), says="tools"),
+    Bad("a tool of the server's", says(tools=[{"type": "web_search"}]), says="tools"),
+    Bad("a call of no tool", says(tool_choice="required"), says="tool_choice"),
+    Bad("a call of another tool", says(tools=[{"type": "function"}], tool_choice="f"), says="tool_choice"),
+    Bad(
+        "a schema that costs minutes",
+        says(response_format={"type": "json_schema", "json_schema": {"schema": {"multipleOf": 9999991}}}),
+        says="multipleOf",
+    ),
     Bad("biases", says(logit_bias={"5": 100}), says="logit_bias"),
     Bad("penalties", says(presence_penalty=3), says="presence_penalty"),
     Bad("audio", says(modalities=["audio"]), says="modalities"),

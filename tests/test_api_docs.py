@@ -46,7 +46,7 @@ def answers(address: str) -> list[str]:
 
 
 def test_the_requests_give_answers(answers: list[str]) -> None:
-    whole, streamed, response, shaped = answers
+    whole, streamed, response, shaped, called = answers
     assert "star" in json.loads(whole)["choices"][0]["message"]["content"]
     assert "three" in _text(streamed).lower()
     assert streamed.endswith("data: [DONE]\n\n")
@@ -61,6 +61,9 @@ def test_the_requests_give_answers(answers: list[str]) -> None:
         "gray",
     )  # the shape is promised, not what so small a model sees in it
     assert isinstance(scene["objects"], int)
+    (call,) = json.loads(called)["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "report"
+    assert json.loads(call["function"]["arguments"])["background"] in ("white", "black", "gray")
 
 
 def _text(stream: str) -> str:
@@ -107,9 +110,7 @@ def test_every_refused_field_is_named() -> None:
 
     refused = " ".join(PAGE.split("Fields that this server doesn't support")[1].split("Unknown fields")[0].split())
     words = {
-        "tools": "tools",
         "audio": "audio",
-        "tool_choice": "tools",
         "functions": "functions",
         "function_call": "functions",
         "modalities": "audio",

@@ -46,7 +46,8 @@ def _parse(**fields: Any) -> Any:
         ),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": 5}]}]}, "messages[0].tool_calls[0].function"),
         ({"stream": "yes"}, "stream"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "required"}, "tools"),
         ({"functions": [{}]}, "functions"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
@@ -179,7 +180,7 @@ def test_every_detail_of_openais_is_accepted(detail: str) -> None:
     assert _parse(messages=[{"role": "user", "content": [image]}]).num_images == 1
 
 
-SHAPE = {"type": "object", "properties": {"a": {"type": "null"}}, "default": None}
+SHAPE = {"type": "object", "properties": {"a": {"const": None}}, "additionalProperties": False}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from minigpt4_serve.server.keys.key_ring import ApiKey, KeyRing
 from minigpt4_serve.server.keys.quotas import Quotas, QuotaStatus
 from minigpt4_serve.settings import is_loopback
 
-__all__ = ["PROBE_PATHS", "QuotaReservation", "RequireKey"]
+__all__ = ["PROBE_PATHS", "QuotaReservation", "RequireKey", "read_key_id"]
 
 PROBE_PATHS = ("/health", "/ready")
 """Answered to everyone, from any machine and by any name."""
@@ -46,6 +46,11 @@ class QuotaReservation:
         """The reservation of a request in progress; None on a server without keys."""
         return scope.get(_SCOPE_KEY)
 
+    @property
+    def key_id(self) -> str:
+        """The id of its key."""
+        return self._key.id
+
     async def reserve(self) -> None:
         """Count the request. Raises ``RateLimited``."""
         self._apply(await self._quotas.reserve(self._key, self._name))
@@ -68,6 +73,12 @@ class QuotaReservation:
         if status.refusal is not None:
             reason, retry_after_s = status.refusal
             raise RateLimited(f"{reason}; try again in {describe_wait(retry_after_s)}.", retry_after=retry_after_s)
+
+
+def read_key_id(scope: Scope) -> str:
+    """The id of the key of a request that counts against quotas; empty on a server without keys."""
+    reservation = QuotaReservation.from_scope(scope)
+    return "" if reservation is None else reservation.key_id
 
 
 class RequireKey:

@@ -150,10 +150,12 @@ class ChatService:
         values |= {name: value for name, value in given.items() if value is not None}
         if request.max_completion_tokens is not None:
             values["max_tokens"] = request.max_completion_tokens
-        # The template's separator is this family's end of sequence. A JSON string may contain it; the schema determines
-        # where such an answer ends.
-        free = request.json_schema is None and not request.ignore_eos
-        values["stop"] = (*request.stop, *(self._encoder.template.stop if free else ()))
+        # The template's separator is this family's end of sequence. The schema determines where JSON ends; there the
+        # separator ends the string that is open.
+        stops = () if request.ignore_eos else self._encoder.template.stop
+        free = request.json_schema is None
+        values["stop"] = (*request.stop, *(stops if free else ()))
+        values["json_stop"] = () if free else stops
         return SamplingParams(**values)
 
     def stream(self, chat: PreparedChat, *, request_id: str, whole: bool = False) -> AsyncGenerator[Delta]:

@@ -19,7 +19,7 @@ from fastapi_offline import FastAPIOffline
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
-from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey
+from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey, read_key_id
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
@@ -32,12 +32,15 @@ from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
 from minigpt4_serve.server.openai.chat_formatter import ChatFormatter
 from minigpt4_serve.server.openai.chat_request import MAX_BEAMS, ChatCompletionRequest, Message, parse_chat_request
 from minigpt4_serve.server.openai.chat_response import ChatCompletion, ChatCompletionChunk
+from minigpt4_serve.server.openai.chat_tool_formatter import ChatToolFormatter
 from minigpt4_serve.server.openai.model_card import Capabilities, ModelCard, ModelDefaults, ModelList
 from minigpt4_serve.server.openai.openapi import answer_responses, declare_keys, request_body
+from minigpt4_serve.server.openai.recent_responses import ResponseHistory
 from minigpt4_serve.server.openai.responses_formatter import ResponsesFormatter
 from minigpt4_serve.server.openai.responses_request import ResponsesRequest, parse_responses_request
 from minigpt4_serve.server.openai.responses_response import Response as ResponsesResponse
 from minigpt4_serve.server.openai.responses_response import ResponseEvent
+from minigpt4_serve.server.openai.responses_tool_formatter import ResponsesToolFormatter
 from minigpt4_serve.server.openai.wire import ErrorResponse, ResponseFormatter, ResponseModel
 from minigpt4_serve.settings import ServeSettings
 
@@ -184,6 +187,7 @@ def _model_card(service: ChatService) -> ModelCard:
 
 def _answer_routes(service: ChatService) -> APIRouter:
     router = APIRouter()
+    recent = ResponseHistory(service.settings.response_store_bytes, service.settings.response_store_s)
 
     @router.post(
         "/v1/chat/completions",
@@ -196,13 +200,14 @@ def _answer_routes(service: ChatService) -> APIRouter:
         await service.check_capacity()
         chat_request = parse_chat_request(await _read_body(request, service.settings))
         name = chat_request.model or service.name
+
+        def make_formatter(chat: PreparedChat, answer_id: str) -> ResponseFormatter:
+            given = (name, chat_request, answer_id, chat.dropped_messages)
+            call = chat_request.forced_call
+            return ChatFormatter(*given) if call is None else ChatToolFormatter(*given, call)
+
         with _rename_param(chat_request.rename_param):
-            return await _answer(
-                request,
-                service,
-                chat_request,
-                lambda chat, answer_id: ChatFormatter(name, chat_request, answer_id, chat.dropped_messages),
-            )
+            return await _answer(request, service, chat_request, make_formatter)
 
     @router.post(
         "/v1/responses",
@@ -211,19 +216,30 @@ def _answer_routes(service: ChatService) -> APIRouter:
         openapi_extra=request_body(ResponsesRequest),
     )
     async def responses(request: Request) -> Response:
-        """The same in the shape of OpenAI's newer API. Nothing is stored."""
+        """The same in the shape of OpenAI's newer API. Responses are kept for a while, to be referred to."""
         await service.check_capacity()
-        responses_request = parse_responses_request(await _read_body(request, service.settings))
+        history = recent.of_key(read_key_id(request.scope))
+        responses_request = parse_responses_request(await _read_body(request, service.settings), history)
+        chat_request = responses_request.as_chat()
         name = responses_request.model or service.name
-        with _rename_param(responses_request.rename_param):
-            return await _answer(
-                request,
-                service,
-                responses_request.as_chat(),
-                lambda chat, answer_id: ResponsesFormatter(
-                    name, responses_request, answer_id, chat.sampling, chat.dropped_messages
-                ),
+
+        def make_formatter(chat: PreparedChat, answer_id: str) -> ResponseFormatter:
+            def keep(response: ResponsesResponse) -> None:
+                history.keep(response, responses_request.new_items)
+
+            given = (
+                name,
+                responses_request,
+                answer_id,
+                chat.sampling,
+                chat.dropped_messages,
+                keep if responses_request.store else None,
             )
+            call = chat_request.forced_call
+            return ResponsesFormatter(*given) if call is None else ResponsesToolFormatter(*given, call)
+
+        with _rename_param(responses_request.rename_param):
+            return await _answer(request, service, chat_request, make_formatter)
 
     return router
 
@@ -267,7 +283,9 @@ async def _answer(
     answer_id = uuid.uuid4().hex
     formatter = make_formatter(chat, answer_id)
     deltas = service.stream(chat, request_id=answer_id, whole=not chat_request.stream)
-    headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
+    headers = dict(chat_request.notes)
+    if chat.dropped_messages:
+        headers["x-minigpt4-dropped-messages"] = str(chat.dropped_messages)
     if not chat_request.stream:
         return _json(await unless_disconnected(request, collect_answer(formatter, deltas, deadline)), headers)
     # The first delta is awaited before the status line is sent, so that a refusal keeps its own status.

@@ -1,18 +1,20 @@
 """Requests of OpenAI's chat completions API, as far as this server supports it.
 
-Known fields that change the answer are honored or refused by name: an answer that silently ignores a request for tools
-or audio is worse than an error. Hints about storage, caching and users are accepted. Unknown fields are ignored, as
-OpenAI does.
+Known fields that change the answer are honored or refused by name: an answer that silently ignores a request for audio
+is worse than an error. Hints about storage, caching and users are accepted. Unknown fields are ignored, as OpenAI does.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.json_schema import PreparedSchema, prepare_schema
+from minigpt4_serve.server.openai.tool_calls import ForcedCall, read_forced_call
 
 __all__ = [
     "MAX_BEAMS",
@@ -211,6 +213,8 @@ class AnswerRules(Wire):
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = None
     service_tier: str | None = None
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] = "auto"
 
     @field_validator("stop", mode="before", json_schema_input_type=str | list[StopString] | None)
     @classmethod
@@ -253,10 +257,30 @@ class ChatCompletionRequest(AnswerRules):
         """Images in all messages."""
         return sum(isinstance(part, ImagePart) for message in self.messages for part in message.content)
 
+    @cached_property
+    def forced_call(self) -> ForcedCall | None:
+        """The call of a tool that the answer must be; see ``read_forced_call``."""
+        return read_forced_call(self.tools, self.tool_choice)
+
+    @cached_property
+    def prepared_schema(self) -> PreparedSchema | None:
+        """The schema that the answer must follow; None if it is free. Raises ``InvalidRequest``."""
+        return None if self._constraint is None else prepare_schema(self._constraint[1])
+
     @property
     def json_schema(self) -> str | None:
         """The schema that the answer must follow, as JSON; None if it is free."""
-        return None if self._constraint is None else json.dumps(self._constraint[1])
+        return None if self.prepared_schema is None else self.prepared_schema.text
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Headers of the response that say which wishes have no effect."""
+        found: dict[str, str] = {}
+        if self.tools and self.tool_choice != "none" and self.forced_call is None:
+            found["x-minigpt4-tool-choice"] = "none"  # the models choose no tools
+        if self.prepared_schema is not None and self.prepared_schema.ignored:
+            found["x-minigpt4-schema-ignored"] = ", ".join(self.prepared_schema.ignored)
+        return found
 
     def rename_param(self, param: str | None) -> str | None:
         """The field that this request gave its schema in, for errors that name ``response_format``."""
@@ -268,6 +292,8 @@ class ChatCompletionRequest(AnswerRules):
         return next(iter(self._constraints().items()), None)
 
     def _constraints(self) -> dict[str, dict[str, Any]]:
+        if self.forced_call is not None:
+            return {"tools": self.forced_call.schema}  # a call that is demanded has no other form
         found: dict[str, dict[str, Any]] = {}
         wanted = self.response_format
         if isinstance(wanted, JsonSchemaFormat):
@@ -282,7 +308,7 @@ class ChatCompletionRequest(AnswerRules):
         return found
 
     def check_constraints(self) -> None:
-        """Raise ``InvalidRequest`` if the answer would have to follow several schemas."""
+        """Raise ``InvalidRequest`` if tools can't be honored or the answer would have to follow several schemas."""
         if len(found := list(self._constraints())) > 1:
             raise InvalidRequest(
                 f"'{found[0]}' and '{found[1]}' both constrain the answer; give only one of them.", param=found[1]
@@ -335,8 +361,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "modalities": (None, ["text"]),
     "prediction": (None,),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "web_search_options": (None,),
 }
 
@@ -357,7 +381,11 @@ def parse_chat_request(body: bytes | bytearray) -> ChatCompletionRequest:
 
 
 def parse_request(
-    body: bytes | bytearray, kind: type[Request], refused: Mapping[str, tuple[Any, ...]], content: str
+    body: bytes | bytearray,
+    kind: type[Request],
+    refused: Mapping[str, tuple[Any, ...]],
+    content: str,
+    expand: Callable[[dict[str, Any]], object] = bool,
 ) -> Request:
     """The request in ``body``, of any API.
 
@@ -365,6 +393,7 @@ def parse_request(
         kind: its type.
         refused: fields that can't be honored, besides ``REFUSED``, → their values that request nothing.
         content: the required field, for error messages.
+        expand: replaces references in the JSON object, before it is validated.
 
     Raises:
         InvalidRequest: as ``parse_chat_request``.
@@ -382,6 +411,7 @@ def parse_request(
     for name, harmless in {**REFUSED, **refused}.items():
         if _look_up(data, name.split(".")) not in harmless:
             raise InvalidRequest(f"This server can't honor '{name}'; leave it out.", param=name)
+    expand(data)
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -1,8 +1,9 @@
 """Requests of OpenAI's Responses API, as far as supported, and their conversion to chat completion requests."""
 
-from typing import Annotated, Any, Literal, get_args
+import re
+from typing import Annotated, Any, Literal, Protocol, get_args
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator
 
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.server.openai.chat_request import (
@@ -158,7 +159,10 @@ class TextOptions(Wire):
 
 
 class ResponsesRequest(AnswerRules):
-    """``POST /v1/responses``. Nothing is stored: ``input`` is the whole conversation."""
+    """``POST /v1/responses``. ``input`` is the whole conversation, or continues that of ``previous_response_id``.
+
+    With ``store``, the default, the response is kept for a while, so that later requests can refer to it.
+    """
 
     input: list[Item] = Field(min_length=1, max_length=1023)
     instructions: str | None = None
@@ -167,18 +171,26 @@ class ResponsesRequest(AnswerRules):
     include: list[str] = []
     truncation: Literal["auto", "disabled"] = "auto"
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    store: bool = True
+    previous_response_id: str | None = None
 
     @field_validator("input", mode="before", json_schema_input_type=str | list[Item])
     @classmethod
     def _as_messages(cls, value: Any) -> Any:
         return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
-    @field_validator("input")
-    @classmethod
-    def _check_messages(cls, value: list[Item]) -> list[Item]:
-        if all(isinstance(item, IgnoredItem) for item in value):
-            raise ValueError("it holds no message")
-        return value
+    _new_items: list[dict[str, Any]] = PrivateAttr(default=[])
+    _num_earlier: int = PrivateAttr(default=0)
+
+    def set_history(self, new_items: list[dict[str, Any]], num_earlier: int) -> None:
+        """Set what isn't a field: the items that this request adds, and how many precede them."""
+        self._new_items = new_items
+        self._num_earlier = num_earlier
+
+    @property
+    def new_items(self) -> list[dict[str, Any]]:
+        """The items that this request adds to the conversation, as JSON."""
+        return self._new_items
 
     @property
     def logprobs(self) -> bool:
@@ -188,6 +200,8 @@ class ResponsesRequest(AnswerRules):
     def as_chat(self) -> ChatCompletionRequest:
         """The chat completion request; ``instructions`` become its first message."""
         messages = [message for item in self.input if (message := item.as_chat()) is not None]
+        if not messages:
+            raise InvalidRequest("'input' holds no message; add the question.", param="input")
         if self.instructions is not None:
             words = TextPart(type="text", text=self.instructions)
             messages.insert(0, Message(role="system", content=[words]))
@@ -219,7 +233,7 @@ class ResponsesRequest(AnswerRules):
             sources.insert(0, "instructions")
         number, rest = param.removeprefix("input[").split("]", 1)
         source = sources[int(number)]
-        return source if source == "instructions" else source + rest
+        return source if source == "instructions" else _without_earlier(source + rest, self._num_earlier)
 
 
 _NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
@@ -228,22 +242,79 @@ _NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_form
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "background": (None, False),
     "conversation": (None,),
-    "previous_response_id": (None,),
     "prompt": (None,),
-    "store": (None, False),
     "text.verbosity": (None, "medium"),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
 }
 
 
-def parse_responses_request(body: bytes | bytearray) -> ResponsesRequest:
-    """The request in ``body``.
+class History(Protocol):
+    """Earlier responses that a request may refer to. See ``recent_responses.KeyResponses``."""
+
+    def items_until(self, response_id: str) -> list[dict[str, Any]]:
+        """The conversation up to a response. Raises ``InvalidRequest`` if it isn't known."""
+
+    def item(self, item_id: str, *, param: str) -> dict[str, Any]:
+        """One item of it. Raises ``InvalidRequest`` for the field ``param`` if it isn't known."""
+
+
+class _Expansion:
+    """Replaces a request's references to earlier responses by their items.
+
+    Attributes:
+        new_items: the request's own items, references in them replaced.
+        num_earlier: items of earlier responses, which precede them.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self.new_items: list[dict[str, Any]] = []
+        self.num_earlier = 0
+
+    def expand(self, data: dict[str, Any]) -> None:
+        """Replace the references in a request's JSON object."""
+        items = data.get("input")
+        if isinstance(items, str):
+            items = [{"role": "user", "content": items}]
+        if not isinstance(items, list):
+            return  # validation names what is wrong
+        self.new_items = [self._resolve(item, i) for i, item in enumerate(items)]
+        earlier: list[dict[str, Any]] = []
+        previous = data.get("previous_response_id")
+        if isinstance(previous, str):
+            earlier = self._history.items_until(previous)
+        self.num_earlier = len(earlier)
+        data["input"] = earlier + self.new_items
+
+    def _resolve(self, item: Any, index: int) -> Any:
+        if isinstance(item, dict) and item.get("type") == "item_reference" and isinstance(item.get("id"), str):
+            return self._history.item(item["id"], param=f"input[{index}]")
+        return item
+
+
+def _without_earlier(param: str | None, num_earlier: int) -> str | None:
+    """The name of an input item in the request as it was sent."""
+    match = re.match(r"input\[(\d+)\]", param or "")
+    if param is None or match is None or int(match[1]) < num_earlier:
+        return param
+    return f"input[{int(match[1]) - num_earlier}]{param[match.end() :]}"
+
+
+def parse_responses_request(body: bytes | bytearray, history: History) -> ResponsesRequest:
+    """The request in ``body``, with the items of earlier responses that it refers to.
 
     Raises:
         InvalidRequest: not JSON, a wrong value, or an unsupported feature. ``param`` names the field.
     """
-    request = parse_request(body, ResponsesRequest, _REFUSED, "input")
+    expansion = _Expansion(history)
+    try:
+        request = parse_request(body, ResponsesRequest, _REFUSED, "input", expansion.expand)
+    except InvalidRequest as error:
+        param = _without_earlier(error.param, expansion.num_earlier)
+        if param is not None and error.param is not None:
+            error.reword(error.message.replace(error.param, param))
+        error.param = param
+        raise
+    request.set_history(expansion.new_items, expansion.num_earlier)
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest(f"'top_logprobs' needs '{LOGPROBS}' in 'include'.", param="top_logprobs")
     request.as_chat().check_constraints()
