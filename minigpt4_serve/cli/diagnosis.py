@@ -64,8 +64,13 @@ def devices() -> Iterator[Finding]:
     """Processors, GPUs and their memory."""
     free = _free_memory()
     total = _total_memory()
-    memory_text = f"{gib(free)} free" if free else f"{gib(total)} in all" if total else "memory unknown"
-    yield Finding("cpu", f"{_cores()} cores, {memory_text}")
+    if free:
+        memory = f"{gib(free)} free"
+    elif total:
+        memory = f"{gib(total)} in all"
+    else:
+        memory = "memory unknown"
+    yield Finding("cpu", f"{_cores()} cores, {memory}")
     if not torch.cuda.is_available():
         yield Finding(
             "gpu", "none that PyTorch can use; the embedded model is meant for CPUs, 7B models are not", "note"
@@ -122,7 +127,7 @@ def model(settings: ModelSettings) -> Iterator[Finding]:
 def _digests(folder: Path) -> Iterator[Finding]:
     """SHA-256 of every weight file, compared with what the conversion recorded."""
     try:
-        recorded = json.loads((folder / "sources.json").read_text(encoding="utf-8"))["outputs"]
+        recorded = dict(json.loads((folder / "sources.json").read_text(encoding="utf-8"))["outputs"])
     except (OSError, ValueError, KeyError, TypeError):
         recorded = {}
     for path in model_files(folder):
@@ -146,14 +151,15 @@ def self_test(settings: ModelSettings) -> Finding:
         stored = json.loads(path.read_text(encoding="utf-8"))
         with Image.open(settings.path / stored["image"]) as image:
             image.load()
+        expected = stored["answer"]
         answer = _ask(settings, image, stored["question"])
     except MiniGPT4Error as error:
         return Finding("self-test", error.message, "problem")
     except (OSError, ValueError, KeyError, TypeError):
         return Finding("self-test", f"{path} or its picture is missing or damaged", "problem")
-    if answer == stored["answer"]:
+    if answer == expected:
         return Finding("self-test", f"{stored['question']} → {answer}")
-    return Finding("self-test", f"answered {answer!r}, not {stored['answer']!r}", "problem")
+    return Finding("self-test", f"answered {answer!r}, not {expected!r}", "problem")
 
 
 def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:

@@ -23,23 +23,26 @@ from minigpt4_serve.model import (
     MiniGPT4Tokenizer,
 )
 '''
-_AUTO_MAPS: dict[str, dict[str, Any]] = {
-    "config.json": {
+_AUTO_MAPS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("config.json",): {
         "AutoConfig": f"{_MODULE}.MiniGPT4Config",
         "AutoModelForImageTextToText": f"{_MODULE}.MiniGPT4ForConditionalGeneration",
     },
-    "processor_config.json": {
-        "AutoImageProcessor": f"{_MODULE}.MiniGPT4ImageProcessor",
-        "AutoProcessor": f"{_MODULE}.MiniGPT4Processor",
-    },
-    "tokenizer_config.json": {"AutoTokenizer": [f"{_MODULE}.MiniGPT4Tokenizer", None]},  # slow and fast class
+    ("processor_config.json",): {"AutoProcessor": f"{_MODULE}.MiniGPT4Processor"},
+    ("processor_config.json", "image_processor"): {"AutoImageProcessor": f"{_MODULE}.MiniGPT4ImageProcessor"},
+    ("tokenizer_config.json",): {"AutoTokenizer": [f"{_MODULE}.MiniGPT4Tokenizer", None]},  # slow and fast class
 }
+"""(file, keys to an object in it) → that object's ``auto_map``."""
 
 
 def add_hub_code(folder: Path) -> None:
     """Add the file of code and the ``auto_map`` of each configuration to a model folder that is otherwise complete."""
     (folder / f"{_MODULE}.py").write_text(_CODE, encoding="utf-8")
-    for name, auto_map in _AUTO_MAPS.items():
+    for (name, *keys), auto_map in _AUTO_MAPS.items():
         path = folder / name
         content = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, content | {"auto_map": auto_map})
+        part = content
+        for key in keys:
+            part = part[key]
+        part["auto_map"] = auto_map
+        write_json(path, content)

@@ -160,6 +160,8 @@ def test_an_answer_that_is_cut_is_incomplete(client: openai.OpenAI) -> None:
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": 5}]}, "input[0].output"),
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
         ({"input": [{"type": "reasoning"}, {"role": "assistant", "content": "x"}]}, "input"),
+        ({"input": [{"type": "reasoning"}]}, "input"),
+        ({"input": [{"type": "reasoning"}, {"type": "web_search_call"}], "instructions": "Look."}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0]"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},

@@ -12,6 +12,14 @@ import pytest
 from minigpt4_serve.settings import TINY_MODEL
 from minigpt4_serve.weights.hub_code import add_hub_code
 
+LOADERS = [
+    ("AutoConfig", "MiniGPT4Config"),
+    ("AutoImageProcessor", "MiniGPT4ImageProcessor"),
+    ("AutoModelForImageTextToText", "MiniGPT4ForConditionalGeneration"),
+    ("AutoProcessor", "MiniGPT4Processor"),
+    ("AutoTokenizer", "MiniGPT4Tokenizer"),
+]
+
 SCRIPT = """
 import sys, transformers
 assert not [name for name in sys.modules if name.startswith("minigpt4")]
@@ -28,23 +36,19 @@ def test_hub_code_keeps_what_the_files_hold(folder: Path) -> None:
     before = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     add_hub_code(folder)
     after = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    maps = {name: values.pop("auto_map") for name, values in after.items() if "auto_map" in values}
+    named = {
+        *after["config.json"].pop("auto_map"),
+        *after["processor_config.json"].pop("auto_map"),
+        *after["processor_config.json"]["image_processor"].pop("auto_map"),
+        *after["tokenizer_config.json"].pop("auto_map"),
+    }
     assert after == before
-    assert set(maps) == {"config.json", "processor_config.json", "tokenizer_config.json"}
+    assert named == {kind for kind, _ in LOADERS}
     assert (folder / "minigpt4_hub.py").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("loader", "kind"),
-    [
-        ("AutoConfig", "MiniGPT4Config"),
-        ("AutoImageProcessor", "MiniGPT4ImageProcessor"),
-        ("AutoModelForImageTextToText", "MiniGPT4ForConditionalGeneration"),
-        ("AutoProcessor", "MiniGPT4Processor"),
-        ("AutoTokenizer", "MiniGPT4Tokenizer"),
-    ],
-)
+@pytest.mark.parametrize(("loader", "kind"), LOADERS)
 def test_auto_classes_load_the_folder(folder: Path, tmp_path: Path, loader: str, kind: str) -> None:
     add_hub_code(folder)
     done = subprocess.run(
