@@ -179,6 +179,13 @@ class ResponsesRequest(AnswerRules):
     def _as_messages(cls, value: Any) -> Any:
         return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
+    @field_validator("input")
+    @classmethod
+    def _check_messages(cls, value: list[Item]) -> list[Item]:
+        if all(isinstance(item, IgnoredItem) for item in value):
+            raise ValueError("it holds no message")
+        return value
+
     _new_items: list[dict[str, Any]] = PrivateAttr(default=[])
     _num_earlier: int = PrivateAttr(default=0)
 
@@ -200,8 +207,6 @@ class ResponsesRequest(AnswerRules):
     def as_chat(self) -> ChatCompletionRequest:
         """The chat completion request; ``instructions`` become its first message."""
         messages = [message for item in self.input if (message := item.as_chat()) is not None]
-        if not messages:
-            raise InvalidRequest("'input' holds no message; add the question.", param="input")
         if self.instructions is not None:
             words = TextPart(type="text", text=self.instructions)
             messages.insert(0, Message(role="system", content=[words]))
