@@ -14,7 +14,7 @@ from minigpt4_serve.entry_point import run_program
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("ask", "chat", "serve", "web", "convert", "doctor", "demo", "keys")
+COMMANDS = ("ask", "chat", "serve", "web", "convert", "doctor", "demo", "evaluate", "keys")
 """In the order of the help. A module's attribute of the same name is the command, or a Typer application of several."""
 
 _EXTRAS = {

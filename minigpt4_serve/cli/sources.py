@@ -33,7 +33,7 @@ from minigpt4_serve.settings import ModelSettings, ServeSettings
 if TYPE_CHECKING:
     from minigpt4_serve.protocol import Delta
 
-__all__ = ["AnswerSource", "LocalModel", "RemoteModel", "open_source", "user_message"]
+__all__ = ["AnswerSource", "LocalModel", "RemoteModel", "describe_failure", "open_source", "user_message"]
 
 Message = dict[str, Any]
 
@@ -109,9 +109,10 @@ class LocalModel:
 
     def answer(self, messages: Sequence[Message], **options: Any) -> Generator[Event]:
         """See ``AnswerSource``."""
-        return iterate(self._loop, self._events(messages, options))
+        return iterate(self._loop, self.events(messages, options))
 
-    async def _events(self, messages: Sequence[Message], options: dict[str, Any]) -> AsyncGenerator[Event]:
+    async def events(self, messages: Sequence[Message], options: dict[str, Any]) -> AsyncGenerator[Event]:
+        """As ``answer``, in the event loop that runs."""
         from minigpt4_serve.server.openai.chat_request import ChatCompletionRequest
 
         request = ChatCompletionRequest.model_validate({"messages": list(messages), **options})
@@ -164,7 +165,7 @@ class RemoteModel:
         try:
             yield from self._client.answer(messages, **options)
         except MiniGPT4Error as error:
-            error.reword(_describe(error, self._client.base_url))
+            error.reword(describe_failure(error, self._client.base_url))
             raise
 
     def close(self) -> None:
@@ -172,7 +173,7 @@ class RemoteModel:
         self._client.close()
 
 
-def _describe(error: MiniGPT4Error, url: str) -> str:
+def describe_failure(error: MiniGPT4Error, url: str) -> str:
     """The server's own sentence if it sent one, else one that names its address."""
     if sentence := server_message(error.__cause__):
         return sentence
