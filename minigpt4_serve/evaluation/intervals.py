@@ -91,7 +91,7 @@ def _resample(runs: Sequence[_Grouped]) -> list[tuple[dict[str, float], ...]]:
     number = len(runs[0][1])
     samples = []
     for _ in range(RESAMPLES):
-        drawn = rng.integers(0, number, number) if number else []
+        drawn = rng.integers(0, max(number, 1), number)
         weights = numpy.bincount(drawn, minlength=number)
         samples.append(tuple(dict(zip(names, (weights @ sums).tolist(), strict=True)) for names, sums in runs))
     return samples

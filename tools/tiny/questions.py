@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from minigpt4_serve.evaluation.scene_answers import states_the_facts
 from tools.tiny.wordings import TRAINED, word
 from tools.tiny.world import COLORS, COLUMNS, KINDS, ROWS, Scene, Thing
 
@@ -412,14 +413,4 @@ def ask(
 
 def is_correct(dialogue: Dialogue, answer: str) -> bool:
     """Whether the answer states exactly the facts of the true one; lists and descriptions may be in any order."""
-    return _facts(dialogue.answer) == _facts(answer)
-
-
-def _facts(text: str) -> list[str]:
-    first, *rest = text.strip().split(". ")
-    sentences = [first, *sorted(sentence.rstrip(".") for sentence in rest)]
-    head, mark, ground = first.rstrip(".").partition(" on a ")
-    things = head.replace(" and ", ", ").split(", ")
-    if len(sentences) == 1 and things[0].split(" ")[0].lower() in ("a", "an") and len(things[0].split()) == 3:
-        return [*sorted(thing.lower() for thing in things), mark + ground]
-    return [sentence.rstrip(".") for sentence in sentences]
+    return states_the_facts(answer, dialogue.answer)
