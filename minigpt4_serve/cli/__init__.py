@@ -20,6 +20,7 @@ COMMANDS = ("ask", "chat", "serve", "web", "convert", "doctor", "demo", "evaluat
 _EXTRAS = {
     "torch": "model",
     "transformers": "model",
+    "numpy": "eval",
     "ray": "serve",
     "fastapi": "serve",
     "uvicorn": "serve",

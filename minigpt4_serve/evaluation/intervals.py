@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "estimate", "estimate_difference", "total"]
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 _SEED = 0
 _LEVELS = (0.025, 0.975)
 

@@ -104,7 +104,10 @@ def test_answers_before_a_failure_are_kept(tmp_path: Path, monkeypatch: pytest.M
     words = ("gqa", "--data", tmp_path / "data", "--output", tmp_path / "out", "--in-flight", "1", "--server")
     first = list(answers.items())[0:2]
     replies = [Reply(answer) for _, answer in first]
-    with vision_server(answers=replies, default=refusal(401)) as server, pytest.raises(AssertionError, match="exit code 1"):
+    with (
+        vision_server(answers=replies, default=refusal(401)) as server,
+        pytest.raises(AssertionError, match="exit code 1"),
+    ):
         run_command(monkeypatch, *words, server.origin)
     with answering(answers) as server:
         run_command(monkeypatch, *words, server.origin)

@@ -1,0 +1,16 @@
+"""Functions of the task ``drawn_vqa.yaml``."""
+
+from typing import Any
+
+from PIL import Image
+
+
+def read_image(document: dict[str, Any]) -> list[Image.Image]:
+    """The images of one question."""
+    with Image.open(document["image"]) as image:
+        return [image.convert("RGB")]
+
+
+def score(document: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """1 for the right answer, 0 for another one."""
+    return {"exact": float(results[0].strip().rstrip(".").lower() == document["answer"].lower())}
