@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,6 +79,7 @@ def _add_task(name: str) -> None:
         option: FieldOption = None,
         sheet: SheetOption = False,
     ) -> None:
+        import_module("numpy")  # a missing extra fails here, not after all answers
         from minigpt4_serve.evaluation.layouts import DataFolder
 
         folder = DataFolder(data, images=images, prompt=prompt)
@@ -186,7 +189,8 @@ async def _measure(
     task = TASKS[name]
     questions = read_questions(task, data, limit)
     try:
-        model, needed = await subject.open()
+        with _rewording(subject):
+            model, needed = await subject.open()
         options = {**needed, **fields}
         run = {"task": name, "model": model, "questions": fingerprint(questions), "options": options}
         write_run(output, run)
@@ -195,7 +199,7 @@ async def _measure(
         typer.echo(f"• {len(questions)} questions, {len(questions) - len(missing)} are answered already", err=True)
         started = time.perf_counter()
         progress = _Progress(len(missing))
-        with AnswerLog(output) as log:
+        with AnswerLog(output) as log, _rewording(subject):
             await ask_all(
                 missing,
                 lambda messages: subject.ask(messages, **options),
@@ -204,9 +208,6 @@ async def _measure(
                 progress=progress.advance,
             )
         session = {"asked": len(missing), "seconds": time.perf_counter() - started, "in_flight": in_flight}
-    except MiniGPT4Error as error:
-        error.reword(subject.describe(error))
-        raise
     finally:
         await subject.close()
     records = read_answers(output)
@@ -217,6 +218,16 @@ async def _measure(
         typer.echo(f"• {output / 'report.md'}", err=True)
     if sheet or task.scorer is None:
         typer.echo(f"• {write_sheet(output, task.title, run, questions, records)}", err=True)
+
+
+@contextmanager
+def _rewording(subject: _RemoteSubject | _LocalSubject) -> Iterator[None]:
+    """Errors of the subject in sentences for the person at the terminal."""
+    try:
+        yield
+    except MiniGPT4Error as error:
+        error.reword(subject.describe(error))
+        raise
 
 
 def _figures_line(split: str, figures: Mapping[str, float | None]) -> str:

@@ -7,7 +7,15 @@ from contextlib import aclosing
 from typing import Any
 
 from minigpt4_serve.client import Completed, Event, TextDelta
-from minigpt4_serve.errors import DeadlineExceeded, InvalidRequest, MiniGPT4Error, ModelNotFound, PayloadTooLarge
+from minigpt4_serve.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    MiniGPT4Error,
+    ModelNotFound,
+    PayloadTooLarge,
+    ServerUnreachable,
+)
 from minigpt4_serve.evaluation.answer_log import AnswerLog, AnswerRecord
 from minigpt4_serve.evaluation.questions import Question
 from minigpt4_serve.images import image_url_part
@@ -20,6 +28,11 @@ Ask = Callable[[Sequence[Message]], AsyncGenerator[Event]]
 
 _OF_ONE_QUESTION = (InvalidRequest, PayloadTooLarge, DeadlineExceeded)
 """Failures that leave other questions a chance."""
+
+_TRANSIENT = (ServerUnreachable, EngineFailed)
+"""Failures that may pass, such as a timeout or a broken connection: one of them must not end a run of hours."""
+
+_RETRY_DELAYS_S = (1.0, 5.0, 20.0)
 
 _HOPELESS = 8
 """So many failures before the first answer mean that no question can be answered."""
@@ -62,7 +75,7 @@ class _Session:
     async def work(self, questions: Iterator[Question]) -> None:
         for question in questions:
             try:
-                record = await self._answer(question)
+                record = await self._answer_patiently(question)
                 self._answered += 1
             except _OF_ONE_QUESTION as error:
                 self._failed += 1
@@ -71,6 +84,14 @@ class _Session:
                 record = AnswerRecord(question.id, error=f"{error.code}: {error.message}")
             self._log.append(record)
             self._progress(record)
+
+    async def _answer_patiently(self, question: Question) -> AnswerRecord:
+        for delay_s in _RETRY_DELAYS_S:
+            try:
+                return await self._answer(question)
+            except _TRANSIENT:
+                await asyncio.sleep(delay_s)
+        return await self._answer(question)
 
     async def _answer(self, question: Question) -> AnswerRecord:
         messages = await asyncio.to_thread(chat_messages, question)
