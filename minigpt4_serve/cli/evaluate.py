@@ -1,6 +1,5 @@
 """``minigpt4 evaluate``: benchmarks of a model in this process or on any OpenAI-compatible server, and comparisons."""
 
-import asyncio
 import json
 import os
 import sys
@@ -79,6 +78,8 @@ def _add_task(name: str) -> None:
         option: FieldOption = None,
         sheet: SheetOption = False,
     ) -> None:
+        import asyncio
+
         import_module("numpy")  # a missing extra fails here, not after all answers
         from minigpt4_serve.evaluation.layouts import DataFolder
 
