@@ -91,6 +91,11 @@ class Client:
         self.writer.write(data)
         await self.writer.drain()
 
+    async def trickle(self, piece: bytes) -> None:
+        for _ in range(1000):
+            await self.send(piece)
+            await asyncio.sleep(0.02)
+
     async def get(self, path: str) -> None:
         await self.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
@@ -262,9 +267,7 @@ async def test_a_trickle_of_headers_gets_no_more_time(serve: Serve) -> None:
     async with server.connected() as client:
         await client.send(GET)
         with pytest.raises(ConnectionError):
-            for _ in range(1000):
-                await client.send(b"a: b\r\n")
-                await asyncio.sleep(0.02)
+            await client.trickle(b"a: b\r\n")
 
 
 async def test_answers_outlast_the_time_of_headers(serve: Serve) -> None:
@@ -288,9 +291,7 @@ async def test_a_body_after_its_response_ends(serve: Serve, framing: bytes) -> N
         await client.send(b"POST /unread HTTP/1.1\r\nHost: x\r\n" + framing)
         assert await client.answer() == b"ok"
         with pytest.raises(ConnectionError):
-            for _ in range(1000):
-                await client.send(b"a")
-                await asyncio.sleep(0.02)
+            await client.trickle(b"a")
 
 
 async def test_a_late_body_keeps_the_connection(serve: Serve) -> None:

@@ -1,19 +1,19 @@
 """Limits of connections: what may arrive before a request reaches the application, for how long, and from how many.
 
-uvicorn has no limit on headers, addresses, trailers and chunk extensions, no timeout for them or for writes, and accepts
-connections until the process has no file descriptor left. ``LimitedProtocol`` adds these to its protocol on httptools.
-(uvicorn's other one, on h11, bounds sizes only, and each request costs several times as much.)
+uvicorn has no limit on headers, addresses, trailers and chunk extensions, no timeout for them or for writes, and it
+accepts connections until the process has no file descriptor left. ``LimitedProtocol`` adds these to its protocol on
+httptools. (uvicorn's other one, on h11, bounds sizes only, and each request costs several times as much.)
 """
 
 import asyncio
 import ipaddress
 import json
 import logging
-import os
 from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -64,7 +64,7 @@ def find_connection_limit() -> int:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY:
             return _MOST_CONNECTIONS
-        used = len(os.listdir("/proc/self/fd"))
+        used = sum(1 for _ in Path("/proc/self/fd").iterdir())
     except ImportError:  # Windows
         return _MOST_CONNECTIONS
     except OSError:

@@ -20,6 +20,9 @@ from minigpt4_serve.server.openai.chat_request import (
 
 __all__ = ["ResponsesRequest", "parse_responses_request"]
 
+Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+"""OpenAI's limits: it is sent back, several times in a stream."""
+
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -82,7 +85,7 @@ class ResponsesRequest(AnswerRules):
     text: TextOptions = TextOptions()
     include: list[str] = []
     truncation: Literal["auto", "disabled"] = "auto"
-    metadata: dict[str, str] = Field(default={}, max_length=16)
+    metadata: Metadata = Field(default={}, max_length=16)
 
     @field_validator("input", mode="before")
     @classmethod
