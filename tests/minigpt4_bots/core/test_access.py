@@ -113,9 +113,9 @@ async def test_counters_survive_a_restart_and_are_shared(tmp_path: Path) -> None
     limits = LimitSettings(user_per_day=2)
     one = make_access_control(tmp_path, limits=limits)
     other = make_access_control(tmp_path, limits=limits)
-    one.count_question(ANNA)
-    other.count_question(ANNA)
-    assert one.check(ANNA) is not None
+    await one.count_question(ANNA)
+    await other.count_question(ANNA)
+    assert await one.check(ANNA) is not None
     assert await make_access_control(tmp_path, limits=limits).check(ANNA) is not None
 
 
