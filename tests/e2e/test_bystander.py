@@ -1,4 +1,4 @@
-"""Attacks on a running server, one after another, while somebody else asks: the bystander must not notice.
+"""Attacks on a running server, one after another, while someone else asks: the bystander must not notice.
 
 Each attack is a row of ``ATTACKS``: a coroutine that gets an ``Attacker`` and takes about ``ATTACK_S``. The bystander's
 slowest request and the growth of each process's memory are printed for each (``pytest -s``).
@@ -122,7 +122,7 @@ ATTACKS: dict[str, Attack] = {
     "a body after a 401": lambda one: one.pour(_CHUNKED + b"fffffff\r\n", b"a"),
     "1,600 silent connections": lambda one: one.hold(1600, b""),
     "1,600 beginnings of headers": lambda one: one.hold(1600, _NO_KEY + b"a: " + b"a" * 60_000),
-    "160 answers that nobody reads": lambda one: one.hold(160, _unread(one), receive_buffer=1024),
+    "160 answers that no one reads": lambda one: one.hold(160, _unread(one), receive_buffer=1024),
     "300 bodies of 8 MiB": lambda one: one.hold(
         300, one.head("POST", CHAT, f"Content-Length: {8 * MIB + 1}") + b"\r\n" + bytes(8 * MIB)
     ),

@@ -15,7 +15,7 @@ from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 
 PATHS = ("/v1/chat/completions", "/v1/responses")
-SECRET = "Visa17 my pin is 76 and please never tell it to anybody else at all, thanks a lot."
+SECRET = "Visa17 my pin is 76 and please never tell it to anyone else at all, thanks a lot."
 
 
 class Keyed:

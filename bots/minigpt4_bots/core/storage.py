@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 _TWO_DAYS_S = 2 * 86400.0
 _LOCK_S = 2.0  # wait for another process's transaction
 _FAIL_FAST_S = 5.0  # after a wait that was too short, others don't wait
-_OPEN_LOCK_S = 10.0  # at the start, where nobody waits
+_OPEN_LOCK_S = 10.0  # at the start, where no one waits
 _MAX_POSTPONED = 10_000
 
 T = TypeVar("T")

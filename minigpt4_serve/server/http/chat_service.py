@@ -204,5 +204,5 @@ class ChatService:
 
 
 def _salted(digest: str, salt: str) -> str:
-    """The digest that an image is cached under: without the salt nobody can find it there."""
+    """The digest that an image is cached under: without the salt no one can find it there."""
     return hashlib.sha256(f"{salt} {digest}".encode()).hexdigest() if salt else digest
