@@ -64,6 +64,14 @@ def test_reported_memory_is_that_of_the_loaded_dtype(folder: Path, monkeypatch: 
     assert "as bfloat16" in {f.topic: f for f in diagnosis.model(ModelSettings(path=folder))}["memory"].text
 
 
+def test_a_model_that_does_not_fit_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_serve.serving_memory.available_memory", lambda: 2**10)
+    found = findings(folder)
+    assert found["fits"].state == "problem"
+    assert "are available" in found["fits"].text
+    assert "self-test" not in found
+
+
 def test_memory_of_the_published_models() -> None:
     seven = published_config("vicuna-7b")
     thirteen = published_config("vicuna-13b")
@@ -83,7 +91,7 @@ def test_what_fits_is_said_for_every_model_and_format(monkeypatch: pytest.Monkey
     fits = {(model, kind): text for model, kind, _, _, text in rows}
     assert fits["vicuna-13b", "bfloat16"] == "does not fit"
     assert fits["vicuna-7b", "bfloat16"] == "8 full chats"
-    monkeypatch.setattr(diagnosis, "_free_memory", lambda: 2**20)
+    monkeypatch.setattr(diagnosis, "available_memory", lambda: 2**20)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert {row[-1] for row in memory_table()[1:]} == {"does not fit"}
 
@@ -111,11 +119,10 @@ def test_memory_where_there_is_no_meminfo(
     cpu: str,
     header: str,
     fits: str,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(diagnosis, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(diagnosis, "available_memory", lambda: None)
     if sysconf is None:
         monkeypatch.delattr(os, "sysconf")
     else:

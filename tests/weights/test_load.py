@@ -147,7 +147,7 @@ def test_quantized_answers_stay_close(small_model: tuple, tmp_path: Path, kind: 
     bits = 8 * small.state_dict()[inner].nbytes / plain.state_dict()[inner].numel()
     assert bits == {"int8": 8, "int4": 4}[kind]
     assert torch.equal(small.language_projection.weight, plain.language_projection.weight)
-    assert small.generate(ids[:, :5], max_new_tokens=2, do_sample=False).shape == (1, 2)
+    assert small.generate(ids[:, :5], max_new_tokens=2, do_sample=False).shape == (1, 7)
 
 
 def test_devices_and_dtypes() -> None:
