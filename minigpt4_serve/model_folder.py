@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt4_serve.downloads import reject_wrong_download
 from minigpt4_serve.errors import WeightsError
@@ -36,11 +36,11 @@ class GenerationDefaults(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_new_tokens: int | None = Field(default=None, ge=1)
 
 
 def read_prompt_encoder(folder: Path) -> PromptEncoder:
@@ -51,9 +51,8 @@ def read_prompt_encoder(folder: Path) -> PromptEncoder:
     """
     check_model_type(folder)
     _check_processor(folder)
-    vocabulary = folder / VOCABULARY_FILE
     try:
-        reject_wrong_download(vocabulary)
+        reject_wrong_download(folder / VOCABULARY_FILE)
         return PromptEncoder.from_folder(folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # RuntimeError: SentencePiece's
         raise WeightsError(f"{folder} can't be loaded; convert it again.") from error
@@ -62,17 +61,19 @@ def read_prompt_encoder(folder: Path) -> PromptEncoder:
 def _check_processor(folder: Path) -> None:
     """Check the numbers of ``processor_config.json`` and that they agree with ``config.json``."""
     path = folder / _PROCESSOR_FILE
-    if not path.is_file():
-        raise WeightsError(f"{folder} can't be loaded, it has no {_PROCESSOR_FILE}; convert it again.")
-    values = read_json_object(path)
+    damaged = f"{folder} can't be loaded; convert it again."
+    try:
+        values = read_json_object(path)
+    except WeightsError as error:
+        raise WeightsError(f"{damaged} {error.message}") from error
     model = read_json_object(folder / "config.json")
     variant = values.get("conversation_format")
     if not isinstance(variant, str) or variant not in VARIANTS:
-        raise WeightsError(f"{path} has an invalid value for 'conversation_format'; convert the model again.")
+        raise WeightsError(f"{damaged} In {_PROCESSOR_FILE}, 'conversation_format' has an invalid value.")
     for name, at_most in {"num_image_tokens": _MAX_IMAGE_TOKENS, "image_token_id": _MAX_TOKEN_ID}.items():
         value = values.get(name)
         if type(value) is not int or not 0 < value <= at_most:
-            raise WeightsError(f"{path} has an invalid value for '{name}'; convert the model again.")
+            raise WeightsError(f"{damaged} In {_PROCESSOR_FILE}, '{name}' has an invalid value.")
     for name in ("conversation_format", "image_token_id"):
         if name in model and model[name] != values[name]:
             raise WeightsError(
@@ -85,7 +86,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
     """The generation defaults of a model folder; all None if it has no ``generation_config.json``.
 
     Raises:
-        WeightsError: the file is damaged or holds a value of the wrong type.
+        WeightsError: the file is damaged or holds an impossible value.
     """
     path = folder / "generation_config.json"
     if not path.is_file():

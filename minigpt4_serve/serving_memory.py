@@ -14,11 +14,12 @@ __all__ = ["check_memory", "memory_needed"]
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CPU_DTYPE = "float32"  # what ``auto`` is on CPUs
+_CPU_CACHE_BYTES = 2**30  # of ``engine.kv_cache_bytes`` on CPUs
 _GPU_DEVICES = ("nvidia[0-9]*", "dxg", "kfd")  # NVIDIA, Windows' subsystem for Linux, AMD
 
 
 def check_memory(settings: ModelSettings, *, engines: int = 1, on_cpu: bool | None = None) -> None:
-    """Check that the weights and the KV cache of one full chat fit into this machine's memory, if it computes on CPUs.
+    """Check that the weights and the KV cache of one chat fit into this machine's memory, if it computes on CPUs.
 
     Quantization doesn't count: the weights are loaded in full before they are quantized.
 
@@ -46,7 +47,7 @@ def check_memory(settings: ModelSettings, *, engines: int = 1, on_cpu: bool | No
 
 
 def memory_needed(folder: Path, dtype: str) -> int | None:
-    """Bytes of a model folder's weights in ``dtype`` and of the KV cache of one chat of full length.
+    """Bytes of a model folder's weights in ``dtype`` and of the KV cache of one chat, at most the default cache.
 
     None if the folder's files don't tell.
     """
@@ -59,7 +60,7 @@ def memory_needed(folder: Path, dtype: str) -> int | None:
         head_dim = text.get("head_dim") or text["hidden_size"] // heads
         kv_heads = text.get("num_key_value_heads") or heads
         cached = 2 * text["num_hidden_layers"] * kv_heads * head_dim * text["max_position_embeddings"]
-        return int((numbers + cached) * _BYTES[dtype])
+        return int(numbers * _BYTES[dtype] + min(cached * _BYTES[dtype], _CPU_CACHE_BYTES))
     except (WeightsError, OSError, KeyError, TypeError, ArithmeticError, AttributeError):
         return None
 

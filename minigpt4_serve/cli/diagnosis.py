@@ -4,7 +4,6 @@ Findings are yielded one by one, because some checks take minutes.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -16,10 +15,12 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from minigpt4_serve.errors import MiniGPT4Error
+from minigpt4_serve.errors import MiniGPT4Error, WeightsError
+from minigpt4_serve.images import ImageLimits, decode_image, validate_image
 from minigpt4_serve.memory import available_memory, total_memory
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
+from minigpt4_serve.model_folder import read_json_object
 from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.footprint import Footprint, footprint, gib, published_footprints
@@ -130,8 +131,10 @@ def model(settings: ModelSettings) -> Iterator[Finding]:
 def _digests(folder: Path) -> Iterator[Finding]:
     """SHA-256 of every weight file, compared with what the conversion recorded."""
     try:
-        recorded = json.loads((folder / "sources.json").read_text(encoding="utf-8"))["outputs"]
-    except (OSError, ValueError, KeyError, TypeError):
+        recorded = read_json_object(folder / "sources.json").get("outputs")
+    except WeightsError:
+        recorded = None
+    if not isinstance(recorded, dict):
         recorded = {}
     for path in model_files(folder):
         digest = sha256(path)
@@ -151,17 +154,17 @@ def self_test(settings: ModelSettings) -> Finding:
     if not path.is_file():
         return Finding("self-test", f"skipped: {settings.path} has no {SELF_TEST}", "note")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        with Image.open(settings.path / stored["image"]) as image:
-            image.load()
+        stored = read_json_object(path)
+        data = (settings.path / stored["image"]).read_bytes()
+        image = decode_image(validate_image(data, ImageLimits()).data)
         answer = _ask(settings, image, stored["question"])
     except MiniGPT4Error as error:
         return Finding("self-test", error.message, "problem")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Finding("self-test", f"{path} or its picture is missing or damaged", "problem")
-    if answer == stored["answer"]:
+    if answer == stored.get("answer"):
         return Finding("self-test", f"{stored['question']} → {answer}")
-    return Finding("self-test", f"answered {answer!r}, not {stored['answer']!r}", "problem")
+    return Finding("self-test", f"answered {answer!r}, not {stored.get('answer')!r}", "problem")
 
 
 def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:

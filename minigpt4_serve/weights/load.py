@@ -13,7 +13,12 @@ from transformers.utils import logging as transformers_logging
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.model.lora import merge_lora
-from minigpt4_serve.model_folder import check_model_type, read_json_object, read_prompt_encoder
+from minigpt4_serve.model_folder import (
+    check_model_type,
+    read_generation_defaults,
+    read_json_object,
+    read_prompt_encoder,
+)
 from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.config_values import plain_values
@@ -45,6 +50,7 @@ def load_model(
     config = read_config(settings.path)
     check_tensors(settings.path, config)
     read_prompt_encoder(settings.path)
+    read_generation_defaults(settings.path)
     check_memory(settings, on_cpu=device.type == "cpu")
     with _quiet_transformers():
         try:
@@ -85,6 +91,9 @@ def read_config(folder: Path) -> MiniGPT4Config:
     """
     check_model_type(folder)
     path = folder / "config.json"
+    if (folder / "adapter_config.json").exists():
+        # transformers would load the model that it names instead of this folder's.
+        raise WeightsError(f"{folder} holds an adapter (adapter_config.json): merge it into the model first.")
     values = plain_values(read_json_object(path), path)
     if values.get("quantization_config") is not None:
         raise WeightsError(

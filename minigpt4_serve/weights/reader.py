@@ -55,11 +55,12 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
         raise InvalidRequest(f"There is no file {path}.")
     if not os.access(path, os.R_OK):
         raise InvalidRequest(f"{path} can't be read; check its permissions.")
+    is_safetensors = path.suffix == ".safetensors"
     try:
-        reject_wrong_download(path)
+        reject_wrong_download(path, expected="a safetensors file" if is_safetensors else "a PyTorch checkpoint")
     except OSError as error:
         raise InvalidRequest(f"{path} can't be read.") from error
-    if path.suffix == ".safetensors":
+    if is_safetensors:
         return _open_safetensors(path)
     content = _load_pickle(path)
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
@@ -186,7 +187,7 @@ def _check_pickles(path: Path, *, is_zip: bool) -> None:
 _DICT = "collections OrderedDict"
 _CALLED = {_DICT} | {f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter")}
 _CALLED |= {"torch._utils _rebuild_meta_tensor_no_storage", "torch.nn.parameter Parameter", "torch Size"}
-_TYPE = re.compile(r"torch (\w+Storage|u?int\d+|b?float\d+\w*|bool|complex\d+)|torch\.storage \w+Storage")
+_TYPE = re.compile(r"torch ((?!Untyped|Typed)\w+Storage|u?int\d+|b?float\d+\w*|bool|complex\d+|device)")
 
 
 def _check_pickle(stream: io.BytesIO, path: Path) -> None:

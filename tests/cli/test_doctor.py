@@ -57,6 +57,23 @@ def test_problems_are_reported(folder: Path) -> None:
     assert findings(folder)["model"].state == "problem"
 
 
+@pytest.mark.parametrize(
+    ("sources", "selftest"),
+    [
+        ("[]", "[]"),
+        ("[" * 100_000, "[" * 100_000),
+        ('{"outputs": 5}', '{"image": 5}'),
+        ("", '{"image": "selftest.json"}'),
+    ],
+)
+def test_damaged_records_are_findings(folder: Path, sources: str, selftest: str) -> None:
+    (folder / "sources.json").write_text(sources)
+    (folder / "selftest.json").write_text(selftest)
+    found = findings(folder)
+    assert found["self-test"].state == "problem"
+    assert found["model.safetensors"].state == "ok"
+
+
 def test_reported_memory_is_that_of_the_loaded_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "selftest.json").unlink()
     assert "as float32" in findings(folder)["memory"].text

@@ -37,7 +37,7 @@ DRIVE = b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</t
         (b'{"error":"Access to model is restricted"}', "error message", "in a browser"),
         (b"/annex/objects/SHA256E-s100--ab.pth\n", "a git-annex pointer", "git annex get"),
         (b"\x1f\x8b\x08\0\0\0\0\0", "an archive (gzip)", "unpack"),
-        (b"", "empty", "download it again"),
+        (b"", "an empty file", "download it again"),
     ],
 )
 def test_a_download_that_went_wrong_is_named(tmp_path: Path, name: str, data: bytes, kind: str, advice: str) -> None:
@@ -275,6 +275,11 @@ def test_a_single_file_is_loaded_rather_than_shards(folder: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert [path.name for path in model_files(folder)] == ["model.safetensors"]  # as transformers does
+
+
+def test_an_adapter_is_not_served(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/other"}')
+    assert "holds an adapter" in refused(folder)
 
 
 def test_a_million_numbered_shards_are_not_listed(folder: Path) -> None:
