@@ -44,8 +44,8 @@ def _describe(head: bytes) -> tuple[str, str] | None:
         return "a git-annex pointer", "run `git annex get` on it, or download the file"
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<!--", b"<script")):
         page = "a web page of Google Drive" if b"google drive" in text or b"drive.google" in text else "a web page"
-        return f"{page}", _IN_A_BROWSER
-    if text.startswith(b"<?xml") or text.startswith((b"<error", b'{"error', b'{"message', b"invalid username")):
+        return page, _IN_A_BROWSER
+    if text.startswith((b"<?xml", b"<error", b'{"error', b'{"message', b"invalid username")):
         return "a server's error message", _IN_A_BROWSER
     for signature, name in _ARCHIVES.items():
         if head.startswith(signature):
