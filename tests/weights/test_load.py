@@ -126,7 +126,7 @@ def test_too_little_memory_has_advice(
 def test_quantized_answers_stay_close(small_model: tuple, tmp_path: Path, kind: str, limit: float) -> None:
     from transformers import LlamaConfig
 
-    from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration
+    from minigpt4_serve.model import MiniGPT4Config, MiniGPT4Processor
 
     _, processor = small_model
     torch.manual_seed(0)
@@ -135,7 +135,8 @@ def test_quantized_answers_stay_close(small_model: tuple, tmp_path: Path, kind: 
     )
     config = MiniGPT4Config(vision_config=small_model[0].config.vision_config, text_config=text)
     MiniGPT4ForConditionalGeneration(config).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    parts = (processor.image_processor, processor.tokenizer, config.conversation_format)
+    MiniGPT4Processor(*parts, config.num_image_tokens, config.image_token_id).save_pretrained(tmp_path)
     plain, _ = load_model(ModelSettings(path=tmp_path, device="cpu"))
     small, _ = load_model(ModelSettings(path=tmp_path, device="cpu", quantization=kind))
     ids = torch.arange(3, 60)[None]
