@@ -98,7 +98,7 @@ class MiniGPT4Processor(ProcessorMixin):
                 others are ignored.
 
         Returns ``input_ids`` and ``attention_mask`` ``[B, T]``, padded on the left for generation unless
-        ``padding_side`` is ``right``, and ``pixel_values`` ``[N, 3, H, W]``.
+        ``padding_side``, or that of the tokenizer, is ``right``, and ``pixel_values`` ``[N, 3, H, W]``.
         """
         prompts = [text] if isinstance(text, str) else list(text or [])
         return self._batch(prompts, read_images(images), return_tensors, **kwargs)
@@ -169,7 +169,7 @@ class MiniGPT4Processor(ProcessorMixin):
         return_tensors: str | None,
         *,
         padding: bool | str = True,
-        padding_side: str = "left",
+        padding_side: str | None = None,
         truncation: bool | str = False,
         max_length: int | None = None,
         add_special_tokens: bool = True,
@@ -178,6 +178,7 @@ class MiniGPT4Processor(ProcessorMixin):
         rows = [self.encode_prompt(prompt)[0 if add_special_tokens else 1 :] for prompt in prompts]
         if truncation and max_length is not None:
             rows = [row[:max_length] for row in rows]
+        pads_right = (padding_side or self.tokenizer.padding_side) == "right"
         longest = max((len(row) for row in rows), default=0)
         if padding == "max_length" and max_length is not None:
             longest = max(longest, max_length)
@@ -185,9 +186,9 @@ class MiniGPT4Processor(ProcessorMixin):
         mask: list[list[int]] = []
         for row in rows:
             pad = [self.tokenizer.pad_token_id] * (longest - len(row))
-            ids.append(row + pad if padding_side == "right" else pad + row)
+            ids.append(row + pad if pads_right else pad + row)
             attended = [1] * len(row)
-            mask.append(attended + [0] * len(pad) if padding_side == "right" else [0] * len(pad) + attended)
+            mask.append(attended + [0] * len(pad) if pads_right else [0] * len(pad) + attended)
         data: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if images:
             data["pixel_values"] = self.image_processor.preprocess(images)["pixel_values"]

@@ -1,5 +1,6 @@
 """What may stand in a ``config.json``: sizes within bounds, and nothing that makes transformers load code."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ _CODE = {
 """Keys that name code to run, on the hub or beside the file, or other files to load."""
 
 _MAX_DEPTH = 32
-_MAX_INTEGER = 2**24
+_MAX_INTEGER = 2**53
+_MAX_COUNT = 4096
+_COUNT = re.compile("layer|block|depth|expert|head|repeat|stage")
+"""Keys of numbers of modules, whatever a model's type calls them."""
 _MAX_ITEMS = 65536
 _LARGEST = {
     "image_size": 8192,
@@ -60,7 +64,7 @@ def _plain(key: str, value: Any, path: Path, depth: int) -> Any:
             raise WeightsError(f"{path} is damaged: '{key}' has {len(value):,} items.")
         return [_plain(key, part, path, depth + 1) for part in value]
     if isinstance(value, int) and not isinstance(value, bool):
-        largest = _LARGEST.get(key, _MAX_INTEGER)
+        largest = _LARGEST.get(key, _MAX_COUNT if _COUNT.search(key) else _MAX_INTEGER)
         smallest = 1 if key in _LARGEST else -_MAX_INTEGER
         if not smallest <= value <= largest:
             raise WeightsError(

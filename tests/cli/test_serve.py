@@ -101,7 +101,7 @@ def test_ray_is_not_started_for_a_model_that_does_not_fit(monkeypatch: pytest.Mo
     monkeypatch.setattr(local_server, "_start_cluster", lambda *_: pytest.fail("Ray was started"))
     monkeypatch.setattr(serving_memory, "available_memory", lambda: 2**20)
     monkeypatch.setattr(serving_memory, "_gpu_devices", lambda: iter(()))
-    with pytest.raises(InvalidRequest, match="1.0 MiB are available"):
+    with pytest.raises(InvalidRequest, match=r"1\.0 MiB are available"):
         LocalServer(read_serve_settings(None, {})).start()
 
 
