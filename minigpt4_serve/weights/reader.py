@@ -199,20 +199,20 @@ def _check_pickle(stream: io.BytesIO, path: Path) -> None:
     after_dict = False
     for operation, argument, _ in pickletools.genops(stream):
         name = operation.name
-        is_memo = name in ("BINPUT", "LONG_BINPUT", "MEMOIZE")
-        if after_dict and is_memo:
+        is_memo = name in ("BINPUT", "LONG_BINPUT")
+        if after_dict and isinstance(argument, int) and is_memo:
             dicts.add(argument)
             continue
         if after_dict and name != "EMPTY_TUPLE":
             raise WeightsError(_holds_code(path))
         after_dict = False
         if name in ("GLOBAL", "STACK_GLOBAL", "INST"):
-            if name != "GLOBAL" or (argument not in _CALLED and not _TYPE.fullmatch(argument)):
+            if name != "GLOBAL" or (argument not in _CALLED and not _TYPE.fullmatch(str(argument))):
                 raise WeightsError(_holds_code(path))
             after_dict = argument == _DICT
         elif name in ("BINGET", "LONG_BINGET"):
             after_dict = argument in dicts
-        elif is_memo:
+        elif isinstance(argument, int) and is_memo:
             dicts.discard(argument)
 
 
@@ -269,10 +269,10 @@ def _existing(folder: Path, names: list[str]) -> list[Path]:
 def _shards_in_index(index: Path) -> list[str]:
     """File names in an index, all of them in its own folder."""
     weight_map = read_json_object(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and weight_map else {None}
-    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
         raise WeightsError(f"{index} is damaged; download or copy it again.")
-    return sorted(names)
+    return sorted({str(name) for name in names})
 
 
 def _numbered_shards(folder: Path, stem: Path) -> list[str]:

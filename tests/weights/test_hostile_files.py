@@ -267,7 +267,9 @@ def test_a_processor_that_disagrees_with_the_model(folder: Path, changes: dict[s
     assert "processor_config.json" in refused(folder)
 
 
-@pytest.mark.parametrize("weight_map", [5, [], {}, {"a": 5}, {"a": None}, {"a": "../model.safetensors"}, {"a": "/x"}])
+@pytest.mark.parametrize(
+    "weight_map", [5, [], {}, {"a": 5}, {"a": None}, {"a": []}, {"a": "../model.safetensors"}, {"a": "/x"}]
+)
 def test_an_index_that_names_no_files(folder: Path, weight_map: Any) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
