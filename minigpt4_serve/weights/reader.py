@@ -23,7 +23,8 @@ from minigpt4_serve.model_folder import read_json_object
 __all__ = ["LazyTensor", "llm_files", "model_files", "open_tensors", "sha256"]
 
 _CHUNK_BYTES = 2**24
-_MAX_PICKLE_BYTES = 8 * 2**20  # without the tensors' data; those of the published files have less than 1 MiB
+_MAX_PICKLE_BYTES = 2**21  # without the tensors' data; a 7B model's have about 100 KiB
+_MAX_TUPLE_OPCODES = 64  # more than any shape needs
 _MAX_SHARDS = 10_000
 _LEGACY_PICKLES = 5  # magic number, protocol, system, content, keys of storages
 
@@ -148,6 +149,10 @@ def _holds_code(path: Path) -> str:
     )
 
 
+def _holds_more(path: Path) -> str:
+    return f"{path} holds more than tensors; get the file from the model's authors."
+
+
 def _check_pickles(path: Path, *, is_zip: bool) -> None:
     """Check what a checkpoint's pickles call, and their size, before torch reads them.
 
@@ -178,7 +183,7 @@ def _check_pickles(path: Path, *, is_zip: bool) -> None:
         pickles = _LEGACY_PICKLES
         size = 0
     if size > _MAX_PICKLE_BYTES:
-        raise WeightsError(f"{path} holds more than tensors; get the file from the model's authors.")
+        raise WeightsError(_holds_more(path))
     stream = io.BytesIO(data)
     for _ in range(pickles):
         _check_pickle(stream, path)
@@ -193,9 +198,11 @@ _TYPE = re.compile(r"torch ((?!Untyped|Typed)\w+Storage|u?int\d+|b?float\d+\w*|b
 def _check_pickle(stream: io.BytesIO, path: Path) -> None:
     """Check the opcodes of one pickle: every global is known, and an ordered dict is always made empty.
 
-    A dict made from a list can be made again and again from the same list, which takes memory out of all proportion.
+    What is made from a long list or tuple can be made again and again from the same one, which takes memory out of all
+    proportion.
     """
     dicts: set[int] = set()  # memo keys
+    marks: list[int] = []  # opcodes since each open mark
     after_dict = False
     for operation, argument, _ in pickletools.genops(stream):
         name = operation.name
@@ -206,6 +213,14 @@ def _check_pickle(stream: io.BytesIO, path: Path) -> None:
         if after_dict and name != "EMPTY_TUPLE":
             raise WeightsError(_holds_code(path))
         after_dict = False
+        if name == "MARK":
+            marks.append(0)
+        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
+            if name == "TUPLE" and marks[-1] > _MAX_TUPLE_OPCODES:
+                raise WeightsError(_holds_more(path))
+            marks.pop()
+        elif marks:
+            marks[-1] += 1
         if name in ("GLOBAL", "STACK_GLOBAL", "INST"):
             if name != "GLOBAL" or (argument not in _CALLED and not _TYPE.fullmatch(str(argument))):
                 raise WeightsError(_holds_code(path))

@@ -92,6 +92,11 @@ def _same_list_again(path: Path) -> Path:
     return checkpoint(path, pickled=b"\x80\x02" + b"ccollections\nOrderedDict\n" + pairs + b"\x85R.")
 
 
+def _same_tuple_again(path: Path) -> Path:
+    """A size made from a long tuple."""
+    return checkpoint(path, pickled=b"\x80\x02ctorch\nSize\n(" + b"K\x01" * 1000 + b"t\x85R.")
+
+
 def _plain_zip(path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -114,6 +119,7 @@ def _legacy(path: Path, content: Any) -> Path:
         (lambda path: _legacy(path, {"a": bytearray(9)}), "not only tensors"),
         (lambda path: checkpoint(path, {"a": torch.ones(2).to_sparse()}), "not only tensors"),
         (_same_list_again, "not only tensors"),
+        (_same_tuple_again, "more than tensors"),
         (_deflated, "isn't as PyTorch writes"),
         (lambda path: checkpoint(path, pickled=b"\0" * 2**24), "more than tensors"),
         (_broadcast, "claims more numbers"),
