@@ -88,7 +88,7 @@ ifeq ($(filter-out 0,$(CPU)),)
 
 .venv/.env: uv.lock pyproject.toml | $(UV)
 	@echo "Installing what serving needs into .venv (6.2 GB with CUDA's libraries; CPU=1 omits them) …"
-	@$(UV) sync --frozen --inexact --no-dev --extra serve --extra web --compile-bytecode
+	@$(UV) sync --frozen --inexact --no-dev --extra serve --compile-bytecode
 	@touch $@
 
 .venv/.env-dev: uv.lock pyproject.toml | $(UV)
@@ -99,7 +99,7 @@ ifeq ($(filter-out 0,$(CPU)),)
 else
 
 .venv/.env: .venv/.cpu
-	@$(UV) pip install --python .venv --torch-backend=cpu --constraints $< --compile-bytecode --editable '.[serve,web]'
+	@$(UV) pip install --python .venv --torch-backend=cpu --constraints $< --compile-bytecode --editable '.[serve]'
 	@touch $@
 
 .venv/.env-dev: .venv/.cpu

@@ -1,10 +1,10 @@
 """Failures of console scripts: one line on standard error, and one set of exit codes.
 
-0      the command succeeded
+0      the command succeeded, or a signal stopped a server or bot that was running
 1      it failed: an error of ``errors.py``, a missing extra, or a closed output pipe
 2      the command line can't be parsed (Typer's own code)
 130    Ctrl-C
-128+n  stopped by signal n, such as 143 by SIGTERM
+128+n  otherwise stopped by signal n, such as 143 by SIGTERM
 """
 
 import os

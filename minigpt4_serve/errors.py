@@ -83,7 +83,7 @@ def _restore(kind: type[MiniGPT4Error], args: tuple[Any, ...], state: dict[str, 
 
 
 class InvalidRequest(MiniGPT4Error):
-    """The request can't be parsed, or asks for something that this server doesn't support."""
+    """The request can't be parsed, or asks for something that isn't supported; also a wrong setting or option."""
 
     code = "invalid_request_error"
     status = 400
@@ -164,7 +164,7 @@ class EngineFailed(MiniGPT4Error):
 
 
 class ServerUnreachable(MiniGPT4Error):
-    """A client can't reach the server."""
+    """A client can't reach the server, or what answers there isn't one."""
 
     code = "server_unreachable"
     status = 503
@@ -177,7 +177,7 @@ class StreamInterrupted(ServerUnreachable):
 
 
 class WeightsError(MiniGPT4Error):
-    """A model folder or checkpoint can't be loaded.
+    """A model folder or checkpoint can't be loaded, converted or written.
 
     Attributes:
         missing: names of tensors that the model has and the files don't.

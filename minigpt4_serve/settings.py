@@ -57,9 +57,9 @@ class EngineSettings(_Settings):
     """Sizes of the engine's queues, caches and steps."""
 
     max_running: int = Field(default=32, ge=1, le=512)
-    """Sequences generated at the same time; a request takes a slot for each of its answers or beams."""
+    """Running slots: sequences generated at the same time; a request takes one for each of its answers or beams."""
     max_waiting: int = Field(default=128, ge=0)
-    """Sequences that may wait for a slot; requests beyond that are refused."""
+    """Sequences that may wait for a running slot; requests beyond that are refused."""
     max_pieces_per_s: int = Field(default=500, ge=1)
     """Deltas sent per second by all answers together: with more answers, each delta is larger. Text is held back for
     at most 50 ms."""
@@ -197,14 +197,12 @@ def read_serve_settings(file: Path | None, given: Mapping[str, Any]) -> ServeSet
     for setting, variable in {"api_key": API_KEY_VARIABLE, "keys_file": KEYS_FILE_VARIABLE}.items():
         if value := os.environ.get(variable):
             values[setting] = value
-    # A YAML key without a value, such as "model:", counts as not given.
-    values = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
-        held = values.get(name, {})
+        other = values.get(name, {})
         if not isinstance(value, Mapping):
             values[name] = value
-        elif isinstance(held, Mapping):  # any other value is refused by the validation below
-            values[name] = {**held, **value}
+        elif isinstance(other, Mapping):  # any other value is refused by the validation below
+            values[name] = {**other, **value}
     return validate_settings(ServeSettings, values, file)
 
 

@@ -19,6 +19,8 @@ _MAX_NODES = 50_000  # keys, values and lists, those of aliases counted wherever
 def read_settings_file(file: Path, *, example: str) -> dict[str, Any]:
     """Read a YAML file of settings; ``example`` is a line of one, for the error.
 
+    A key without a value at the top, such as ``server:``, counts as not given.
+
     Raises:
         InvalidRequest: no such file, not YAML, or no keys and values.
     """
@@ -40,7 +42,7 @@ def read_settings_file(file: Path, *, example: str) -> dict[str, Any]:
         raise InvalidRequest(f"The settings file {file} can't be read as YAML.") from error
     if not isinstance(values, dict):
         raise InvalidRequest(f"The settings file {file} must hold keys and values, such as '{example}'.")
-    return values
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _check_size(root: Any, file: Path) -> None:

@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
-SHARED_PROCESSES = ("cluster", "converted_v2", "page_url")
+SHARED_PROCESSES = ("cluster", "converted_v2")
 """Fixtures that start a process for the whole session, the slowest first."""
 
 

@@ -165,7 +165,7 @@ def _started(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=_inherited(words) | environment,
+        env=_inherited() | environment,
         cwd=folder,
         start_new_session=True,
     )
@@ -186,13 +186,12 @@ def _started(
         process.stdout.close()
 
 
-def _inherited(words: tuple[str, ...]) -> dict[str, str]:
-    """This process's environment for a command. Commands that start Ray aren't measured by coverage.
+def _inherited() -> dict[str, str]:
+    """This process's environment for a command that starts Ray, which isn't measured by coverage.
 
     Ray ends its workers without Python's exit handlers: measured ones would be slower and write no data.
     """
-    starts_ray = words[0] != "web" or "--server" not in words
-    return {name: value for name, value in os.environ.items() if not (starts_ray and name == "COVERAGE_PROCESS_CONFIG")}
+    return {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
 
 
 def _follow(stream: object, lines: "queue.Queue[str]") -> None:

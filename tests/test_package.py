@@ -28,16 +28,12 @@ def _modules_after(statement: str) -> set[str]:
         "import langchain_minigpt4",
         "import mcp_minigpt4",
         "import minigpt4_bots",
-        "import minigpt4_serve.web, minigpt4_serve.client.chat_client",
+        "import minigpt4_serve.client.chat_client",
         "import tools.tiny.shards, tools.tiny.worker",
     ],
 )
 def test_light_imports_load_neither_torch_nor_ray(statement: str) -> None:
     assert not _modules_after(statement) & {"torch", "ray", "transformers", "fastapi"}
-
-
-def test_the_page_loads_no_model_and_no_cluster() -> None:
-    assert not _modules_after("import minigpt4_serve.web.page") & {"torch", "ray", "transformers"}
 
 
 def test_deploying_loads_no_torch_in_the_driver() -> None:

@@ -15,7 +15,6 @@ FLOORS = {
     "minigpt4_serve/model/*": 96,
     "minigpt4_serve/weights/*": 95,
     "minigpt4_serve/client/*": 97,
-    "minigpt4_serve/web/*": 95,
     "integrations/langchain_minigpt4/*": 96,
     "integrations/mcp_minigpt4/*": 76,
     "bots/minigpt4_bots/*": 78,

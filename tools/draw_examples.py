@@ -1,4 +1,4 @@
-"""Draw the example images of ``minigpt4 web``, scenes like those in the embedded model's training, and the page's icon.
+"""Draw the example images of the chat page, scenes like those in the embedded model's training, and the page's icon.
 
     python -m tools.draw_examples
 
@@ -12,10 +12,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from minigpt4_serve.web.tasks import EXAMPLES_FOLDER
+import minigpt4_serve
 from tools.tiny.world import Scene, Thing, draw
 
-__all__ = ["draw_examples", "main"]
+__all__ = ["PAGE_FOLDER", "draw_examples", "main"]
+
+PAGE_FOLDER = Path(minigpt4_serve.__file__).parent / "page"
 
 _SIDE = 280  # pixels: the square root of each image's area
 _ICON_SIDE = 64
@@ -63,17 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.draw_examples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=EXAMPLES_FOLDER, help="default: %(default)s")
+    parser.add_argument("folder", type=Path, nargs="?", default=PAGE_FOLDER, help="default: %(default)s")
     folder = parser.parse_args(arguments).folder
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "examples").mkdir(parents=True, exist_ok=True)
     for name, image in draw_examples().items():
         image.quantize(64, dither=Image.Dither.NONE).save(folder / name, optimize=True)
     return 0
 
 
 def draw_examples() -> dict[str, Image.Image]:
-    """The images by file name, before their colors are reduced."""
-    examples = {f"{name}.png": _draw_smooth(scene, _SIDE) for name, scene in SCENES.items()}
+    """The images by path in the page's folder, before their colors are reduced."""
+    examples = {f"examples/{name}.png": _draw_smooth(scene, _SIDE) for name, scene in SCENES.items()}
     return {**examples, "icon.png": _draw_smooth(ICON, _ICON_SIDE)}
 
 

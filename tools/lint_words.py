@@ -23,8 +23,6 @@ EXEMPT = (
     "CHANGELOG.md",  # history
     "docs/glossary.md",  # lists the words
     "tests/golden/",  # recorded from the original code
-    "minigpt4_serve/web/",  # about to be replaced by the page that the server itself serves
-    "tests/web/",
     "tests/tools/test_lint_words.py",
     "tools/lint_words.py",
     "tools/tiny/wordings.py",  # sentences that people ask the embedded model

@@ -22,8 +22,7 @@ _EXTRAS = {
     "transformers": "model",
     "ray": "serve",
     "fastapi": "serve",
-    "gradio": "web",
-    "uvicorn": "web",  # this process needs it for the page only
+    "uvicorn": "serve",
 }
 
 app = typer.Typer(

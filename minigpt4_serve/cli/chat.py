@@ -41,18 +41,17 @@ def chat(
     try:
         while question := _read_question():
             content = image_parts if not messages else []
-            messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
+            asked = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
             answer = Answer()
             try:
-                print_answer(source.answer(messages, **options), answer)
+                print_answer(source.answer([*messages, asked], **options), answer)
             except KeyboardInterrupt:
                 typer.echo(" … stopped")
             except MiniGPT4Error as error:
-                # The chat continues without the failed question.
                 typer.echo(f"minigpt4: {error.message}", err=True)
-                messages.pop()
                 continue
-            messages.append({"role": "assistant", "content": answer.text})
+            if answer.text:  # otherwise the chat continues without the question, as after an error
+                messages += [asked, {"role": "assistant", "content": answer.text}]
     finally:
         source.close()
 

@@ -7,13 +7,14 @@ import typer
 
 from minigpt4_serve.cli.console import show_bytes
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.prompt.variants import VARIANTS
 
 __all__ = ["convert"]
 
 
 def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", show_default=False, help="The folder to make.")],
-    variant: Annotated[str | None, typer.Option(help="vicuna, llama2 or v2.", show_default=False)] = None,
+    variant: Annotated[str | None, typer.Option(help=f"One of {', '.join(VARIANTS)}.", show_default=False)] = None,
     llm: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The LLM's folder in Hugging Face layout.", show_default=False)
     ] = None,

@@ -50,12 +50,13 @@ def demo(
 def _next_steps(picture: Path, url: str, keep: bool) -> str:
     command = _command()
     option = f" --server {url}" if keep else ""
-    up = f"The server is up at {url}/v1 (Ctrl-C stops it).\n" if keep else ""
+    up = f"The server is up at {url}/v1, its page at {url}/ (Ctrl-C stops it).\n" if keep else ""
+    page = "" if keep else f"  {command} web    a page in the browser to talk to pictures\n"
     return (
         f"{up}What to try next:\n"
         f'  {command} ask {_short(picture)} "What color is the star?"{option}\n'
         f"  {command} chat {_short(picture)}{option}\n"
-        f"  {command} web{option}    a page in the browser to talk to pictures\n"
+        f"{page}"
         f"  {command} serve  then point any OpenAI client at http://127.0.0.1:8000/v1\n"
         f"  {command} --help"
     )

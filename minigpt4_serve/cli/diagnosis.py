@@ -67,8 +67,13 @@ def devices() -> Iterator[Finding]:
     """Processors, GPUs and their memory."""
     free = available_memory()
     total = total_memory()
-    memory_text = f"{gib(free)} free" if free else f"{gib(total)} in all" if total else "memory unknown"
-    yield Finding("cpu", f"{_cores()} cores, {memory_text}")
+    if free:
+        memory = f"{gib(free)} free"
+    elif total:
+        memory = f"{gib(total)} in all"
+    else:
+        memory = "memory unknown"
+    yield Finding("cpu", f"{_cores()} cores, {memory}")
     if not torch.cuda.is_available():
         yield Finding(
             "gpu", "none that PyTorch can use; the embedded model is meant for CPUs, 7B models are not", "note"
@@ -157,14 +162,15 @@ def self_test(settings: ModelSettings) -> Finding:
         stored = read_json_object(path)
         data = (settings.path / stored["image"]).read_bytes()
         image = decode_image(validate_image(data, ImageLimits()).data)
+        expected = stored["answer"]
         answer = _ask(settings, image, stored["question"])
     except MiniGPT4Error as error:
         return Finding("self-test", error.message, "problem")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Finding("self-test", f"{path} or its picture is missing or damaged", "problem")
-    if answer == stored.get("answer"):
+    if answer == expected:
         return Finding("self-test", f"{stored['question']} → {answer}")
-    return Finding("self-test", f"answered {answer!r}, not {stored.get('answer')!r}", "problem")
+    return Finding("self-test", f"answered {answer!r}, not {expected!r}", "problem")
 
 
 def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:

@@ -1,5 +1,6 @@
 """``minigpt4 serve``: runs the server until a signal stops it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,29 +14,42 @@ if TYPE_CHECKING:
     from minigpt4_serve.server.ray.local_server import LocalServer
     from minigpt4_serve.settings import ServeSettings
 
-__all__ = ["serve"]
+__all__ = [
+    "ConfigOption",
+    "HostOption",
+    "KeysFileOption",
+    "ModelOption",
+    "PortOption",
+    "read_settings",
+    "run_server",
+    "serve",
+]
 
 _RESTART_REQUIRED = ("host", "port", "metrics_port")
 """Settings that can't be changed while the server runs."""
 
 
+ModelOption = Annotated[Path | None, typer.Option("--model", metavar="DIR", show_default="the embedded model")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="YAML settings; command-line options override them.")
+]
+HostOption = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+PortOption = Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000")]
+KeysFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys-file", metavar="FILE", help="API keys that may use the server; see 'minigpt4 keys'.", show_default=False
+    ),
+]
+
+
 def serve(
-    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", show_default="the embedded model")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="YAML settings; command-line options override them.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000")] = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
     model_name: Annotated[str | None, typer.Option(help="Name that clients use.", show_default="the folder's")] = None,
-    keys_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--keys-file",
-            metavar="FILE",
-            help="API keys that may use the server; see 'minigpt4 keys'.",
-            show_default=False,
-        ),
-    ] = None,
+    keys_file: KeysFileOption = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.", show_default="info")
     ] = None,
@@ -47,8 +61,6 @@ def serve(
 
     On SIGHUP, rereads the settings and replaces the processes one by one; requests wait if there is only one process.
     """
-    from minigpt4_serve.settings import read_serve_settings
-
     options = {
         "model": {"path": model} if model else None,
         "host": host,
@@ -57,17 +69,42 @@ def serve(
         "keys_file": keys_file,
         "log_level": log_level,
     }
-    overrides = {name: value for name, value in options.items() if value is not None}
-    settings = read_serve_settings(config, overrides)
+    settings, overrides = read_settings(config, options)
     if status:
         from minigpt4_serve.cli.status import follow
 
         follow(server_url(settings), settings.api_key.get_secret_value() if settings.api_key else None)
         return
+    run_server(settings, config, overrides, on_ready=lambda url: typer.echo(f"Ready: {url}   (Ctrl-C stops)"))
+
+
+def read_settings(config: Path | None, options: dict[str, Any]) -> tuple["ServeSettings", dict[str, Any]]:
+    """The settings of a file and of the options that were given (not None), and those options.
+
+    Raises:
+        InvalidRequest: the file can't be read, or a setting is invalid.
+    """
+    from minigpt4_serve.settings import read_serve_settings
+
+    overrides = {name: value for name, value in options.items() if value is not None}
+    return read_serve_settings(config, overrides), overrides
+
+
+def run_server(
+    settings: "ServeSettings", config: Path | None, overrides: dict[str, Any], *, on_ready: Callable[[str], None]
+) -> None:
+    """Serve until a signal stops it. SIGHUP rereads ``config``.
+
+    Args:
+        on_ready: called with the server's address once it answers.
+
+    Raises:
+        MiniGPT4Error: the server can't start.
+    """
     server = start_server(settings)
     try:
         hang_ups = HangUps()
-        typer.echo(f"Ready: {server_url(settings)}   (Ctrl-C stops)")
+        on_ready(server_url(settings))
         while True:
             hang_ups.wait()
             _roll_over(server, settings, config, overrides)

@@ -3,6 +3,7 @@
 The numbers come from the engines' own counters; rates are computed from two consecutive responses.
 """
 
+import http.client
 import json
 import time
 import urllib.error
@@ -19,6 +20,10 @@ from minigpt4_serve.errors import AuthenticationFailed, ServerUnreachable
 __all__ = ["fetch", "follow", "render"]
 
 _REFRESH_INTERVAL_S = 2.0
+_SHOWN = {
+    *("name", "running", "waiting", "blocks_held", "blocks_total", "generated_tokens", "requests", "cached_tokens"),
+    *("prefill_tokens", "image_hits", "image_decodes"),
+}
 
 Status = Mapping[str, Any]
 """The response of ``GET /status``, plus ``at``: ``time.monotonic()`` when it arrived."""
@@ -29,21 +34,36 @@ def fetch(base_url: str, api_key: str | None) -> Status:
 
     Raises:
         AuthenticationFailed: the API key is missing or wrong.
-        ServerUnreachable: there is no response, an HTTP error, or a response that isn't JSON.
+        ServerUnreachable: there is no response, an HTTP error, or a response that isn't a status.
     """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     request = urllib.request.Request(f"{base_url}/status", headers=headers)  # noqa: S310  # http, from the settings
     try:
         with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
-            return {**json.load(response), "at": time.monotonic()}
+            status = json.load(response)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 401:
             raise AuthenticationFailed("The server requires a valid API key: set MINIGPT4_API_KEY.") from error
         failure = f"GET {base_url}/status failed with HTTP status {error.code}"
         raise ServerUnreachable(f"{failure}: this isn't a minigpt4 server, or it is failing.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ServerUnreachable(f"There is no response from {base_url}. Start a server: minigpt4 serve") from error
+    except (http.client.HTTPException, ValueError) as error:
+        raise ServerUnreachable(_no_status(base_url)) from error
+    if not _is_status(status):
+        raise ServerUnreachable(_no_status(base_url))
+    return {**status, "at": time.monotonic()}
+
+
+def _no_status(base_url: str) -> str:
+    return f"The response of {base_url}/status isn't a status: this isn't a minigpt4 server, or one of another version."
+
+
+def _is_status(value: Any) -> bool:
+    """Whether a JSON value has all that the table shows."""
+    engines = value.get("engines") if isinstance(value, dict) and "model" in value else None
+    return isinstance(engines, list) and all(isinstance(engine, dict) and engine.keys() >= _SHOWN for engine in engines)
 
 
 def render(now: Status, before: Status | None = None) -> Table:

@@ -1,80 +1,63 @@
-"""``minigpt4 web``: the page, with a server of its own if none is given."""
+"""``minigpt4 web``: ``serve``, with its page opened in a browser."""
 
 import os
-import socket
-from contextlib import ExitStack, suppress
-from pathlib import Path
-from typing import Annotated
+import sys
+import threading
+import webbrowser
+from ipaddress import ip_address
 
 import typer
 
-from minigpt4_serve.cli.console import Step
-from minigpt4_serve.cli.options import MODEL_VARIABLE, KeyOption, ModelOption, ServerOption
-from minigpt4_serve.cli.server_process import StopSignal, handle_stop_signals, server_url, start_server, stop_server
-from minigpt4_serve.settings import TINY_MODEL
+from minigpt4_serve.cli.serve import (
+    ConfigOption,
+    HostOption,
+    KeysFileOption,
+    ModelOption,
+    PortOption,
+    read_settings,
+    run_server,
+)
+from minigpt4_serve.errors import InvalidRequest
 
 __all__ = ["web"]
 
 
 def web(
-    server: ServerOption = None,
-    api_key: KeyOption = None,
-    model: ModelOption = TINY_MODEL,
-    host: Annotated[str, typer.Option(help="Address that the page listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 takes a free one.")] = 7860,
-    password: Annotated[
-        str | None,
-        typer.Option(
-            help="Asked of everybody who opens the page; needed for any --host but this machine.",
-            envvar="MINIGPT4_WEB_PASSWORD",
-            show_envvar=True,
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    keys_file: KeysFileOption = None,
 ) -> None:
-    """Open a page to talk to a picture. Without --server it starts one itself, and stops it at the end."""
-    from pydantic import SecretStr
+    """Start the server and open its page in the browser. Settings without an option go in the file of --config."""
+    options = {"model": {"path": model} if model else None, "host": host, "port": port, "keys_file": keys_file}
+    settings, overrides = read_settings(config, options)
+    if not settings.page:
+        raise InvalidRequest(f"{config} switches the page off (page: false); remove that line.", param="page")
+    url = f"http://{_browsable_host(settings.host)}:{settings.port}/"
 
-    from minigpt4_serve.web import PageSettings, listen, serve_page
+    def open_page(_: str) -> None:
+        typer.echo(f"Open {url}   (Ctrl-C stops)")
+        if _has_display():
+            # A browser that is started this way may block until it is closed.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-    page = PageSettings(
-        server_url=server or "",
-        api_key=SecretStr(api_key) if api_key else None,
-        model=os.environ.get(MODEL_VARIABLE) if server else None,
-        host=host,
-        port=port,
-        password=SecretStr(password) if password else None,
-    )
-    with ExitStack() as ending:
-        listening = ending.enter_context(listen(page))
-        handle_stop_signals()
-        if server is None:
-            page = page.model_copy(update={"server_url": _start_own_server(model, api_key, ending)})
-        loading = ending.enter_context(ExitStack())
-        loading.enter_context(Step("loading the page"))
-
-        def ready(url: str) -> None:
-            loading.close()
-            typer.echo(f"Open {url}   (Ctrl-C stops)")
-
-        with suppress(StopSignal):
-            serve_page(page, listening, on_ready=ready)
-        typer.echo()
+    run_server(settings, config, overrides, on_ready=open_page)
 
 
-def _start_own_server(model: Path, api_key: str | None, ending: ExitStack) -> str:
-    """The address of a server on a free port of this machine; ``ending`` stops it."""
-    from pydantic import SecretStr
+def _browsable_host(host: str) -> str:
+    """The address for a browser on this machine of a server that listens on ``host``."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if address.version == 4 else f"[{host}]"
 
-    from minigpt4_serve.settings import ModelSettings, ServeSettings
 
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        free = probe.getsockname()[1]
-    name = "minigpt4-tiny" if model == TINY_MODEL else None
-    key = SecretStr(api_key) if api_key else None
-    settings = ServeSettings(
-        model=ModelSettings(path=model), port=free, model_name=name, api_key=key, log_level="warning"
-    )
-    ending.callback(stop_server, start_server(settings))
-    typer.echo(f"The server: {server_url(settings)}/v1")
-    return server_url(settings)
+def _has_display() -> bool:
+    """Whether a browser opens a window here, rather than taking over the terminal as text browsers do."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))

@@ -1,4 +1,4 @@
-"""Clients of any OpenAI-compatible vision server, for agents' integrations, bots, the page and the command line.
+"""Clients of any OpenAI-compatible vision server, for agents' integrations, bots and the command line.
 
 Imports neither torch nor Ray. Images are checked before anything is sent; every failure is a ``MiniGPT4Error``.
 """

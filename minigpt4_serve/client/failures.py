@@ -30,7 +30,6 @@ from minigpt4_serve.errors import (
 
 __all__ = [
     "connection_lost",
-    "describe_wait",
     "error_of_code",
     "retry_after",
     "server_message",

@@ -1,5 +1,6 @@
 """Lenient access to JSON fields and headers of any OpenAI-compatible server: a wrong type counts as missing."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,13 @@ def get_mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def get_number(values: Mapping[str, Any], name: str) -> float | None:
-    """The number at ``name``, which may be a string; 0 if it is negative, None if there is none."""
+    """The finite number at ``name``, which may be a string; 0 if it is negative, None if there is none."""
+    value: Any = values.get(name)
     try:
-        return max(0.0, float(values[name]))
-    except (KeyError, TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return max(0.0, number) if math.isfinite(number) else None
 
 
 def get_int(values: Mapping[str, Any], name: str) -> int | None:

@@ -15,7 +15,7 @@ _MIN_WEIGHT = 0.1  # of the latest request, in the running mean of seconds per r
 
 
 class Admission:
-    """Counts accepted sequences and derives queue positions and expected waits from the count.
+    """Counts accepted sequences; derives capacity, queue positions and expected waits from the count.
 
     A request's sequences are accepted before its images are decoded, and released together when the request ends.
 
@@ -65,13 +65,13 @@ class Admission:
             self._accepted -= sequences
 
     def record_completion(self, seconds: float) -> None:
-        """Add the seconds from a request's running slot to its end to the mean. Called by the engine thread only."""
+        """Add a request to ``seconds_per_request``. Called by the engine thread only."""
         self._completed += 1
         weight = max(_MIN_WEIGHT, 1 / self._completed)
         self._seconds_per_request += weight * (seconds - self._seconds_per_request)
 
     def expected_wait(self, position: int) -> float:
-        """Seconds until the request at this queue position gets a running slot."""
+        """Expected seconds until the request at this queue position gets a running slot."""
         return position * self._seconds_per_request / self._max_running
 
     def publish_queue(self, request_ids: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -155,10 +155,10 @@ class Engine:
             seconds_per_request=self._admission.seconds_per_request,
         )
 
-    async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncIterator[Delta]:
+    async def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncGenerator[Delta]:
         """Yield the deltas of ``n`` answers. Each answer ends with a ``finish_reason``, the request with its usage.
 
-        While the request is queued, empty deltas carry its position, the first at once. Closing the iterator aborts
+        While the request is queued, empty deltas carry its position, the first at once. Closing the generator aborts
         the request.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minigpt4_serve.protocol import Delta, Prompt, SamplingParams
 
@@ -56,7 +56,7 @@ class LocalEngineClient:
 
     def generate(self, prompt: Prompt, sampling: SamplingParams, *, request_id: str) -> AsyncGenerator[Delta]:
         """See ``EngineClient``."""
-        return cast("AsyncGenerator[Delta]", self.engine.generate(prompt, sampling, request_id=request_id))
+        return self.engine.generate(prompt, sampling, request_id=request_id)
 
     async def check_health(self) -> None:
         """See ``EngineClient``."""

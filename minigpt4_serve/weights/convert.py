@@ -86,7 +86,7 @@ def convert(
             model is left.
     """
     if dtype not in DTYPES:
-        raise InvalidRequest(f"dtype must be float32, bfloat16 or float16, not {dtype!r}.", param="dtype")
+        raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.", param="dtype")
     if variant not in VARIANTS:
         raise InvalidRequest(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}.", param="variant")
     chosen = VARIANTS[variant]
@@ -109,7 +109,7 @@ def convert(
         )
         check_tensors(folder, config)
         processor.save_pretrained(folder)
-        generation_config(chosen).save_pretrained(folder)
+        _generation_config(chosen).save_pretrained(folder)
         lora = ("kept" if keep_lora else "merged") if chosen.has_lora else "none"
         provenance = {
             "minigpt4_serve": __version__,
@@ -139,7 +139,7 @@ def _check_memory(shard: int) -> None:
         )
 
 
-def generation_config(variant: Variant) -> GenerationConfig:
+def _generation_config(variant: Variant) -> GenerationConfig:
     """The variant's sampling parameters for transformers."""
     return GenerationConfig(
         bos_token_id=1, eos_token_id=2, pad_token_id=2, do_sample=True, **asdict(variant.generation)

@@ -51,6 +51,12 @@ def test_problems_are_reported(folder: Path) -> None:
     found = findings(folder)
     assert found["model.safetensors"].state == "problem"
     assert found["self-test"].state == "problem"
+    (folder / "sources.json").write_text('{"outputs": 5}')
+    draw("red").save(folder / "example.png")
+    (folder / "selftest.json").write_text('{"image": "example.png", "question": "What colour?"}')
+    found = findings(folder)
+    assert "recorded" not in found["model.safetensors"].text
+    assert "damaged" in found["self-test"].text
     (folder / "selftest.json").unlink()
     assert findings(folder)["self-test"].state == "note"
     (folder / "model.safetensors").unlink()

@@ -1,6 +1,8 @@
 """The table of ``minigpt4 serve --status``."""
 
 import io
+import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,3 +70,36 @@ def test_failures_are_clear_errors(server: str) -> None:
         fetch(server, "other")
     with pytest.raises(ServerUnreachable, match="minigpt4 serve"):
         fetch("http://127.0.0.1:9", None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"[]",
+        b"null",
+        b"7",
+        b'{"status": "ok"}',
+        b'{"model": "m", "engines": 1}',
+        b'{"model": "m", "engines": [{"name": "a"}]}',
+        b'{"model": "m", "engines": ["a"]}',
+    ],
+)
+def test_the_response_of_another_server_is_a_clear_error(body: bytes) -> None:
+    with OpenAIServer(pages={"/status": Reply(body=body)}) as other, pytest.raises(ServerUnreachable) as failed:
+        fetch(other.origin, None)
+    assert "isn't a minigpt4 server" in failed.value.message
+
+
+def test_a_server_that_speaks_no_http_is_a_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"SSH-2.0\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(ServerUnreachable, match="isn't a minigpt4 server"):
+            fetch(f"http://127.0.0.1:{listening.getsockname()[1]}", None)

@@ -172,7 +172,7 @@ def test_a_rebound_name_shows_no_page(visit: Visit, scripted: ScriptedServer) ->
     page = visit()
     visit.urls.clear()
     page.goto(scripted.url.replace("127.0.0.1", "evil.example"))
-    assert "Without API keys this server answers only its own machine" in page.content()
+    assert "This server has no API keys, so it accepts only requests from its own machine" in page.content()
     assert visit.urls == {scripted.url.replace("127.0.0.1", "evil.example")}
 
 

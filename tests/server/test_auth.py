@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import httpx
 import pytest
 from serving_app import few_steps, serving
 
-from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.errors import InvalidRequest, RateLimited
+from minigpt4_serve.server.http.auth import QuotaReservation
 from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.http.routes import create_app
-from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key, revoke_key
+from minigpt4_serve.server.keys.key_ring import ApiKey, KeyLimits, add_key, revoke_key
+from minigpt4_serve.server.keys.quotas import LocalQuotas, QuotaStore
 from minigpt4_serve.settings import EngineSettings, read_serve_settings
 
 CHAT = "/v1/chat/completions"
@@ -110,11 +114,22 @@ def test_limits_are_reported_and_kept(small_model: Any, tmp_path: Path) -> None:
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert refused.json()["error"]["type"] == "rate_limit_error"
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert "3 requests per minute" in refused.json()["error"]["message"]
+        message = refused.json()["error"]["message"]
+        assert re.fullmatch(r"This key may send 3 requests per minute; try again in \d+ seconds?\.", message)
         free = client.post(CHAT, json=HELLO, headers=_bearer(other))
         assert free.status_code == 200
         assert not [name for name in free.headers if name.startswith("x-ratelimit")]
         assert client.get("/v1/models", headers=_bearer(key)).status_code == 200, "looking costs nothing"
+
+
+async def test_a_long_wait_for_a_quota_is_given_in_hours() -> None:
+    limits = KeyLimits(images_per_day=0)
+    key = ApiKey(id="1", name="guest", sha256="0" * 64, created=datetime.now(UTC), limits=limits)
+    reservation = QuotaReservation(key, LocalQuotas(QuotaStore(clock=lambda: 86400.0 * 20_000)))
+    await reservation.reserve()
+    with pytest.raises(RateLimited, match="0 are left; try again in 24 hours") as refused:
+        await reservation.consume(1)
+    assert refused.value.retry_after == 86400
 
 
 def test_a_stream_is_in_progress_until_its_end_or_the_clients(small_model: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -16,9 +17,13 @@ import pytest
 import torch
 from processes import run
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from minigpt4_serve import cli
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.prompt.variants import VARIANTS
+from minigpt4_serve.weights.hub import MODELS
+from minigpt4_serve.weights.load import DTYPES
 from minigpt4_serve.weights.writer import atomic_folder
 
 CHECKPOINTS = {
@@ -59,6 +64,12 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     content = torch.load(path, weights_only=True)
     edit(content.get("model", content))
     torch.save(content, path)
+
+
+def test_help_names_all_variants_dtypes_and_published_models() -> None:
+    shown = CliRunner().invoke(cli.app, ["convert", "--help"], terminal_width=500).output
+    for name in (*VARIANTS, *DTYPES, *MODELS):
+        assert re.search(rf"\b{name}\b", shown), name
 
 
 class Malice:

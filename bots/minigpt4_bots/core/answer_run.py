@@ -17,7 +17,7 @@ from minigpt4_bots.core.services import BotServices
 from minigpt4_bots.core.streaming import Buttons, ChatGone, MessageTarget, StreamingMessage, TryLater, deliver
 from minigpt4_bots.core.texts import Texts
 from minigpt4_serve.client.chat_client import Completed, Queued, Retrying, TextDelta
-from minigpt4_serve.client.failures import describe_wait
+from minigpt4_serve.durations import describe_wait
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited
 
 __all__ = ["AnswerRun", "StopNote"]
@@ -257,8 +257,8 @@ def _queue_text(texts: Texts, ahead: int, wait_s: float | None) -> str:
     if ahead == 0:
         return texts("progress.next")
     if wait_s:
-        return texts("progress.waiting_time", position=ahead, wait=texts.describe_wait(wait_s))
-    return texts("progress.waiting", position=ahead)
+        return texts("progress.waiting_time", ahead=ahead, wait=texts.describe_wait(wait_s))
+    return texts("progress.waiting", ahead=ahead)
 
 
 def _error_text(texts: Texts, error: MiniGPT4Error) -> str:

@@ -1,6 +1,5 @@
 """The command line of both bots. It reports wrong settings before the platform's library is imported."""
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from pydantic import SecretStr
 
 from minigpt4_bots.core.logs import LogLevel, set_up_logging
 from minigpt4_bots.core.settings import BotSettings, read_bot_settings
-from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
+from minigpt4_serve.entry_point import run_program
+from minigpt4_serve.errors import InvalidRequest
 
 __all__ = ["BotCommandLine"]
 
@@ -22,6 +22,8 @@ class BotCommandLine:
 
     extra: str
     """The extra of ``minigpt4-serve`` that installs its libraries; also the name of its example settings."""
+    libraries: tuple[str, ...]
+    """Top-level modules of those libraries."""
     description: str
     setup_hint: str
     """What to do if the settings have no token."""
@@ -32,7 +34,7 @@ class BotCommandLine:
     """Imports the platform's library and returns the function that runs the bot with settings, their file and token."""
 
     def main(self) -> None:
-        """Run the console script; exits with status 1 and one sentence on stderr for a wrong setting."""
+        """The console script; exit codes as ``minigpt4_serve.entry_point``."""
         # Typer's own tracebacks may show variables, and one of them is the token.
         app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
         settings_help = f"A YAML file such as configs/{self.extra}.yaml."
@@ -44,13 +46,9 @@ class BotCommandLine:
                 LogLevel, typer.Option(help="The lowest severity that is logged.", case_sensitive=False)
             ] = LogLevel.INFO,
         ) -> None:
-            try:
-                self._start(settings, log_level)
-            except MiniGPT4Error as error:
-                print(error.message, file=sys.stderr)
-                raise typer.Exit(1) from None
+            self._start(settings, log_level)
 
-        app()
+        run_program(f"minigpt4-{self.extra}", app, dict.fromkeys(self.libraries, self.extra))
 
     def _start(self, file: Path | None, log_level: LogLevel) -> None:
         settings = read_bot_settings(file)
@@ -58,8 +56,5 @@ class BotCommandLine:
         if token is None:
             raise InvalidRequest(self.setup_hint)
         set_up_logging(log_level, [secret.get_secret_value() for secret in self.secrets(settings) if secret])
-        try:
-            run = self.import_run()
-        except ModuleNotFoundError:
-            raise InvalidRequest(f"The bot's library is missing: pip install 'minigpt4-serve[{self.extra}]'.") from None
+        run = self.import_run()
         run(settings, file, token.get_secret_value())

@@ -8,7 +8,18 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Code", "Line", "Segment", "fence_at", "inert", "safe_markdown", "scan", "spoiler_is_open", "utf16_length"]
+__all__ = [
+    "ZERO_WIDTH",
+    "Code",
+    "Line",
+    "Segment",
+    "fence_at",
+    "inert",
+    "safe_markdown",
+    "scan",
+    "spoiler_is_open",
+    "utf16_length",
+]
 
 ZERO_WIDTH = "\u200b"
 """Zero-width space: invisible, and keeps chat programs from making text clickable."""
@@ -70,7 +81,7 @@ def scan(text: str, *, hidden: bool = False) -> Iterator[Code | Line]:
     for line in text.split("\n"):
         mark = _FENCE.match(line)
         if fence is not None:
-            if mark and mark[1].startswith(fence) and not mark[2]:
+            if _closes(mark, fence):
                 yield Code(language, "\n".join(code))
                 fence = None
             else:
@@ -95,9 +106,14 @@ def fence_at(text: str) -> str | None:
         if fence is None and mark:
             fence = mark[1]
             opened = mark[1] + mark[2]
-        elif fence is not None and mark and mark[1].startswith(fence) and not mark[2]:
+        elif fence is not None and _closes(mark, fence):
             fence = None
     return opened if fence is not None else None
+
+
+def _closes(mark: re.Match[str] | None, fence: str) -> bool:
+    """Whether a line's match of ``_FENCE`` ends the block that ``fence`` opened."""
+    return mark is not None and mark[1].startswith(fence) and not mark[2]
 
 
 def spoiler_is_open(text: str) -> bool:

@@ -5,6 +5,7 @@ Environment variables override the file. Unknown keys are errors. Secrets are ``
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,7 +64,7 @@ class ServerSettings(_Settings):
     """The same as for OpenAI's clients; ``/v1`` is added if there is no path."""
     api_key: SecretStr | None = None
     model: str | None = None
-    """None for the first one that the server lists."""
+    """None for the only one that the server lists."""
     timeout_s: float = Field(default=120, gt=0)
     """Longest time without data from the server within one answer, in seconds."""
     patience_s: float = Field(default=60, ge=0)
@@ -151,8 +152,7 @@ class WebhookSettings(_Settings):
     @field_validator("secret")
     @classmethod
     def _allowed_characters(cls, value: SecretStr | None) -> SecretStr | None:
-        text = value.get_secret_value() if value else "x"
-        if not (1 <= len(text) <= 256 and all(c.isascii() and (c.isalnum() or c in "_-") for c in text)):
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,256}", value.get_secret_value()):
             raise ValueError("must be 1 to 256 letters, digits, _ or -")
         return value
 
@@ -214,7 +214,7 @@ class BotSettings(_Settings):
     database: Path = Path("minigpt4-bots.sqlite3")
     """Counts of questions, and records of unfinished answers; no message contents. Both bots may share it."""
     language: str = "auto"
-    """``auto`` for each person's own language if the catalog has it, otherwise English; or ``en``, ``zh``."""
+    """``auto`` for each person's own language if the bot speaks it, otherwise English; or ``en``, ``zh``."""
     telegram: TelegramSettings = TelegramSettings()
     discord: DiscordSettings = DiscordSettings()
 

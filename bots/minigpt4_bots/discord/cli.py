@@ -11,9 +11,10 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """The console script."""
+    """The console script ``minigpt4-discord``."""
     BotCommandLine(
         extra="discord",
+        libraries=("discord", "aiohttp", "yarl", "cryptography"),
         description="A Discord bot that answers questions about pictures. The token is `discord.token` in "
         "the settings or DISCORD_TOKEN in the environment.",
         setup_hint="Set DISCORD_TOKEN to your bot's token (Bot → Reset Token on "

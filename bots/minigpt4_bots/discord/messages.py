@@ -227,7 +227,7 @@ def _is_hidden(message: discord.Message) -> bool:
 
 
 def _trusted_url(proxy_url: str | None, url: str | None) -> str | None:
-    """The URL of Discord's proxy, or the original URL if Discord's CDN serves it."""
+    """The URL of Discord's proxy, or the original URL if Discord's CDN serves it, or None."""
     if proxy_url:
         return proxy_url
     if not url:

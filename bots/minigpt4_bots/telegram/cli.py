@@ -10,11 +10,12 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the bot: the entry point of the console script."""
+    """The console script ``minigpt4-telegram``."""
     BotCommandLine(
         extra="telegram",
-        description="A Telegram bot that answers questions about pictures. Its token must be telegram.token in the "
-        "settings or TELEGRAM_TOKEN in the environment.",
+        libraries=("telegram", "cryptography"),
+        description="A Telegram bot that answers questions about pictures. The token is `telegram.token` in "
+        "the settings or TELEGRAM_TOKEN in the environment.",
         setup_hint="Set TELEGRAM_TOKEN to your bot's token; send /newbot to @BotFather in Telegram to create one.",
         token=lambda settings: settings.telegram.token,
         secrets=lambda settings: (

@@ -1,4 +1,4 @@
-"""Authentication and quotas as ASGI middleware: every route except the health probes requires a key.
+"""Authentication and quotas as ASGI middleware: every route but the health probes and the page's files requires a key.
 
 Without keys the server accepts only requests from this machine to a loopback name. A web page of another site, open in
 a browser on this machine, is refused: its requests could use a domain that resolves to 127.0.0.1 (DNS rebinding), or
@@ -7,13 +7,13 @@ a browser on this machine, is refused: its requests could use a domain that reso
 
 import uuid
 from collections.abc import MutableMapping, Set
-from math import ceil
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from minigpt4_serve.durations import describe_wait
 from minigpt4_serve.errors import AuthenticationFailed, MiniGPT4Error, RateLimited
 from minigpt4_serve.server.http.error_handlers import error_response
 from minigpt4_serve.server.keys.key_ring import ApiKey, KeyRing
@@ -65,16 +65,16 @@ class QuotaReservation:
         self.headers = status.headers
         if status.refusal is not None:
             reason, retry_after_s = status.refusal
-            raise RateLimited(f"{reason}; try again in {ceil(retry_after_s)} s.", retry_after=retry_after_s)
+            raise RateLimited(f"{reason}; try again in {describe_wait(retry_after_s)}.", retry_after=retry_after_s)
 
 
 class RequireKey:
-    """ASGI middleware that refuses requests without a known key before their body is read.
+    """Refuses requests without a known key before their body is read; counts POST requests against the key's quotas.
 
     Args:
         keys: None for a server that accepts requests from this machine without a key.
         quotas: where requests are counted.
-        open_paths: may be read without a key.
+        open_paths: may be read without a key, if the server has keys.
     """
 
     def __init__(

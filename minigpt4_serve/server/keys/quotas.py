@@ -1,4 +1,4 @@
-"""Quotas of API keys: requests per minute, requests in progress, images per day (UTC). Imports neither FastAPI nor Ray.
+"""Quotas of API keys: requests per minute, requests in progress, images per day (UTC).
 
 One ``QuotaStore`` counts for the whole service: in the process itself, or in a Ray actor that all HTTP replicas share
 (``server.ray.shared_quotas``). Dividing the limits among replicas that count on their own would refuse too early or too
@@ -15,11 +15,11 @@ from minigpt4_serve.server.keys.key_ring import ApiKey, KeyLimits
 
 __all__ = ["HOLDER_TIMEOUT_S", "LocalQuotas", "QuotaRefusal", "QuotaStatus", "QuotaStore", "Quotas"]
 
-_MINUTE_S = 60.0
-_DAY_S = 86400.0
 HOLDER_TIMEOUT_S = 20.0
 """A holder (see ``QuotaStore``) that hasn't renewed for this long counts as lost; its reservations are released."""
 
+_MINUTE_S = 60.0
+_DAY_S = 86400.0
 _LOCAL_HOLDER = "local"
 
 
@@ -172,7 +172,7 @@ class LocalQuotas:
 
 
 def _headers(account: _Account, limits: KeyLimits, now: float) -> dict[str, str]:
-    """For each limit: the limit, what remains, and the time until all of it is available again."""
+    """For each limit: the limit, what remains and, unless it is of concurrent requests, the time until it is reset."""
     until_minute = account.requests[-1] + _MINUTE_S - now if account.requests else 0.0
     until_day = (account.day + 1) * _DAY_S - now if account.images else 0.0
     used: list[tuple[str, int | None, int, float | None]] = [

@@ -42,7 +42,7 @@ def build_application(
         request_router_config=RequestRouterConfig.model_validate(
             {
                 "request_router_class": "minigpt4_serve.server.ray.image_affinity_router:ImageAffinityRouter",
-                "request_router_kwargs": {"slots": max_running},
+                "request_router_kwargs": {"running_slots": max_running},
                 "request_routing_stats_period_s": 2,
             }
         ),

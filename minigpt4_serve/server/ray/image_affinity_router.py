@@ -19,8 +19,8 @@ class ImageAffinityRouter(RequestRouter):
     """Prefers the replica that owns the image while it has a free running slot, otherwise the least busy replica."""
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Ray passes ``request_router_kwargs``: ``slots`` is how many requests a replica runs at the same time."""
-        self._running_slots = int(kwargs["slots"])
+        """Ray passes ``request_router_kwargs``: ``running_slots`` is how many requests a replica runs at once."""
+        self._running_slots = int(kwargs["running_slots"])
         self.sent: Counter[str] = Counter()  # by replica: this process's requests that haven't ended
         register_router(self)
 
@@ -65,12 +65,12 @@ class ImageAffinityRouter(RequestRouter):
         }
 
 
-def preferred_replica(key: str, load: dict[str, int], slots: int) -> str:
+def preferred_replica(key: str, load: dict[str, int], running_slots: int) -> str:
     """The owner of ``key`` among the replicas in ``load`` (name → requests).
 
     If the owner is full or ``key`` is empty, the least busy replica.
     """
     owner = max(load, key=lambda name: hashlib.blake2b(f"{name} {key}".encode(), digest_size=8).digest())
-    if key and load[owner] < slots:
+    if key and load[owner] < running_slots:
         return owner
     return min(load, key=lambda name: (load[name], name != owner))

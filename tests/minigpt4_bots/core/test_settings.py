@@ -40,6 +40,12 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert TOKEN not in repr(settings)
 
 
+def test_a_key_without_a_value_counts_as_not_given(tmp_path: Path) -> None:
+    settings = read_settings(tmp_path, "server:\ntelegram:\nlimits:\n", TELEGRAM_TOKEN=TOKEN)
+    assert settings.model_fields_set == {"telegram"}
+    assert settings.telegram.token is not None
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -69,13 +75,45 @@ def test_wrong_settings_are_named_in_one_sentence(tmp_path: Path, text: str, say
 def test_a_missing_library_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, f"minigpt4_bots.{name}.connection", None)
+    monkeypatch.delitem(sys.modules, f"minigpt4_bots.{name}.connection", raising=False)
+    monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setenv(f"{name.upper()}_TOKEN", "x")
     monkeypatch.setattr(sys, "argv", [f"minigpt4-{name}"])
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"minigpt4_bots.{name}.cli").main()
-    assert capsys.readouterr().err == f"The bot's library is missing: pip install 'minigpt4-serve[{name}]'.\n"
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"minigpt4-{name}: This needs the extra '{name}': pip install \"minigpt4-serve[{name}]\"\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["discord", "telegram"])
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ([], 1, "minigpt4-{name}: Set {variable}"),
+        (["--settings", "none.yaml"], 1, "minigpt4-{name}: There is no settings file none.yaml."),
+        (["--nonsense"], 2, "No such option: --nonsense"),
+    ],
+)
+def test_exit_codes_are_those_of_all_commands(
+    name: str,
+    words: list[str],
+    code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    variable = f"{name.upper()}_TOKEN"
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(sys, "argv", [f"minigpt4-{name}", *words])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"minigpt4_bots.{name}.cli").main()
+    printed = capsys.readouterr()
+    assert ended.value.code == code
+    assert says.format(name=name, variable=variable) in printed.err
+    assert printed.out == ""
 
 
 @pytest.mark.parametrize("name", ["discord", "telegram"])

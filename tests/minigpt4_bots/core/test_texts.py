@@ -41,6 +41,6 @@ def test_waits_are_rounded_up_in_words(seconds: float, text: str) -> None:
 def test_progress_lines_differ_from_answers(language: str) -> None:
     texts = Texts(language)
     for name in ("looking", "waiting", "waiting_time", "next", "full"):
-        assert is_progress_line(texts(f"progress.{name}", position=3, wait="8 s"))
+        assert is_progress_line(texts(f"progress.{name}", ahead=3, wait="8 s"))
     assert not is_progress_line("I see a cat.")
     assert not is_progress_line(f"{texts('button.stop')} I see a cat.")
