@@ -29,6 +29,7 @@ def test_random_files_in_the_original_layout_convert(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_every_step_is_in_the_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
