@@ -13,10 +13,11 @@ import ray
 from ray import serve
 from typer.testing import CliRunner
 
-from minigpt4_serve import process_tree
+from minigpt4_serve import process_tree, serving_memory
 from minigpt4_serve.cli import app, server_process
 from minigpt4_serve.cli import serve as serve_command
-from minigpt4_serve.errors import EngineFailed
+from minigpt4_serve.errors import EngineFailed, InvalidRequest
+from minigpt4_serve.server.ray import local_server
 from minigpt4_serve.server.ray.local_server import LocalServer
 from minigpt4_serve.settings import read_serve_settings
 
@@ -193,6 +194,14 @@ def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.Mo
     assert stopped.value.code == 128 + signal.SIGTERM
     assert calls[0] == "killed"
     assert "Ray's handler" not in calls
+
+
+def test_ray_is_not_started_for_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_server, "_start_cluster", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(serving_memory, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(serving_memory, "_gpu_devices", lambda: iter(()))
+    with pytest.raises(InvalidRequest, match=r"1\.0 MiB are available"):
+        LocalServer(read_serve_settings(None, {})).start()
 
 
 @pytest.mark.parametrize(

@@ -309,7 +309,9 @@ def test_damaged_safetensors(files: Path) -> None:
 def test_something_that_is_no_checkpoint(files: Path) -> None:
     page = files / "page.pth"
     page.write_text("<html>Sign in to continue</html>")  # what drives deliver instead of large files
-    assert "not a PyTorch checkpoint" in refused(files, checkpoint=page).message
+    assert "is a web page, not a PyTorch checkpoint" in refused(files, checkpoint=page).message
+    page.write_text("something else")
+    assert "is not a PyTorch checkpoint" in refused(files, checkpoint=page).message
     torch.save({"epoch": 3}, page)
     assert "contains no tensors" in refused(files, checkpoint=page).message
     assert "no file" in refused(files, checkpoint=files / "nowhere.pth").message

@@ -24,6 +24,7 @@ from minigpt4_serve.server.ray.app import build_application
 from minigpt4_serve.server.ray.loopback import keep_on_loopback
 from minigpt4_serve.server.ray.ray_token import protect_token
 from minigpt4_serve.server.ray.startup_errors import clear_startup_error, read_startup_error
+from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["LocalServer", "check_settings"]
@@ -69,12 +70,13 @@ class LocalServer:
         """Start a local cluster with the application and return when it answers.
 
         Raises:
-            InvalidRequest: the port is taken, or the keys file holds no key.
+            InvalidRequest: the port is taken, the keys file holds no key, or the model doesn't fit into memory.
             WeightsError: there is no model.
             EngineFailed: the application didn't start, or not within ``start_timeout_s``.
         """
         settings = self._settings
         check_settings(settings)
+        check_memory(settings.model, engines=settings.scale.engines)
         configure_logging(settings.log_level, settings.log_format)
         # Serve's messages are for its own developers; progress and errors are reported by this process.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
