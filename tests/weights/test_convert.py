@@ -81,8 +81,8 @@ def test_the_folder_needs_nothing_but_transformers_auto_classes(golden: Path, tm
     seen: list[Progress] = []
     conversion = run(golden, out=tmp_path / "m", on_progress=seen.append)
     assert {path.name for path in (tmp_path / "m").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "processor_config.json", "sources.json",
-        "tokenizer.model", "tokenizer_config.json",
+        "config.json", "generation_config.json", "minigpt4_hub.py", "model.safetensors", "processor_config.json",
+        "sources.json", "tokenizer.model", "tokenizer_config.json",
     }  # fmt: skip
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
     assert type(model) is MiniGPT4ForConditionalGeneration
