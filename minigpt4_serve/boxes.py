@@ -27,6 +27,8 @@ _COLORS = (
 )  # fmt: skip
 """Distinguishable for most people, on light and dark images."""
 
+_MAX_DRAWN = 500
+_MAX_LABELS = 30
 _MIN_LONGER_SIDE = 500  # pixels; smaller images are enlarged so that labels are readable
 
 
@@ -114,7 +116,8 @@ def draw_boxes(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Ima
     """A copy of the image with all boxes, labeled, one color per phrase.
 
     Small images are enlarged to 500 pixels on their longer side, so that labels are readable. Labels don't overlap
-    while there is free space.
+    while there is free space. The first 500 boxes are drawn, the first 30 have labels: each label is compared with all
+    others.
     """
     drawn = image.convert("RGB")
     longer = max(drawn.size)
@@ -125,19 +128,16 @@ def draw_boxes(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Ima
     canvas = ImageDraw.Draw(drawn)
     line = max(2, max(drawn.size) // 250)
     font = ImageFont.load_default(size=max(14, max(drawn.size) // 40))
-    colored = [(g, _COLORS[i % len(_COLORS)]) for i, g in enumerate(groundings)]
-    for grounding, color in colored:
-        for box in grounding.boxes:
-            left, top, right, bottom = box.pixels(drawn.width - 1, drawn.height - 1)
-            # A white outline separates the box from objects of the same color.
-            canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=line + 2)
-            canvas.rectangle((left, top, right, bottom), outline=color, width=line)
+    colored = [(g.phrase, box, _COLORS[i % len(_COLORS)]) for i, g in enumerate(groundings) for box in g.boxes]
+    for _, box, color in colored[:_MAX_DRAWN]:
+        left, top, right, bottom = box.pixels(drawn.width - 1, drawn.height - 1)
+        # A white outline separates the box from objects of the same color.
+        canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=line + 2)
+        canvas.rectangle((left, top, right, bottom), outline=color, width=line)
     occupied: list[_Area] = []
-    for grounding, color in colored:
-        if grounding.phrase is None:
-            continue
-        for box in grounding.boxes:
-            _draw_label(canvas, drawn.size, box, grounding.phrase, color, font, occupied)
+    labeled = [(phrase, box, color) for phrase, box, color in colored[:_MAX_DRAWN] if phrase is not None]
+    for phrase, box, color in labeled[:_MAX_LABELS]:
+        _draw_label(canvas, drawn.size, box, phrase, color, font, occupied)
     return drawn
 
 

@@ -68,11 +68,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token with its log probability, and ``top``: the likeliest tokens at its position with theirs, best first."""
+    """A token with its log probability, and ``top``: the likeliest tokens at its position with theirs, best first.
 
-    token: str
+    Tokens are the bytes that they add to the text: a character that isn't in the vocabulary takes several tokens.
+    """
+
+    token: bytes
     logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+    top: tuple[tuple[bytes, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Delta:
     Attributes:
         index: of the answer among the request's ``n``.
         text: may be empty, or cover more or fewer characters than ``token_ids`` if some were held back.
+        logprobs: of the tokens that ``text`` completes; none of those that end the answer and aren't part of it.
         finish_reason: set on an answer's last delta.
         usage, timings: set on a request's last delta.
         queue_position, expected_wait_s: set on empty deltas while the request waits for a running slot.
@@ -103,11 +107,15 @@ class SamplingParams:
     """How a request's answers are generated. The defaults are greedy decoding without filters and penalties.
 
     Attributes:
-        max_tokens, min_tokens: bounds of the answer's length; no end-of-sequence token before ``min_tokens``.
+        max_tokens, min_tokens: bounds of the answer's length; neither an end-of-sequence token nor a stop string ends
+            it before ``min_tokens``.
         temperature: at 0 and nearly 0 the likeliest token is chosen.
-        top_p, top_k, min_p: filters, applied in the order k, p, min-p; 1, 0 and 0 switch them off.
+        top_p, top_k, min_p: filters, applied in the order k, p, min-p; 1, 0 and 0 switch them off. ``top_p`` 0 keeps
+            the likeliest token only.
         repetition_penalty: divides positive and multiplies negative scores of tokens in the answer so far; as in the
             original code, tokens of the prompt aren't penalized.
+        frequency_penalty, presence_penalty: subtracted from the scores of tokens in the answer so far, the first once
+            per occurrence, as in OpenAI's API.
         seed: the same seed gives the same answer in any batch; None draws a random one.
         stop: strings that end the answer and aren't part of it.
         ignore_eos: never sample end-of-sequence tokens.
@@ -116,6 +124,8 @@ class SamplingParams:
         beams: beam search with this many hypotheses instead of sampling; the best ``n`` are returned.
         length_penalty: for beam search; scores are divided by length to this power.
         json_schema: JSON text of a schema that the answer follows.
+        json_stop: with ``json_schema``, strings that would end another answer: where the model would write one, the
+            JSON string, number or array that is open is closed.
 
     Raises:
         InvalidRequest: a value is out of range, or two parameters exclude each other; ``param`` names it.
@@ -128,6 +138,8 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -137,6 +149,7 @@ class SamplingParams:
     beams: int = 1
     length_penalty: float = 1.0
     json_schema: str | None = None
+    json_stop: tuple[str, ...] = ()
 
     @property
     def num_sequences(self) -> int:
@@ -148,10 +161,12 @@ class SamplingParams:
             "max_tokens": self.max_tokens >= 1,
             "min_tokens": 0 <= self.min_tokens <= self.max_tokens,
             "temperature": 0 <= self.temperature < float("inf"),
-            "top_p": 0 < self.top_p <= 1,
+            "top_p": 0 <= self.top_p <= 1,
             "top_k": 0 <= self.top_k <= 2**31,
             "min_p": 0 <= self.min_p <= 1,
             "repetition_penalty": 0 < self.repetition_penalty < float("inf"),
+            "frequency_penalty": -2 <= self.frequency_penalty <= 2,
+            "presence_penalty": -2 <= self.presence_penalty <= 2,
             "stop": all(self.stop),
             "top_logprobs": 0 <= self.top_logprobs <= 20,
             "n": 1 <= self.n <= 16,

@@ -30,6 +30,7 @@ __all__ = [
 
 TINY_MODEL = Path(__file__).parent / "weights" / "tiny"
 """The embedded default model: trained by this project, a few megabytes, runs on any CPU."""
+_TINY_NAME = "minigpt4-tiny"
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -142,13 +143,16 @@ class ServeSettings(_Settings):
     """Lowest level that all processes log, to the stderr of ``minigpt4 serve``."""
     log_format: LogFormat = "json"
     """Log lines as JSON objects or as plain text."""
-    model_name: str | None = None
-    """The model's name in the API; the model folder's name if not given."""
+    model_name: str | tuple[str, ...] | None = None
+    """The model's name in the API, or several; if not given, ``minigpt4-tiny`` for the embedded model, otherwise the
+    model folder's name."""
     max_images_per_request: int = Field(default=8, ge=1)
     max_image_bytes: int = Field(default=20 * 2**20, ge=1)
     """Largest picture, encoded, in bytes."""
-    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    max_image_pixels: int = Field(default=52_000_000, ge=1)
     """Largest picture, decoded, in pixels (width × height)."""
+    max_decode_bytes: int = Field(default=288 * 2**20, ge=1)
+    """Most memory for decoding one picture, in bytes."""
     max_image_frames: int = Field(default=1000, ge=1)
     """Longest animation, in frames; only the first one is used."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
@@ -160,6 +164,10 @@ class ServeSettings(_Settings):
     """Seconds within which a request's body must arrive."""
     max_request_s: float = Field(default=600, gt=0)
     """Longest time for an answer in seconds, waiting included; a request's own ``timeout`` can only shorten it."""
+    response_store_bytes: int = Field(default=32 * 2**20, ge=0)
+    """Memory for recent responses of each key, for ``previous_response_id`` and ``item_reference``; 0 keeps none."""
+    response_store_s: float = Field(default=3600, gt=0)
+    """Seconds for which a response is kept after its last use."""
     page: bool = True
     """Serve the chat page at ``/``."""
     allowed_hosts: tuple[str, ...] = ()
@@ -173,6 +181,15 @@ class ServeSettings(_Settings):
     what the others have asked. Without a group each key has its own."""
     keys_file: Path | None = None
     """Keys as ``minigpt4 keys`` writes them. Without any key the server only binds loopback addresses."""
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The model's names in the API, the first of which the server uses itself."""
+        if self.model_name:
+            given = (self.model_name,) if isinstance(self.model_name, str) else self.model_name
+            return tuple(dict.fromkeys(given))
+        folder = self.model.path.resolve()
+        return (_TINY_NAME if folder == TINY_MODEL.resolve() else folder.name,)
 
     @field_validator("api_key")
     @classmethod
@@ -246,4 +263,4 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"

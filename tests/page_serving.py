@@ -190,7 +190,7 @@ def scripted_server(
     server = ScriptedServer()
     own = copy.copy(service)
     own.engine = _ScriptedEngine(service.engine, server)  # type: ignore[assignment]
-    own.name = "minigpt4-scripted"
+    own.names = ("minigpt4-scripted",)
     own.writes_boxes = boxes
     own.context_length = 2048
     own.settings = service.settings.model_copy(update={"keys_file": keys_file})

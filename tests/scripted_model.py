@@ -22,7 +22,9 @@ def call_vision_tool(question: str, *images: str, call_id: str = "call_1") -> AI
 
 def repeat_tool_answer(messages: Sequence[BaseMessage]) -> AIMessage:
     """A turn that repeat_tool_answer the tool's answer."""
-    return AIMessage(str(messages[-1].content).split("<picture_answer>\n")[-1].split("\n</picture_answer>")[0])
+    content = str(messages[-1].content)
+    found = re.search(r'<picture_answer id="\w+">\n(.*)\n</picture_answer', content, re.DOTALL)
+    return AIMessage(found[1] if found else content)
 
 
 class ScriptedModel(BaseChatModel):

@@ -24,7 +24,7 @@ PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A server with the embedded model."""
-    with serving(load_model(ModelSettings(device="cpu")), model_name="minigpt4-tiny") as (client, _):
+    with serving(load_model(ModelSettings(device="cpu")), model_name=None) as (client, _):  # as minigpt4 serve does
         yield str(client.base_url)
 
 
@@ -46,7 +46,7 @@ def answers(address: str) -> list[str]:
 
 
 def test_the_requests_give_answers(answers: list[str]) -> None:
-    whole, streamed, response, shaped = answers
+    whole, streamed, response, shaped, called = answers
     assert "star" in json.loads(whole)["choices"][0]["message"]["content"]
     assert "three" in _text(streamed).lower()
     assert streamed.endswith("data: [DONE]\n\n")
@@ -61,6 +61,9 @@ def test_the_requests_give_answers(answers: list[str]) -> None:
         "gray",
     )  # the shape is promised, not what so small a model sees in it
     assert isinstance(scene["objects"], int)
+    (call,) = json.loads(called)["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "report"
+    assert json.loads(call["function"]["arguments"])["background"] in ("white", "black", "gray")
 
 
 def _text(stream: str) -> str:
@@ -102,18 +105,16 @@ def test_the_tables_are_true() -> None:
 
 def test_every_refused_field_is_named() -> None:
     from minigpt4_serve.server.openai.chat_request import _REFUSED as CHAT
+    from minigpt4_serve.server.openai.chat_request import REFUSED
     from minigpt4_serve.server.openai.responses_request import _REFUSED as RESPONSES
 
     refused = " ".join(PAGE.split("Fields that this server doesn't support")[1].split("Unknown fields")[0].split())
     words = {
-        "tools": "tools",
         "audio": "audio",
-        "tool_choice": "tools",
         "functions": "functions",
         "function_call": "functions",
         "modalities": "audio",
     }
-    words |= {"frequency_penalty": "frequency", "presence_penalty": "presence penalties"}
     words |= {"web_search_options": "web search"}
-    for name in {*CHAT, *RESPONSES}:
+    for name in {*REFUSED, *CHAT, *RESPONSES}:
         assert re.search(words.get(name, f"`{name}[`:]"), refused), name

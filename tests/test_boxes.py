@@ -95,3 +95,11 @@ def test_phrases_have_the_colors_of_their_boxes(text: str, segments: list[tuple[
 @pytest.mark.parametrize("tail", ["", " {", " {<1", " {<1><22", "<", "</p", "<delim"])
 def test_incomplete_notation_is_hidden(tail: str) -> None:
     assert colour_phrases(f"a dog{tail}", finished=False) == [("a dog", None)]
+
+
+def test_drawing_many_labels_takes_bounded_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr("minigpt4_serve.boxes._draw_label", lambda *values: labels.append(values[3]))
+    many = [Grounding(str(number), (Box(1, 1, 90, 90),) * 9) for number in range(3000)]
+    draw_boxes(Image.new("RGB", (40, 40)), many)
+    assert labels == [str(number // 9) for number in range(30)]

@@ -9,7 +9,10 @@ import ast
 import importlib
 import inspect
 import itertools
+import json
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from minigpt4_bots.telegram.markup import telegram_html
 
 from minigpt4_serve.boxes import colour_phrases, parse_groundings, plain_text
 from minigpt4_serve.client.untrusted_text import delimit, sanitize
+from minigpt4_serve.images.pasted import find_pasted_images
 from minigpt4_serve.weights import key_maps
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +54,13 @@ REPEATED = (
     ),
 )
 ENDINGS = ("", "`", "\x00")
+LINES = (
+    "A" * 76 + "\n",
+    "Qk" + "A" * 74 + "\n",
+    "data:;base64," + "A" * 76 + "\n",
+    "data:image/png;base64,AAAA ",
+    "<p>a</p> " + BOX,
+)
 LENGTH = 24_000  # characters: a linear search takes less than 10 ms, a quadratic one more than 150
 BOUND_S = 0.05
 ANCHORED = {"match", "fullmatch"}
@@ -77,7 +88,7 @@ class Expression:
     """
 
     place: str
-    pattern: str
+    pattern: str | bytes
     flags: int
     method: str
 
@@ -109,7 +120,7 @@ def _expressions(folder: Path, file: Path) -> Iterator[Expression]:
                 yield Expression(f"{name}:{call.lineno}", pattern, flags, method if method in ANCHORED else "finditer")
 
 
-def _patterns(argument: ast.expr, stem: str, constants: Mapping[str, object]) -> tuple[str, ...]:
+def _patterns(argument: ast.expr, stem: str, constants: Mapping[str, object]) -> tuple[str | bytes, ...]:
     """What an argument may be: one value if it depends on the module's constants only."""
     try:
         return (_evaluate(argument, constants, None),)
@@ -147,7 +158,7 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - begun
 
 
-def _use(search: Callable[[str], object], text: str) -> None:
+def _use(search: Callable[[str | bytes], object], text: str | bytes) -> None:
     found = search(text)
     if isinstance(found, Iterator):
         all(found)  # finditer searches as it is iterated
@@ -157,10 +168,14 @@ def _is_slow(work: Callable[[], object]) -> bool:
     return all(_cpu_seconds(work) > BOUND_S for _ in range(3))
 
 
-def _slow_text(pattern: str, flags: int, method: str) -> str | None:
-    """The beginning of a text that takes too long, if there is one."""
+def _slow_text(pattern: str | bytes, flags: int, method: str) -> str | None:
+    """The beginning of a text that takes too long, if there is one. Expressions of bytes search it in UTF-8."""
     search = getattr(re.compile(pattern, flags), method)
-    return next((text[:20] for text in TEXTS if _is_slow(lambda text=text: _use(search, text))), None)  # type: ignore[misc]
+    for text in TEXTS:
+        given = text.encode() if isinstance(pattern, bytes) else text
+        if _is_slow(lambda given=given: _use(search, given)):  # type: ignore[misc]
+            return text[:20]
+    return None
 
 
 def test_the_expressions_are_found() -> None:
@@ -192,15 +207,56 @@ def test_an_expression_searches_in_linear_time(expression: Expression) -> None:
         colour_phrases,
         lambda text: colour_phrases(text, finished=False),
         lambda text: delimit(sanitize(text, 10_000)[0]),
+        lambda text: list(find_pasted_images(text)),
         safe_markdown,
         telegram_html,
     ],
-    ids=["plain_text", "parse_groundings", "colour_phrases", "unfinished", "delimit", "safe_markdown", "telegram_html"],
+    ids=[
+        *("plain_text", "parse_groundings", "colour_phrases", "unfinished", "delimit", "find_images"),
+        *("safe_markdown", "telegram_html"),
+    ],
 )
 def test_readers_of_answers_take_linear_time(read: Callable[[str], object]) -> None:
-    texts = [(beginning + unit * 4000)[:4000] for beginning in ("", "[](", BOX, "<") for unit in REPEATED]
+    texts = [(beginning + unit * 4000)[:4000] for beginning in ("", "[](", BOX, "<") for unit in REPEATED + LINES]
     slow = [text[:20] for text in texts if all(_cpu_seconds(lambda text=text: read(text)) > 0.5 for _ in range(3))]  # type: ignore[misc]
     assert not slow
+
+
+# A literal after what an operand can follow, so that a division isn't taken for one.
+_JS_LITERAL = re.compile(r"(?:[=(,:?\[]|return)\s*(/(?![/*])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n\[])+/[a-z]*)")
+_JS_TIMER = """
+const { literals, texts, bound } = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const isSlow = (find) => [1, 2, 3].every(() => {
+  const before = process.cpuUsage();
+  find();
+  return process.cpuUsage(before).user > bound * 1e6;
+});
+console.log(JSON.stringify(literals.map((literal) => {
+  const [, source, flags] = literal.match(/^\\/([^]*)\\/([a-z]*)$/);
+  const expression = new RegExp(source, flags.includes("g") ? flags : flags + "g");
+  return texts.find((text) => isSlow(() => [...text.matchAll(expression)]))?.slice(0, 20) ?? null;
+})));
+"""
+
+
+def _slow_texts_of_scripts(literals: list[str]) -> list[str | None]:
+    """For each expression in JavaScript, the beginning of a text that takes too long, if there is one."""
+    given = json.dumps({"literals": literals, "texts": TEXTS, "bound": BOUND_S})
+    done = subprocess.run(
+        ["node", "-e", _JS_TIMER], input=given, capture_output=True, text=True, timeout=500, check=True
+    )
+    found: list[str | None] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js")
+def test_expressions_of_the_page_search_in_linear_time() -> None:
+    scripts = [file for file in sorted((ROOT / "minigpt4_serve").rglob("*.js")) if "vendor" not in file.parts]
+    literals = [literal for file in scripts for literal in _JS_LITERAL.findall(file.read_text(encoding="utf-8"))]
+    assert len(literals) >= 12
+    *found, known = _slow_texts_of_scripts([*literals, "/(a.)+$/"])
+    assert known is not None
+    assert {literal: text for literal, text in zip(literals, found, strict=True) if text is not None} == {}
 
 
 @pytest.mark.parametrize("pattern", [r"\s*x", r"a*b", r"\([^)]*\)", r"<p>[^/]*</p>", r"(\w+\.)+$"])

@@ -4,7 +4,6 @@ Needs uv, which ``make`` has fetched, and versions that are in uv's cache after 
 """
 
 import os
-import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
+from uv_command import run_uv
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("minigpt4_serve", "langchain_minigpt4", "mcp_minigpt4", "minigpt4_bots")
@@ -21,28 +21,11 @@ SERVER_ONLY = {"torch", "ray", "transformers", "fastapi", "llguidance"}
 pytestmark = pytest.mark.slow
 
 
-def _uv(*arguments: str | Path, **environment: str) -> str:
-    local = ROOT / ".uv" / "bin" / "uv"
-    uv = os.environ.get("UV") or shutil.which("uv") or (str(local) if local.exists() else None)
-    if uv is None:
-        pytest.skip("uv is not installed")
-    done = subprocess.run(
-        [uv, *arguments],
-        cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a release whose repository is at code.example."""
     folder = tmp_path_factory.mktemp("dist")
-    _uv("build", "--wheel", "--out-dir", folder, REPOSITORY_URL="https://code.example/minigpt4-serve")
+    run_uv("build", "--wheel", "--out-dir", folder, REPOSITORY_URL="https://code.example/minigpt4-serve")
     (path,) = folder.glob("*.whl")
     return path
 
@@ -51,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def constraints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The locked versions."""
     path = tmp_path_factory.mktemp("lock") / "constraints.txt"
-    path.write_text(_uv("export", "--quiet", "--frozen", "--all-extras", "--no-hashes", "--no-emit-project"))
+    path.write_text(run_uv("export", "--quiet", "--frozen", "--all-extras", "--no-hashes", "--no-emit-project"))
     return path
 
 
@@ -64,9 +47,9 @@ def install(wheel: Path, constraints: Path, tmp_path: Path) -> Install:
 
     def install(extra: str) -> Path:
         environment = tmp_path / "venv"
-        _uv("venv", environment)
+        run_uv("venv", environment)
         requirement = f"minigpt4-serve{extra} @ {wheel.as_uri()}"
-        _uv("pip", "install", "--python", environment, "--constraints", constraints, requirement)
+        run_uv("pip", "install", "--python", environment, "--constraints", constraints, requirement)
         return environment / "bin"
 
     return install
@@ -98,7 +81,7 @@ def _run(programs: Path, *command: str) -> None:
 )
 def test_clients_work_without_torch_and_ray(install: Install, extra: str, module: str, script: str) -> None:
     programs = install(extra)
-    installed = {line.split("==")[0] for line in _uv("pip", "freeze", "--python", programs.parent).splitlines()}
+    installed = {line.split("==")[0] for line in run_uv("pip", "freeze", "--python", programs.parent).splitlines()}
     assert "openai" in installed
     assert not installed & SERVER_ONLY
     _run(programs, "python", "-c", f"import {module}")

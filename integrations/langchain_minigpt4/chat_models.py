@@ -1,19 +1,31 @@
 """A LangChain chat model for the server, on the base class of OpenAI-compatible models."""
 
+import copy
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import openai
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
-from minigpt4_serve.client import find_model, find_model_async, make_http_client, server_address, server_key
+from minigpt4_serve.client import find_model, find_model_async, server_address, server_key
+from minigpt4_serve.client.connection import make_http_client
 
 __all__ = ["ChatMiniGPT4"]
+
+_BYTES_PER_TOKEN = 3
+"""Of UTF-8. Vicuna and Llama 2 take about four for English prose and fewer for other languages."""
+_TOKENS_PER_MESSAGE = 5  # a role's name and a separator
+_TOKENS_PER_IMAGE = 256
+"""What MiniGPT-v2 takes; others take fewer."""
+_CONNECTIONS = frozenset({"client", "async_client", "root_client", "root_async_client"})
+_HTTP_CLIENTS = frozenset({"http_client", "http_async_client"})
 
 
 class ChatMiniGPT4(BaseChatOpenAI):
@@ -105,6 +117,46 @@ class ChatMiniGPT4(BaseChatOpenAI):
         named = self.model_name or kwargs.get("model")
         return kwargs if named else {**kwargs, "model": await find_model_async(self.root_async_client)}
 
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, by ``custom_get_token_ids``.
+
+        Raises:
+            NotImplementedError: it isn't given. The server's tokenizer isn't available to clients.
+        """
+        if self.custom_get_token_ids is None:
+            raise NotImplementedError("MiniGPT-4's tokenizer is at the server; give 'custom_get_token_ids'.")
+        return self.custom_get_token_ids(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        """The number of tokens of a text: estimated from its length, unless ``custom_get_token_ids`` is given."""
+        if self.custom_get_token_ids is not None:
+            return len(self.custom_get_token_ids(text))
+        return math.ceil(len(text.encode(errors="replace")) / _BYTES_PER_TOKEN)
+
+    def get_num_tokens_from_messages(self, messages: Sequence[BaseMessage], tools: Any = None, **_: Any) -> int:
+        """The number of tokens of a chat: estimated as by ``get_num_tokens``, each image as 256. Nothing is fetched."""
+        count = 0
+        for message in messages:
+            count += _TOKENS_PER_MESSAGE
+            for block in message.content_blocks:
+                count += self.get_num_tokens(block["text"]) if block["type"] == "text" else 0
+                count += _TOKENS_PER_IMAGE if block["type"] == "image" else 0
+        return count
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "ChatMiniGPT4":
+        """A copy that shares the HTTP clients."""
+        shared = {id(client): client for client in (self.http_client, self.http_async_client)}
+        return _rebuild(type(self), copy.deepcopy(self._settings(), {**(memo or {}), **shared}))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the HTTP clients, which can't be pickled: the new model makes its own."""
+        settings = self._settings()
+        return _rebuild, (type(self), {name: settings[name] for name in settings.keys() - _HTTP_CLIENTS})
+
+    def _settings(self) -> dict[str, Any]:
+        """The fields that were given, without connections."""
+        return {name: getattr(self, name) for name in self.model_fields_set - _CONNECTIONS}
+
     def bind_tools(self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **_: Any) -> NoReturn:
         """Not possible.
 
@@ -133,3 +185,7 @@ class ChatMiniGPT4(BaseChatOpenAI):
         if method == "json_schema":
             options.setdefault("strict", True)  # no additional fields
         return super().with_structured_output(schema, method=method, **options)  # type: ignore[arg-type]
+
+
+def _rebuild(model: type[ChatMiniGPT4], settings: dict[str, Any]) -> ChatMiniGPT4:
+    return model(**settings)

@@ -15,11 +15,21 @@ from minigpt4_serve.images import ImageLimits
 __all__ = ["ImageHandles", "ImageHandlesState"]
 
 
-def _merge(known: Mapping[str, StoredImage], updates: Sequence[Mapping[str, StoredImage]]) -> dict[str, StoredImage]:
+def _merge(
+    known: Mapping[str, StoredImage], updates: Sequence[Mapping[str, StoredImage | None]]
+) -> dict[str, StoredImage]:
     merged = dict(known)
     for update in updates:
-        merged.update(update)
+        for handle, image in update.items():
+            if image is None:
+                merged.pop(handle, None)
+            else:
+                merged[handle] = image
     return merged
+
+
+def _stored_bytes(image: StoredImage) -> int:
+    return len(image.get("base64", "")) * 3 // 4 + len(image.get("url", ""))
 
 
 class ImageHandlesState(AgentState[Any]):
@@ -45,13 +55,23 @@ class ImageHandles(AgentMiddleware[ImageHandlesState, Any, Any]):
 
     Args:
         max_image_bytes: larger images aren't kept; a question about one is answered with the reason.
+        max_images: most images that are kept; the oldest are dropped, and a question about one says so.
+        max_total_bytes: of all images that are kept; as ``max_images``.
     """
 
     state_schema = ImageHandlesState
 
-    def __init__(self, *, max_image_bytes: int = ImageLimits().max_bytes) -> None:
+    def __init__(
+        self,
+        *,
+        max_image_bytes: int = ImageLimits().max_bytes,
+        max_images: int = 100,
+        max_total_bytes: int = 100 * 2**20,
+    ) -> None:
         super().__init__()
         self._max_bytes = max_image_bytes
+        self._max_images = max_images
+        self._max_total_bytes = max_total_bytes
 
     def before_model(self, state: ImageHandlesState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Move images that were added since the last call."""
@@ -60,7 +80,23 @@ class ImageHandles(AgentMiddleware[ImageHandlesState, Any, Any]):
         if not messages:
             return None
         # Messages keep their ids, so they replace what they were.
-        return {"messages": messages, "minigpt4_images": images}
+        return {"messages": messages, "minigpt4_images": self._within_bounds(known, images)}
+
+    def _within_bounds(
+        self, known: Mapping[str, StoredImage], new: Mapping[str, StoredImage]
+    ) -> dict[str, StoredImage | None]:
+        """The new images, and None for those that are dropped: the oldest, but never the last one."""
+        images = {**known, **new}
+        count = len(images)
+        total = sum(map(_stored_bytes, images.values()))
+        update: dict[str, StoredImage | None] = dict(new)
+        for handle, image in list(images.items())[:-1]:
+            if count <= self._max_images and total <= self._max_total_bytes:
+                break
+            count -= 1
+            total -= _stored_bytes(image)
+            update[handle] = None
+        return update
 
     async def abefore_model(self, state: ImageHandlesState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """``before_model`` in a thread, for agents that run in an event loop."""

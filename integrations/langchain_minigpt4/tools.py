@@ -22,6 +22,7 @@ from minigpt4_serve.client import (
     read_each,
     server_address,
     server_key,
+    split_references,
     wait_for,
 )
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
@@ -36,8 +37,9 @@ _DESCRIPTION = (
 )
 _BAD_ARGUMENTS = "Call this tool with 'question', a text, and 'images', a list of pictures' names such as image_1."
 
+_MAX_NAMES = 20
+
 _HANDLE = re.compile(r"\bimage_\d+\b", re.IGNORECASE)
-_HANDLES = re.compile(r"[\s\[\]\"',]*(?:image_\d+[\s\[\]\"',]*)+", re.IGNORECASE)
 # The line that replaces an image in the conversation, copied with more of it than the handle.
 _COPIED = re.compile(r"[\s\[\"'`]*(image_\d+)(?:: .*|[\s\]\"'`]*)", re.IGNORECASE | re.DOTALL)
 
@@ -54,10 +56,7 @@ class _Arguments(BaseModel):
     @field_validator("images", mode="before")
     @classmethod
     def _split_text(cls, value: Any) -> Any:
-        """Models also write ``image_1``, ``image_1, image_2`` or a list inside a text."""
-        if not isinstance(value, str):
-            return value
-        return _HANDLE.findall(value) if _HANDLES.fullmatch(value) else [value]
+        return split_references(value)
 
 
 class MiniGPT4VisionTool(BaseTool):
@@ -150,8 +149,7 @@ class MiniGPT4VisionTool(BaseTool):
         image = known.get(reference)
         if image is None:
             if is_handle(reference) or not self._may_open_others(reference):
-                names = ", ".join(known) or "none so far"
-                raise InvalidRequest(f"There is no picture of this name. The conversation's pictures: {names}.")
+                raise _unknown_handle(known)
             return await self._sources.read(reference)
         if "refused" in image:
             raise InvalidRequest(image["refused"])
@@ -180,6 +178,14 @@ def _state(runtime: Any) -> Mapping[str, Any]:
     if isinstance(state, list):  # a graph whose whole state is its messages
         return {"messages": state}
     return {name: getattr(state, name, None) for name in ("messages", "minigpt4_images")}
+
+
+def _unknown_handle(known: Mapping[str, StoredImage]) -> InvalidRequest:
+    names = ", ".join(list(known)[-_MAX_NAMES:]) or "none so far"
+    # Handles are counted from 1, so a gap at the beginning means that images were dropped.
+    dropped = known and "image_1" not in known
+    older = " Older ones are no longer kept; ask for them to be sent again." if dropped else ""
+    return InvalidRequest(f"There is no picture of this name. The conversation's pictures: {names}.{older}")
 
 
 def _custom_event(progress: Progress, tool_call_id: str | None) -> dict[str, Any]:

@@ -15,7 +15,12 @@ from minigpt4_serve.entry_point import run_program
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.settings import is_loopback
 
-__all__ = ["main"]
+__all__ = ["MAX_SESSIONS", "SESSION_IDLE_S", "main"]
+
+SESSION_IDLE_S = 1800.0
+"""A session without requests for this long ends; its client begins another."""
+MAX_SESSIONS = 500
+"""Sessions over HTTP at a time; a further client is refused with status 503."""
 
 
 class Transport(StrEnum):
@@ -75,7 +80,13 @@ def serve(
     else:
         address = f"[{host}]" if ":" in host else host
         typer.echo(f"MCP server for {client.base_url} at http://{address}:{port}/mcp   (Ctrl-C stops)", err=True)
-        server.run("streamable-http", host=host, port=port)
+        server.run(
+            "streamable-http",
+            host=host,
+            port=port,
+            session_idle_timeout=SESSION_IDLE_S,
+            max_sessions=MAX_SESSIONS,
+        )
 
 
 def main() -> None:

@@ -42,6 +42,8 @@ def convert(
 
     Example: minigpt4 convert models/minigpt4-7b --from-hub vicuna-7b
     """
+    from minigpt4_serve.serving_memory import check_memory
+    from minigpt4_serve.settings import ModelSettings
     from minigpt4_serve.weights.convert import convert as convert_files
     from minigpt4_serve.weights.infer_config import Hyperparameters
 
@@ -73,6 +75,10 @@ def convert(
     )
     for note in conversion.notes:
         typer.echo(f"Note: {note}", err=True)
+    try:
+        check_memory(ModelSettings(path=out))
+    except InvalidRequest as error:
+        typer.echo(f"Note: on this machine it can't be served with default settings. {error.message}", err=True)
     typer.echo(f"{out} is ready. Serve it: minigpt4 serve --model {out}")
 
 

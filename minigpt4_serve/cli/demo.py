@@ -25,7 +25,7 @@ def demo(
     from minigpt4_serve.settings import ServeSettings
 
     picture = TINY_MODEL / "example.png"
-    settings = ServeSettings(port=port, model_name="minigpt4-tiny", log_level="warning")
+    settings = ServeSettings(port=port, log_level="warning")
     server = start_server(settings)
     source = RemoteModel(server_url(settings))
     try:

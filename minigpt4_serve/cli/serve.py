@@ -48,8 +48,19 @@ def serve(
     config: ConfigOption = None,
     host: HostOption = None,
     port: PortOption = None,
-    model_name: Annotated[str | None, typer.Option(help="Name that clients use.", show_default="the folder's")] = None,
+    model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name that clients use; may be given several times.", show_default="the folder's"),
+    ] = None,
     keys_file: KeysFileOption = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Fetch pictures of this host over https, '*' of every public one; may be given several times.",
+            show_default="none",
+        ),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.", show_default="info")
     ] = None,
@@ -65,8 +76,9 @@ def serve(
         "model": {"path": model} if model else None,
         "host": host,
         "port": port,
-        "model_name": model_name,
+        "model_name": tuple(model_name) if model_name else None,
         "keys_file": keys_file,
+        "allowed_hosts": tuple(allow_host) if allow_host else None,
         "log_level": log_level,
     }
     settings, overrides = read_settings(config, options)

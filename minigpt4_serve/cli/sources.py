@@ -27,7 +27,7 @@ from minigpt4_serve.errors import (
     ServerUnreachable,
     StreamInterrupted,
 )
-from minigpt4_serve.images import ImageLimits, decode_image, image_url_part, validate_image
+from minigpt4_serve.images import ImageLimits, decode_pixels, image_url_part, validate_image
 from minigpt4_serve.settings import ModelSettings, ServeSettings
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:
             reason = reasons.get(type(error), "it can't be read")
             raise InvalidRequest(f"Can't open the picture {path}: {reason}.") from error
         try:
-            decode_image(validate_image(data, ImageLimits()).data)
+            decode_pixels(validate_image(data, ImageLimits()).data)
         except InvalidImage as error:
             raise InvalidImage(f"{path}: {error.message}") from error
         parts.append(image_url_part(data))

@@ -6,10 +6,10 @@ Imports neither torch nor Ray. Images are checked before anything is sent; every
 from minigpt4_serve.client.address import DEFAULT_BASE_URL, server_address, server_key
 from minigpt4_serve.client.answers import FoundBox, Progress, TokenUsage, VisionAnswer
 from minigpt4_serve.client.chat_client import ChatClient
-from minigpt4_serve.client.connection import make_http_client
 from minigpt4_serve.client.events import Completed, Event, Queued, Retrying, TextDelta
+from minigpt4_serve.client.image_paths import path_of_file_url
 from minigpt4_serve.client.models import ModelCard, find_model, find_model_async
-from minigpt4_serve.client.references import MAX_IMAGES, PictureSources, is_handle, read_each
+from minigpt4_serve.client.references import MAX_IMAGES, PictureSources, is_handle, read_each, split_references
 from minigpt4_serve.client.sync import SyncChatClient, wait_for
 from minigpt4_serve.client.vision import DEFAULT_QUESTION, VisionClient
 
@@ -34,9 +34,10 @@ __all__ = [
     "find_model",
     "find_model_async",
     "is_handle",
-    "make_http_client",
+    "path_of_file_url",
     "read_each",
     "server_address",
     "server_key",
+    "split_references",
     "wait_for",
 ]

@@ -1,7 +1,8 @@
 """The model to ask: the one rule by which it is chosen from ``GET /models``, and its card.
 
-A named model is the one. Without a name it is the only model that the server lists; several are an error, because the
-choice would be arbitrary. Servers that list none have one, and any name will do.
+A named model is the one. Without a name it is the only model that the server lists, by its first name if it has several
+(cards with the same ``root``); several models are an error, because the choice would be arbitrary. Servers that list
+none have one, and any name will do.
 """
 
 from collections.abc import Mapping
@@ -98,7 +99,7 @@ def _choose(listed: object, wanted: str | None) -> ModelCard:
     found = [card for card in named if wanted in (None, card["id"])]
     if not found:
         raise ModelNotFound("The vision server lists no such model; its operator must correct the model's name.")
-    if len(found) > 1 and wanted is None:
+    if wanted is None and len({card.get("root") or card["id"] for card in found}) > 1:
         raise ModelNotFound("The vision server offers several models; its operator must name the one to use.")
     return _read_card(found[0])
 

@@ -1,28 +1,44 @@
 """References to images, chosen by a language model → their checked bytes.
 
-A reference is a path, an https address or a ``data:`` URL. One that isn't allowed is refused before anything is opened,
-with the same message whether the target exists or not. No message repeats a path or an address.
+A reference is a path, an https address, a ``data:`` URL or bare base64. One that isn't allowed is refused before
+anything is opened, with the same message whether the target exists or not. No message repeats a path or an address.
 """
 
 import asyncio
+import json
 import os
 import re
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from minigpt4_serve.client.image_paths import find_file, open_beneath, strip_quotes
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.images import EncodedImage, ImageLimits, decode_image, parse_data_url, validate_image
+from minigpt4_serve.images import (
+    EncodedImage,
+    ImageLimits,
+    decode_pixels,
+    format_names,
+    is_data_url,
+    parse_data_url,
+    run_image_work,
+    to_portable,
+    validate_image,
+)
 from minigpt4_serve.images.fetch import ImageFetcher
+from minigpt4_serve.images.pasted import find_pasted_images
 
-__all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each"]
+__all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each", "split_references"]
 
 MAX_IMAGES = 8
 """Most images of one question."""
 
 _OUTSIDE = "This path is outside the folders whose pictures may be read; use another picture."
 _HANDLE = re.compile(r"image_[1-9][0-9]{0,5}")
+_HANDLE_IN_TEXT = re.compile(r"\bimage_\d+\b", re.IGNORECASE)
+_HANDLES = re.compile(r"[\s\[\]\"',]*(?:image_\d+[\s\[\]\"',]*)+", re.IGNORECASE)
 
 
 def is_handle(reference: str) -> bool:
@@ -51,6 +67,14 @@ class PictureSources:
         """A copy with more folders."""
         return replace(self, folders=(*self.folders, *folders))
 
+    def lacks_file(self, reference: str) -> bool:
+        """Whether a reference is a path, and no file in the allowed folders has it."""
+        given = strip_quotes(reference)
+        if is_data_url(given) or ("://" in given and given[:5].lower() != "file:") or _bare_base64(given) is not None:
+            return False
+        found = find_file(self.folders, reference.strip())
+        return found is None or not found[1].exists()
+
     async def read(self, reference: str) -> EncodedImage:
         """The image behind a reference.
 
@@ -58,19 +82,24 @@ class PictureSources:
             InvalidRequest: it isn't allowed, or there is no such image.
             InvalidImage, PayloadTooLarge: it can't be used.
         """
-        reference = reference.strip()
-        if reference[:5].lower() == "data:":
-            return await asyncio.to_thread(self._checked, lambda: parse_data_url(reference, self.limits))
-        if "://" in reference or reference[:5].lower() == "file:":
-            fetched = await self._fetch(reference)
-            return await asyncio.to_thread(self._checked, lambda: validate_image(fetched, self.limits))
-        return await asyncio.to_thread(self._checked, lambda: validate_image(self._read_file(reference), self.limits))
+        given = strip_quotes(reference)
+        if is_data_url(given):
+            return await run_image_work(lambda: self._checked(parse_data_url(given, self.limits)))
+        if (pasted := _bare_base64(given)) is not None:
+            url = f"data:;base64,{pasted}"
+            return await run_image_work(lambda: self._checked(parse_data_url(url, self.limits)))
+        is_file_url = given[:5].lower() == "file:"
+        if not self.folders if is_file_url else "://" in given:
+            fetched = await self._fetch(given)
+            return await run_image_work(lambda: self._checked(validate_image(fetched, self.limits)))
+        data = await asyncio.to_thread(self._read_file, reference.strip())
+        return await run_image_work(lambda: self._checked(validate_image(data, self.limits)))
 
-    def _checked(self, read: Callable[[], EncodedImage]) -> EncodedImage:
-        """An image that can be decoded; others are never sent to a server."""
-        picture = read()
-        decode_image(picture.data)
-        return picture
+    @staticmethod
+    def _checked(picture: EncodedImage) -> EncodedImage:
+        """An image that can be decoded, in a format that every server supports; others are never sent to a server."""
+        decode_pixels(picture.data)
+        return to_portable(picture)
 
     async def _fetch(self, url: str) -> bytes:
         if not url.lower().startswith("https://"):
@@ -82,13 +111,15 @@ class PictureSources:
         return await fetcher.fetch(url)
 
     def _read_file(self, reference: str) -> bytes:
-        path = self._allowed(reference)
-        # A pipe must not block, and a link that appeared after the check must not be followed.
-        flags = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+        if not self.folders:
+            raise InvalidRequest("Reading files is not allowed here; use a picture that was given.")
+        found = find_file(self.folders, reference)
+        if found is None:
+            raise InvalidRequest(_OUTSIDE)
         try:
-            with os.fdopen(os.open(path, flags), "rb") as file:
+            with os.fdopen(open_beneath(*found), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise InvalidRequest("This is not a file. Give the path of a PNG, JPEG, WEBP, GIF or BMP.")
+                    raise InvalidRequest(f"This is not a file. Give the path of a {format_names()}.")
                 data = file.read(self.limits.max_bytes + 1)
         except OSError as error:
             raise InvalidRequest("There is no readable picture at this path; check the name.") from error
@@ -96,32 +127,26 @@ class PictureSources:
             raise PayloadTooLarge(f"The picture's file has more than {self.limits.max_bytes / 2**20:.0f} MiB.")
         return data
 
-    def _allowed(self, reference: str) -> Path:
-        """The real path, with links resolved. Relative paths are tried in each allowed folder.
 
-        Raises:
-            InvalidRequest: it is outside of them.
-        """
-        if not self.folders:
-            raise InvalidRequest("Reading files is not allowed here; use a picture that was given.")
-        if reference.replace("\\", "/").startswith("//"):  # Windows would log in to that host as the user
-            raise InvalidRequest(_OUTSIDE)
-        candidates: list[Path] = []
-        existing: list[Path] = []
-        for folder in self.folders:
-            try:
-                root = folder.expanduser().resolve()
-                path = (root / reference).resolve()
-                exists = path.exists()
-            except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links, far too long
-                continue
-            if path.is_relative_to(root):
-                candidates.append(path)
-                if exists:
-                    existing.append(path)
-        if not candidates:
-            raise InvalidRequest(_OUTSIDE)
-        return (existing or candidates)[0]
+def _bare_base64(text: str) -> str | None:
+    """Base64 of an image that is the whole text; None if the text is anything else."""
+    found = next(find_pasted_images(text), None)
+    return found.base64 if found is not None and (found.start, found.end) == (0, len(text)) else None
+
+
+def split_references(written: Any) -> Any:
+    """A list of references, if a model wrote it as one text: ``image_1``, ``image_1, image_2`` or a list in JSON."""
+    if not isinstance(written, str):
+        return written
+    if _HANDLES.fullmatch(written):
+        return _HANDLE_IN_TEXT.findall(written)
+    if written.lstrip().startswith("["):
+        try:
+            listed = json.loads(written)
+        except (ValueError, RecursionError):
+            return [written]
+        return listed if isinstance(listed, list) else [written]
+    return [written]
 
 
 async def read_each(

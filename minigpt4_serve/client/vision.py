@@ -1,8 +1,8 @@
 """Questions about images: a small layer over ``ChatClient`` that builds the message and caches answers."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from pydantic import SecretStr
@@ -12,7 +12,7 @@ from minigpt4_serve.client.answers import AnswerCache, Progress, VisionAnswer, m
 from minigpt4_serve.client.chat_client import ChatClient
 from minigpt4_serve.client.events import Completed, Queued, Retrying, TextDelta
 from minigpt4_serve.errors import InvalidRequest
-from minigpt4_serve.images import EncodedImage, image_url_part
+from minigpt4_serve.images import EncodedImage, image_url_part, run_image_work
 
 __all__ = ["DEFAULT_QUESTION", "VisionClient"]
 
@@ -105,8 +105,10 @@ class VisionClient:
         if cached := self._cache.get((digests, question, self._chat.model)):
             yield cached
             return
-        parts = [await asyncio.to_thread(image_url_part, picture.data) for picture in pictures]
+        parts = [await run_image_work(partial(image_url_part, picture.data)) for picture in pictures]
         messages: list[dict[str, Any]] = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+        # The notation of boxes and invisible characters are removed later: more is read than is kept.
+        room = 2 * self._max_chars
         text = ""
         end: Completed | None = None
         async with aclosing(self._chat.answer(messages, **self._options)) as events:
@@ -117,13 +119,14 @@ class VisionClient:
                     case Retrying(retry_in_s):
                         yield Progress(wait_s=retry_in_s)
                     case TextDelta(delta):
-                        text += delta
-                        yield Progress(text=delta)
+                        within = delta[: room - len(text)]
+                        text += within
+                        if within:
+                            yield Progress(text=within)
+                        if within != delta:
+                            break
                     case Completed():
                         end = event
-                # The notation of boxes and invisible characters are removed later: more is read than is kept.
-                if len(text) > 2 * self._max_chars:
-                    break
         answer = make_answer(text, end, self._chat.model or "", digests, max_chars=self._max_chars)
         self._cache.put((digests, question, answer.model), answer)
         yield answer

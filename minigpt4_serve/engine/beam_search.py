@@ -93,5 +93,7 @@ class BeamSearch:
         self._offers = {}
 
     def _contains_stop(self, ids: list[int]) -> bool:
-        text = self._decode(ids[-self._reach :]) if self._reach else ""
+        # Stop strings in the text of earlier tokens don't count, as in the Detokenizer.
+        counted = ids[max(0, self._sampling.min_tokens - 1) :]
+        text = self._decode(counted[-self._reach :]) if self._reach else ""
         return any(string in text for string in self._sampling.stop)

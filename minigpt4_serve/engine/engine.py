@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 _QUEUE_UPDATE_S = 2.0  # interval of the queue positions sent to waiting callers
 _STOPPED = "The engine stopped before the answer was complete; ask again in a moment."
 _UNAVAILABLE = "The engine has stopped and is being replaced; try again in a moment."
+_JSON_END_TOKENS = 256  # at the end of an answer that follows a schema, or half of it: what is open is closed
 _SCHEMA_TOO_COMPLEX = "The JSON schema is too complex; send a smaller one."
 
 
@@ -98,6 +100,8 @@ class Engine:
             decode_threads=settings.decode_threads,
         )
         self._grammars = GrammarCompiler(self._tokenizer, self._eos_ids, self._runner.vocab_size)
+        # Threads of their own: schemas that take long to refuse delay other schemas only.
+        self._compiling = ThreadPoolExecutor(max_workers=2, thread_name_prefix="minigpt4-schema")
         self._admission = Admission(max_running=settings.max_running, max_waiting=settings.max_waiting)
         self._outputs = OutputDispatcher(settings.max_pieces_per_s)
         self._counters = EngineCounters()
@@ -120,6 +124,8 @@ class Engine:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=30)
         self._images.close()
+        self._grammars.close()
+        self._compiling.shutdown(wait=False, cancel_futures=True)
 
     def check_health(self) -> None:
         """Raise ``EngineFailed`` if the engine thread has ended or its step exceeds ``step_timeout_s``."""
@@ -215,7 +221,10 @@ class Engine:
         received = time.monotonic()
         self._preparing[request_id] = False
         schema = sampling.json_schema
-        grammar = None if schema is None else await asyncio.to_thread(self._grammars.compile, schema)
+        grammar = None
+        if schema is not None:
+            loop = asyncio.get_running_loop()
+            grammar = await loop.run_in_executor(self._compiling, self._grammars.compile, schema)
         images = await self._images.resolve(prompt.images)
         return self._request_builder.build(
             prompt, images, sampling, request_id=request_id, grammar=grammar, received=received
@@ -320,7 +329,7 @@ class Engine:
             logits = logits[others]
             sequences = [sequences[i] for i in others]
         if sequences:
-            forbidden = self._forbidden_tokens(sequences, logits.device)
+            forbidden = self._forbidden_tokens(sequences, logits)
             sampled_tokens = sample(logits, sequences, self._eos_ids, forbidden=forbidden)
             for sequence, sampled in zip(sequences, sampled_tokens, strict=True):
                 self._append_token(sequence, sampled)
@@ -360,10 +369,20 @@ class Engine:
         images = self._requests[chunk.sequence.request_id].images
         return [entry.features for entry in images if entry.features is not None]
 
-    def _forbidden_tokens(self, sequences: list[Sequence], device: torch.device) -> torch.Tensor | None:
+    def _forbidden_tokens(self, sequences: list[Sequence], logits: torch.Tensor) -> torch.Tensor | None:
         """Tokens that grammars forbid, ``[S, vocabulary]``; None if no sequence has a grammar."""
         grammars = [self._requests[each.request_id].answers[each.index].grammar for each in sequences]
-        return self._grammars.forbidden(grammars, device) if any(grammars) else None
+        if not any(grammars):
+            return None
+        likeliest = logits.argmax(dim=-1).tolist()
+        wants_end = []
+        must_end = []
+        for sequence, token in zip(sequences, likeliest, strict=True):
+            sampling = sequence.sampling
+            wants_end.append(token in self._grammars.end_tokens(sampling.json_stop))
+            left = sampling.max_tokens - sequence.num_output
+            must_end.append(left <= min(_JSON_END_TOKENS, sampling.max_tokens // 2))
+        return self._grammars.forbidden(grammars, logits.device, wants_end=wants_end, must_end=must_end)
 
     def _count_step(self, chunks: list[ScheduledChunk], sampled: int) -> None:
         counters = self._counters
@@ -397,7 +416,9 @@ class Engine:
             reason = "stop"
         elif sequence.num_output >= sampling.max_tokens:
             reason = "length"
-        logprobs = () if sampled.logprob is None else (self._token_logprob(sampled, sampled.logprob),)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if sampled.logprob is not None and sampled.token not in self._eos_ids:  # which is never part of the answer
+            logprobs = (self._token_logprob(sampled, sampled.logprob, first=sequence.num_output == 1),)
         self._emit(request, answer, (sampled.token,), logprobs, reason)
 
     def _emit(
@@ -418,14 +439,14 @@ class Engine:
         if reason is not None or (answer.pending_text and time.monotonic() - answer.emitted_at >= interval):
             self._outputs.add(request.outputs, request.take_delta(answer))
 
-    def _token_logprob(self, sampled: SampledToken, logprob: float) -> TokenLogprob:
-        top = tuple((self._token_text(token), value) for token, value in sampled.top)
-        return TokenLogprob(self._token_text(sampled.token), logprob, top)
+    def _token_logprob(self, sampled: SampledToken, logprob: float, *, first: bool) -> TokenLogprob:
+        """The token and its alternatives as bytes of the answer, whose ``first`` token has no leading space."""
 
-    def _token_text(self, token: int) -> str:
-        if token >= self._tokenizer.vocab_size:
-            return ""  # the embedding may have more rows than the vocabulary has tokens
-        return str(self._tokenizer.convert_ids_to_tokens(token)).replace("▁", " ")
+        def as_bytes(token: int) -> bytes:
+            data = self._tokenizer.prompt_tokenizer.token_bytes(token)
+            return data.removeprefix(b" ") if first else data
+
+        return TokenLogprob(as_bytes(sampled.token), logprob, tuple((as_bytes(token), p) for token, p in sampled.top))
 
     def _advance_searches(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
         """Advance beam searches whose hypotheses are all computed; answers are output when their search ends.

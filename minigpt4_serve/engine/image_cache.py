@@ -6,18 +6,20 @@ An image is looked up by the SHA-256 of its bytes before it is decoded, so a cac
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import torch
-from PIL import Image
 
 from minigpt4_serve.errors import EngineFailed
-from minigpt4_serve.images import EncodedImage, decode_image
+from minigpt4_serve.images import DecodedImage, EncodedImage, ImageLimits
+from minigpt4_serve.images.decoding import load_container
+from minigpt4_serve.images.validation import open_container
 
-__all__ = ["ImageCache", "ImageEntry"]
+__all__ = ["ImageCache", "ImageEntry", "MemoryBudget"]
 
 
 @dataclass(eq=False)
@@ -38,13 +40,36 @@ class ImageEntry:
         self.pixels.cancel()
 
 
+class MemoryBudget:
+    """Memory that threads share. A reservation waits for its turn; one above the total waits until it is alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Hold ``size`` bytes within the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + size <= self._total)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
 class ImageCache:
     """Image features, of which the least recently used are evicted. Thread-safe.
 
     Args:
-        to_tensor: an upright RGB image as pixels ``[3, side, side]``.
+        to_tensor: an image as pixels ``[3, side, side]``.
         max_bytes: of all cached features; the latest is kept in any case.
         decode_threads: images decoded and resized at the same time.
+        decode_bytes: memory of all images that are being decoded; one that needs more is decoded alone.
 
     Attributes:
         decodes: images decoded.
@@ -52,7 +77,12 @@ class ImageCache:
     """
 
     def __init__(
-        self, to_tensor: Callable[[Image.Image], torch.Tensor], *, max_bytes: int, decode_threads: int
+        self,
+        to_tensor: Callable[[DecodedImage], torch.Tensor],
+        *,
+        max_bytes: int,
+        decode_threads: int,
+        decode_bytes: int = ImageLimits().max_decode_bytes,
     ) -> None:
         self.decodes = 0
         self.hits = 0
@@ -63,6 +93,7 @@ class ImageCache:
         self._cached: OrderedDict[str, ImageEntry] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()  # event loops look up, the engine thread stores
+        self._memory = MemoryBudget(decode_bytes)
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="minigpt4-decode")
 
     async def resolve(self, images: Sequence[EncodedImage]) -> list[ImageEntry]:
@@ -87,7 +118,7 @@ class ImageCache:
         entry = self._alive.get(image.digest)
         if entry is None:
             try:
-                pixels = self._pool.submit(lambda: self._to_tensor(decode_image(image.data)))
+                pixels = self._pool.submit(self._decode, image.data)
             except RuntimeError as error:
                 raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.") from error
             self.decodes += 1
@@ -98,6 +129,11 @@ class ImageCache:
             if image.digest in self._cached:
                 self._cached.move_to_end(image.digest)
         return entry
+
+    def _decode(self, data: bytes) -> torch.Tensor:
+        found, container = open_container(data)
+        with self._memory.reserve(container.decode_bytes):
+            return self._to_tensor(load_container(found, container))
 
     def put(self, entry: ImageEntry, features: torch.Tensor) -> None:
         """Store an encoded image's features, evicting the least recently used ones if there are too many."""

@@ -22,6 +22,7 @@ class Answer:
     Attributes:
         grammar: restricts the next token, if the answer must follow a JSON schema.
         pending_text, pending_ids, pending_logprobs: generated and not yet part of a delta.
+        held_logprobs: of tokens whose text may still turn out to be part of a stop string.
         emitted_at: ``time.monotonic`` of the latest delta.
     """
 
@@ -31,6 +32,7 @@ class Answer:
     pending_text: str = ""
     pending_ids: list[int] = field(default_factory=list)
     pending_logprobs: list[TokenLogprob] = field(default_factory=list)
+    held_logprobs: list[TokenLogprob] = field(default_factory=list)
     emitted_at: float = 0.0
 
     def append(
@@ -38,9 +40,14 @@ class Answer:
     ) -> FinishReason | None:
         """Add generated tokens. Returns why the answer ends: ``reason``, or "stop" after a stop string."""
         new_ids = list(ids)
+        num_shown = self.detokenizer.num_shown
         self.pending_ids += new_ids
-        self.pending_logprobs += logprobs
         self.pending_text += self.detokenizer.push(new_ids, last=reason is not None)
+        self.held_logprobs += logprobs
+        if self.held_logprobs:
+            completed = self.detokenizer.num_shown - num_shown
+            self.pending_logprobs += self.held_logprobs[:completed]
+            del self.held_logprobs[:completed]
         return "stop" if self.detokenizer.stopped else reason
 
 

@@ -110,7 +110,7 @@ class RequestBuilder:
                 sampling=limited,
                 seed=seed + index * _SEED_STRIDE,
             )
-            detokenizer = Detokenizer(self.tokenizer.decode_ids, limited.stop)
+            detokenizer = Detokenizer(self.tokenizer.decode_ids, limited.stop, min_tokens=limited.min_tokens)
             answers.append(Answer(sequence, detokenizer, grammar.fork() if grammar is not None else None))
         now = time.monotonic()
         return Request(

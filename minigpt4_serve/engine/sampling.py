@@ -1,5 +1,6 @@
 """Sampling of the next token for a whole batch, on the device of its logits."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -85,22 +86,39 @@ def beam_candidates(logits: torch.Tensor, rows: Sequence[Row], eos_ids: Sequence
 
 
 def _apply_penalties(scores: torch.Tensor, rows: Sequence[Row], eos_ids: Sequence[int]) -> torch.Tensor:
-    """Apply repetition penalty and minimum length where rows have them; may modify ``scores`` in place."""
-    penalized = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1 and row.num_output]
+    """Apply penalties and minimum length where rows have them; may modify ``scores`` in place."""
+    penalized = [i for i, row in enumerate(rows) if row.num_output and _has_penalty(row.sampling)]
     if penalized:
-        outputs = [list(rows[i].output_ids) for i in penalized]
-        longest = max(map(len, outputs))
-        # Padded with an id that the row holds already: repeated writes to one position write the same value.
-        padded = [ids + ids[:1] * (longest - len(ids)) for ids in outputs]
-        ids = torch.tensor(padded, device=scores.device)
-        penalty = torch.tensor([[rows[i].sampling.repetition_penalty] for i in penalized], device=scores.device)
-        selected = scores[penalized]
-        old = selected.gather(1, ids)
-        scores[penalized] = selected.scatter(1, ids, torch.where(old > 0, old / penalty, old * penalty))
+        scores[penalized] = _penalize(scores[penalized], [rows[i] for i in penalized])
     no_eos = [i for i, row in enumerate(rows) if row.sampling.ignore_eos or row.num_output < row.sampling.min_tokens]
     for eos in eos_ids if no_eos else ():
         scores[no_eos, eos] = float("-inf")
     return scores
+
+
+def _has_penalty(sampling: SamplingParams) -> bool:
+    penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+    return penalties != (1, 0, 0)
+
+
+def _penalize(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Scores ``[P, vocabulary]`` of rows that have output, with their penalties: repetition, frequency, presence."""
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, device=scores.device).unsqueeze(1)  # [P, 1]
+
+    params = [row.sampling for row in rows]
+    counts = [Counter(row.output_ids) for row in rows]
+    longest = max(map(len, counts))
+    # Padded with an id that the row holds already: repeated writes to one position write the same value.
+    padded = [[*count.items(), *[next(iter(count.items()))] * (longest - len(count))] for count in counts]
+    ids, occurrences = torch.tensor(padded, device=scores.device).unbind(-1)  # [P, longest] each
+    selected = scores.gather(1, ids)
+    repetition = column([each.repetition_penalty for each in params])
+    selected = torch.where(selected > 0, selected / repetition, selected * repetition)
+    selected = selected - occurrences * column([each.frequency_penalty for each in params])
+    selected = selected - column([each.presence_penalty for each in params])
+    return scores.scatter(1, ids, selected)
 
 
 def _draw(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

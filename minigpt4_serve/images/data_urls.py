@@ -1,17 +1,37 @@
-"""Images as ``data:`` URLs, the way OpenAI messages carry them."""
+"""Images as ``data:`` URLs, the way OpenAI messages carry them, and base64 text as many programs write it."""
 
 import base64
 import binascii
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
-from minigpt4_serve.errors import InvalidImage, InvalidRequest, PayloadTooLarge
+from minigpt4_serve.errors import InvalidImage, InvalidRequest
+from minigpt4_serve.images.decoding import encode_portable
 from minigpt4_serve.images.formats import find_format
 from minigpt4_serve.images.validation import EncodedImage, ImageLimits, unsupported_format, validate_image
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionContentPartImageParam
 
-__all__ = ["image_url_part", "parse_data_url", "to_data_url"]
+__all__ = ["decode_base64", "image_url_part", "is_data_url", "parse_data_url", "to_data_url"]
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def is_data_url(text: str) -> bool:
+    """Whether ``text`` is a ``data:`` URL, after any leading blanks."""
+    return text[:1024].lstrip()[:5].lower() == "data:"
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of base64 text: in either alphabet, with or without padding, line breaks or percent-encoding.
+
+    Raises:
+        ValueError: another character, or an impossible length.
+    """
+    encoded = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
+    compact = encoded.translate(_URL_SAFE, b" \t\r\n\f\v").rstrip(b"=")
+    return binascii.a2b_base64(compact + b"=" * (-len(compact) % 4), strict_mode=True)
 
 
 def parse_data_url(url: str, limits: ImageLimits, *, param: str | None = None) -> EncodedImage:
@@ -22,18 +42,16 @@ def parse_data_url(url: str, limits: ImageLimits, *, param: str | None = None) -
         PayloadTooLarge, InvalidImage: as ``validate_image``.
     """
     header, comma, payload = url.partition(",")
-    if not header.lower().startswith("data:") or not comma:
+    if not is_data_url(header) or not comma:
         raise InvalidRequest(
             "Pictures must be sent as data: URLs (data:image/png;base64,…); addresses are not fetched here.",
             param=param,
         )
-    if not header.lower().endswith(";base64"):
+    if header.rpartition(";")[2].strip().lower() != "base64":
         raise InvalidRequest("The data: URL must be base64-encoded (data:image/png;base64,…).", param=param)
-    if len(payload) * 3 // 4 > limits.max_bytes + 2:
-        raise PayloadTooLarge(f"The picture has more than {limits.max_bytes / 2**20:.1f} MiB.", param=param)
     try:
-        data = base64.b64decode(payload.strip(), validate=True)
-    except (binascii.Error, ValueError):
+        data = decode_base64(payload)
+    except ValueError:
         raise InvalidImage("The picture's base64 text is damaged.", param=param) from None
     return validate_image(data, limits, param=param)
 
@@ -46,14 +64,14 @@ def to_data_url(data: bytes) -> str:
     """
     found = find_format(data)
     if found is None:
-        raise unsupported_format()
+        raise unsupported_format(data)
     return f"data:{found.mime_type};base64,{base64.b64encode(data).decode()}"
 
 
 def image_url_part(data: bytes) -> "ChatCompletionContentPartImageParam":
-    """An encoded image as a part of an OpenAI message, with its actual media type.
+    """An encoded image as a part of an OpenAI message, in a format that every server supports.
 
     Raises:
-        InvalidImage: as ``to_data_url``.
+        InvalidImage: as ``to_data_url`` and ``encode_portable``.
     """
-    return {"type": "image_url", "image_url": {"url": to_data_url(data)}}
+    return {"type": "image_url", "image_url": {"url": to_data_url(encode_portable(data))}}

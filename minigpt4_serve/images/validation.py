@@ -1,11 +1,13 @@
 """Validation of untrusted encoded images, without decoding pixels.
 
-Checks run in order of cost: number of bytes, signature, then dimensions, frames and scans from the header. Messages and
-warnings of Pillow's are replaced by messages for users.
+Checks run in order of cost: number of bytes, signature, the walk through the container, then its numbers. Decoders get
+the first image without metadata (``containers``), in the one format that the signature says. Their messages and
+warnings are replaced by messages for users.
 """
 
 import hashlib
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,31 +16,40 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from minigpt4_serve.errors import InvalidImage, PayloadTooLarge
-from minigpt4_serve.images.formats import IMAGE_FORMATS, find_format, format_names
+from minigpt4_serve.images.containers import Container, damaged
+from minigpt4_serve.images.formats import ImageFormat, find_format, format_names, name_unsupported
 
 __all__ = [
     "EncodedImage",
     "ImageLimits",
     "ignored_pillow_warnings",
+    "open_container",
     "open_image",
     "unsupported_format",
     "validate_image",
 ]
 
-_PILLOW_FORMATS = tuple(one.name for one in IMAGE_FORMATS)
-# Each scan of a progressive JPEG is decoded over all pixels; ordinary files have about ten. The marker of a scan can't
-# occur in compressed data, and occurs by chance a few times in other segments.
+# Each scan of a progressive JPEG is decoded over all pixels; ordinary files have about ten.
 _MAX_SCANS = 50
-_JPEG_SCAN = b"\xff\xda"
+_MAX_SCANNED_PIXELS = 800_000_000
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits of one image: encoded bytes, width × height in pixels, frames (only the first is decoded)."""
+    """Limits of one image.
+
+    Attributes:
+        max_bytes: encoded bytes.
+        max_pixels: width × height; 8192 × 6192 are 50.7 million.
+        max_frames: images in the file, of which only the first is decoded.
+        max_decode_bytes: memory that decoding takes at its peak; per pixel 4 bytes for most formats, up to 10 for a
+            progressive JPEG, 11 for HEIC, 13 for AVIF, 16 for WEBP.
+    """
 
     max_bytes: int = 20 * 2**20
-    max_pixels: int = 50_000_000
+    max_pixels: int = 52_000_000
     max_frames: int = 1000
+    max_decode_bytes: int = 288 * 2**20
 
 
 @dataclass(frozen=True)
@@ -54,91 +65,97 @@ def validate_image(data: bytes, limits: ImageLimits, *, param: str | None = None
 
     Raises:
         PayloadTooLarge: more bytes than allowed.
-        InvalidImage: unsupported format, damaged header, or too many pixels, frames or scans.
+        InvalidImage: unsupported format, damaged header, or too many pixels, frames, scans or parts.
     """
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(
             f"The picture has {len(data) / 2**20:.1f} MiB; at most {limits.max_bytes / 2**20:.1f} MiB are allowed.",
             param=param,
         )
-    if not data:
-        raise InvalidImage("The picture is empty.", param=param)
-    found = find_format(data)
-    if found is None:
-        raise unsupported_format(param)
-    with open_image(data, param=param) as image:
-        width, height = image.size
-        frames = getattr(image, "n_frames", 1) if found.name != "GIF" else _gif_frames(data, limits.max_frames)
-    if width * height > limits.max_pixels:
-        raise InvalidImage(
-            f"The picture has {width} × {height} pixels; at most {limits.max_pixels / 1e6:.0f} million are allowed.",
-            param=param,
-        )
-    if frames > limits.max_frames:
-        raise InvalidImage(
-            f"The picture is an animation of more than {limits.max_frames} frames; send one of its frames.", param=param
-        )
-    if found.name == "JPEG" and data.count(_JPEG_SCAN) > _MAX_SCANS:
-        raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans; save it as a baseline JPEG.", param=param)
+    try:
+        found, container = open_container(data, limits.max_frames)
+        _check_numbers(container, limits)
+        with open_image(found, container) as image:
+            width, height = image.size
+        if width * height > limits.max_pixels:
+            raise InvalidImage(_pixels_sentence(width, height, limits))
+    except InvalidImage as error:
+        error.param = param
+        raise
     return EncodedImage(hashlib.sha256(data).hexdigest(), data)
 
 
-def unsupported_format(param: str | None = None) -> InvalidImage:
-    """The error for data without a known signature."""
-    return InvalidImage(f"This is not a picture in a supported format. Send a {format_names()}.", param=param)
-
-
-def _gif_frames(data: bytes, at_most: int) -> int:
-    """Frames of a GIF, counted up to ``at_most`` + 1. Pillow would read the whole file for it.
-
-    Walks from block to block, and gives up with ``at_most`` + 1 at an average sub-block size that only crafted files
-    have.
-    """
-    frames = 0
-    at = 13 + _color_table_bytes(data[10])
-    sub_blocks_left = len(data) // 32 + 1000
-    while at + 1 < len(data) and frames <= at_most:
-        if data[at] == 0x21:  # an extension: its label, then sub-blocks
-            at += 2
-        elif data[at] == 0x2C and at + 9 < len(data):  # a frame: position, size, color table, code size, sub-blocks
-            frames += 1
-            at += 11 + _color_table_bytes(data[at + 9])
-        else:
-            break
-        while at < len(data) and data[at]:
-            at += data[at] + 1
-            sub_blocks_left -= 1
-            if sub_blocks_left < 0:
-                return at_most + 1
-        at += 1
-    return frames
-
-
-def _color_table_bytes(flags: int) -> int:
-    """Size of a GIF's color table in bytes."""
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def open_image(data: bytes, *, param: str | None = None) -> Image.Image:
-    """Open an encoded image in one of the supported formats, without decoding its pixels.
+def open_container(data: bytes, max_frames: int = 1) -> tuple[ImageFormat, Container]:
+    """An image's format and the structure of its file; frames are counted up to ``max_frames`` + 1.
 
     Raises:
-        InvalidImage: damaged header, or another format.
+        InvalidImage: empty, unsupported format, damaged, or too many parts.
     """
+    if not data:
+        raise InvalidImage("The picture is empty.")
+    found = find_format(data)
+    if found is None:
+        raise unsupported_format(data)
+    try:
+        return found, found.read(data, max_frames)
+    except (struct.error, IndexError, KeyError):  # it ends early, or lacks something
+        raise damaged() from None
+
+
+def _check_numbers(container: Container, limits: ImageLimits) -> None:
+    if container.width * container.height > limits.max_pixels:
+        raise InvalidImage(_pixels_sentence(container.width, container.height, limits))
+    if container.frames > limits.max_frames:
+        raise InvalidImage(
+            f"The picture is an animation of more than {limits.max_frames} frames; send one of its frames."
+        )
+    if container.scans > _MAX_SCANS:
+        raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans; save it as a baseline JPEG.")
+    if container.scans * container.width * container.height > _MAX_SCANNED_PIXELS:
+        raise InvalidImage("The JPEG has too many scans for its size; save it as a baseline JPEG.")
+    if container.decode_bytes > limits.max_decode_bytes:
+        raise InvalidImage(
+            f"Decoding a picture of {container.width} × {container.height} pixels in this format takes too much "
+            "memory; send it smaller, or as a baseline JPEG."
+        )
+
+
+def _pixels_sentence(width: int, height: int, limits: ImageLimits) -> str:
+    return f"The picture has {width} × {height} pixels; at most {limits.max_pixels / 1e6:.0f} million are allowed."
+
+
+def unsupported_format(data: bytes) -> InvalidImage:
+    """The error for data without the signature of a supported format; it names the format if that is known."""
+    name = name_unsupported(data)
+    what = f"{name} files can't be read here" if name else "This is not a picture in a supported format"
+    return InvalidImage(f"{what}. Send a {format_names()}.")
+
+
+def open_image(found: ImageFormat, container: Container) -> Image.Image:
+    """Open a container's image in its format alone, without decoding its pixels.
+
+    Raises:
+        InvalidImage: damaged header.
+    """
+    file = io.BytesIO(container.data)
     try:
         with ignored_pillow_warnings():
-            return Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+            if found.name == "HEIC":
+                from pillow_heif import HeifImageFile
+
+                return HeifImageFile(file)  # type: ignore[no-untyped-call]
+            return Image.open(file, formats=(found.name,))
     except Image.DecompressionBombError:
-        raise InvalidImage("The picture has far too many pixels.", param=param) from None
+        raise InvalidImage("The picture has far too many pixels.") from None
     except UnidentifiedImageError:
-        raise InvalidImage("The picture's header is damaged; save it again and retry.", param=param) from None
-    except Exception as error:  # Pillow's parsers raise many kinds of exceptions for crafted headers
-        raise InvalidImage("The picture can't be read; save it again and retry.", param=param) from error
+        raise damaged() from None
+    except Exception as error:  # parsers raise many kinds of exceptions for crafted headers
+        raise InvalidImage("The picture can't be read; save it again and retry.") from error
 
 
 @contextmanager
 def ignored_pillow_warnings() -> Iterator[None]:
-    """Ignore warnings of Pillow's (large images, damaged EXIF data or MPO headers), which would only fill the log."""
+    """Ignore warnings of Pillow's (large images, damaged data), which would only fill the log."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield

@@ -212,6 +212,6 @@ function describeSeconds(seconds) {
 }
 
 function fileName(question, suffix) {
-  const words = question.text.normalize("NFKD").replace(/[^\w]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 50).toLowerCase();
+  const words = question.text.normalize("NFKD").replace(/[^\w]+/g, "-").replace(/^-|-$/g, "").slice(0, 50).toLowerCase();
   return `${words || "answer"}.${suffix}`;
 }

@@ -8,8 +8,8 @@ const CHAT_BYTES = 690_000; // of all images of a chat; base64 adds a third
 const LEAST_BYTES = 24_000; // an image gets at least that
 const QUALITIES = [0.9, 0.8, 0.7, 0.6];
 const KEPT_TYPES = ["image/png", "image/jpeg", "image/webp"];
-export const ACCEPTED = "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/avif";
-const SIGNATURES = [[0x89, 0x50, 0x4e, 0x47], [0xff, 0xd8, 0xff], [0x52, 0x49, 0x46, 0x46], [0x47, 0x49, 0x46, 0x38], [0x42, 0x4d]];
+export const ACCEPTED = "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff,image/avif,image/heic,.tif,.tiff,.heic,.heif,.hif";
+const SIGNATURES = [[0x89, 0x50, 0x4e, 0x47], [0xff, 0xd8, 0xff], [0x52, 0x49, 0x46, 0x46], [0x47, 0x49, 0x46, 0x38], [0x42, 0x4d], [0x49, 0x49, 0x2a, 0x00], [0x4d, 0x4d, 0x00, 0x2a], [,,,, 0x66, 0x74, 0x79, 0x70]];
 
 /** An image of the chat. `width` and `height` are 0 if the browser can't decode it. */
 export class ChatImage {
@@ -80,7 +80,7 @@ export async function prepareImage(file, { maxBytes, sentBytes }) {
 async function keepUndecodable(file, maxBytes) {
   const begin = new Uint8Array(await file.slice(0, 8).arrayBuffer());
   if (!SIGNATURES.some((signature) => signature.every((byte, index) => begin[index] === byte))) {
-    throw new Error("This is not a picture that can be read. Choose a PNG, JPEG, WEBP, GIF or BMP.");
+    throw new Error("This is not a picture that can be read. Choose a PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC.");
   }
   if (maxBytes && file.size > maxBytes) {
     throw new Error(`This file is larger than ${Math.floor(maxBytes / 2 ** 20)} MiB. Choose a smaller one.`);

@@ -105,8 +105,8 @@ class PromptEncoder:
                 low = middle + 1
         if found is None:
             raise ContextLengthExceeded(
-                f"The question with its images takes {len(ids)} tokens; the model's limit is {max_tokens}. "
-                "Shorten the question or send fewer images.",
+                f"The question with its images takes {len(ids)} tokens; at most {max_tokens} fit. Shorten the question "
+                "or send fewer images.",
                 param="messages",
             )
         return found

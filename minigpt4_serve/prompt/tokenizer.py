@@ -64,6 +64,18 @@ class PromptTokenizer:
                 ids += self.sentencepiece.encode(piece)
         return ids
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to a text, a leading space included; of a special token, its name.
+
+        Byte tokens stand for one byte of a character that isn't in the vocabulary. Ids beyond it have no bytes.
+        """
+        if token >= self.vocab_size:
+            return b""  # the embedding may have more rows than the vocabulary has tokens
+        piece = str(self.sentencepiece.id_to_piece(token))
+        if self.sentencepiece.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("▁", " ").encode()
+
     def decode_ids(self, ids: Iterable[int]) -> str:
         """Text of generated ids, without special tokens and padding, as the original decodes answers."""
         skipped = {self.unk_id, self.bos_id, self.eos_id, self.pad_id}

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+from minigpt4_serve.memory import gib
 from minigpt4_serve.model import MiniGPT4Config
 from minigpt4_serve.prompt.variants import VARIANTS
 from minigpt4_serve.weights.hub import MODELS
@@ -91,8 +92,3 @@ def published_footprints() -> Iterator[tuple[str, str, Footprint]]:
         shapes = model_shapes(config)
         for kind in FORMATS:
             yield name, kind, _footprint(config, shapes, kind)
-
-
-def gib(count: int) -> str:
-    """A number of bytes as text, in GiB or MiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from typer.testing import CliRunner
 
-from minigpt4_serve import process_tree
+from minigpt4_serve import process_tree, serving_memory
+from minigpt4_serve.cli import app, server_process
 from minigpt4_serve.cli import serve as serve_command
-from minigpt4_serve.cli import server_process
-from minigpt4_serve.errors import EngineFailed
+from minigpt4_serve.errors import EngineFailed, InvalidRequest
+from minigpt4_serve.server.ray import local_server
 from minigpt4_serve.server.ray.local_server import LocalServer
 from minigpt4_serve.settings import read_serve_settings
 
@@ -194,6 +196,14 @@ def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.Mo
     assert "Ray's handler" not in calls
 
 
+def test_ray_is_not_started_for_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_server, "_start_cluster", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(serving_memory, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(serving_memory, "_gpu_devices", lambda: iter(()))
+    with pytest.raises(InvalidRequest, match=r"1\.0 MiB are available"):
+        LocalServer(read_serve_settings(None, {})).start()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -226,3 +236,22 @@ def test_errors_while_loading_ask_for_another_sighup(
     _roll_over()
     printed = capsys.readouterr().err
     assert "The model does not fit. Correct the settings and send SIGHUP again." in printed
+
+
+def test_options_that_may_be_given_several_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("model_name: other\nallowed_hosts: ['*']\n")
+    started: list[Any] = []
+
+    def start(settings: Any) -> None:
+        started.append(settings)
+        raise EngineFailed("enough")
+
+    monkeypatch.setattr(serve_command, "start_server", start)
+    for options in (
+        ["--model-name", "a", "--model-name", "gpt-4o", "--allow-host", "x.example", "--allow-host", "y.example"],
+        [],
+    ):
+        CliRunner().invoke(app, ["serve", "--config", str(file), *options])
+    assert [settings.model_names for settings in started] == [("a", "gpt-4o"), ("other",)]
+    assert [settings.allowed_hosts for settings in started] == [("x.example", "y.example"), ("*",)]

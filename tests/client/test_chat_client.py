@@ -11,6 +11,7 @@ from fakes.openai_server import MODEL, OpenAIServer
 from waiting import wait_until
 
 from minigpt4_serve.client import ChatClient, Completed, ModelCard, Queued, Retrying, TextDelta
+from minigpt4_serve.client.models import _choose
 from minigpt4_serve.client.stream import read_stream
 from minigpt4_serve.errors import (
     DeadlineExceeded,
@@ -111,6 +112,26 @@ async def test_one_of_several_models_must_be_named(client: Client) -> None:
         assert (await named.card()).name == "b"
         await _events(named, "Hello")
         assert [request.body["model"] for request in server.requests] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("cards", "name"),
+    [
+        ([{"id": "a", "root": "a"}, {"id": "gpt-4o", "root": "a"}], "a"),
+        ([{"id": "a", "root": "/models/a"}, {"id": "b", "root": "/models/a", "parent": None}], "a"),
+        ([{"id": "a"}], "a"),
+        ([{"id": "a", "root": "a"}, {"id": "b", "root": "b"}], None),
+        ([{"id": "a", "root": None}, {"id": "b", "root": None}], None),
+        ([{"id": "a"}, {"id": "b", "root": "a"}], "a"),
+    ],
+)
+def test_names_of_one_model_are_no_choice(cards: list[dict[str, Any]], name: str | None) -> None:
+    if name is None:
+        with pytest.raises(ModelNotFound, match="several"):
+            _choose({"data": cards}, None)
+    else:
+        assert _choose({"data": cards}, None).name == name
+    assert _choose({"data": cards}, cards[-1]["id"]).name == cards[-1]["id"]
 
 
 async def test_an_answer_ends_with_usage_and_timings(client: Client) -> None:

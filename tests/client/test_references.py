@@ -2,13 +2,14 @@
 
 import base64
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 from drawing import draw, encode
 
-from minigpt4_serve.client import PictureSources, is_handle, read_each
+from minigpt4_serve.client import PictureSources, image_paths, is_handle, path_of_file_url, read_each, references
 from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, PayloadTooLarge
 from minigpt4_serve.images import ImageLimits
 from minigpt4_serve.images.fetch import ImageFetcher
@@ -117,6 +118,146 @@ async def test_one_of_several_is_named(folder: Path) -> None:
         await read_each(["red.png", "gone.png"], sources.read)
     with pytest.raises(InvalidRequest, match="At most 1"):
         await read_each(["red.png", "red.png"], sources.read, limit=1)
+
+
+ON_DISK = (
+    *(
+        "Screenshot 9.41\u202fPM.png",
+        "cafe\u0301.png",
+        "a b.png",
+        "John\u2019s \u2013 1.png",
+        "\u200eWhats\u00a0App.png",
+    ),
+    *("a%20c.png", "Fotos e\u0301/x.png", "two  blanks.png"),
+)
+WRITTEN = [
+    ("Screenshot 9.41 PM.png", 0),
+    ("Screenshot 9.41\u202fPM.png", 0),
+    (r"Screenshot\ 9.41\ PM.png", 0),
+    ("caf\u00e9.png", 1),
+    ("cafe\u0301.png", 1),
+    ("caf%C3%A9.png", 1),
+    ('"a b.png"', 2),
+    ("'a b.png'", 2),
+    ("`a b.png`", 2),
+    (r"a\ b.png", 2),
+    ("a%20b.png", 2),
+    ("a\u00a0b.png", 2),
+    ("~/in/a b.png", 2),
+    ("~/in/a%20b.png", 2),
+    ("John's - 1.png", 3),
+    ("Whats App.png", 4),
+    ("a%20c.png", 5),
+    ("Fotos \u00e9/x.png", 6),
+    ("FOLDER/Fotos \u00e9/x.png", 6),
+    ("file://FOLDER/Fotos%20%C3%A9/x.png", 6),
+    ("two blanks.png", 7),
+]
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    inside = tmp_path / "in"
+    for number, name in enumerate(ON_DISK):
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (inside / name).write_bytes(RED + bytes([number]))
+    return inside
+
+
+@pytest.mark.parametrize(("written", "number"), WRITTEN)
+async def test_paths_as_models_write_them(written: str, number: int, named: Path) -> None:
+    found = await PictureSources((named,)).read(written.replace("FOLDER", str(named)))
+    assert found.data[-1] == number
+
+
+async def test_an_exact_name_has_precedence(named: Path) -> None:
+    for number, name in enumerate(("a b.png", "a\u00a0b.png", "'a b.png'", "a%20b.png", r"a\ b.png")):
+        (named / name).write_bytes(RED + bytes([number]))
+        assert (await PictureSources((named,)).read(name)).data[-1] == number
+
+
+async def test_a_name_of_several_similar_files_is_refused(named: Path) -> None:
+    (named / "a\u00a0b.png").write_bytes(RED)
+    with pytest.raises(InvalidRequest, match="no readable picture"):
+        await PictureSources((named,)).read("a\u202fb.png")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(
+            "'../out.png'",
+            "..%2Fout.png",
+            r"..\/out.png",
+            "~/out.png",
+            "up/o\u00a0t.png",
+            "file:///etc/hostname",
+            "~root/x",
+        ),
+        *("%2Fetc%2Fhostname", "file://host/share/a.png", "'//host/share/a.png'", "up/out.png", "`up/out.png`", "~"),
+    ],
+)
+async def test_no_spelling_leaves_the_folder(written: str, named: Path) -> None:
+    (named.parent / "out.png").write_bytes(RED)
+    (named / "up").symlink_to(named.parent)
+    messages = []
+    for _ in range(2):
+        with pytest.raises(InvalidRequest) as refused:
+            await PictureSources((named,)).read(written)
+        messages.append(refused.value.message)
+        (named.parent / "out.png").unlink(missing_ok=True)
+    assert messages[0] == messages[1], "whether there is such a file"
+
+
+@pytest.mark.parametrize("swapped", ["deep", "deep/red.png"])
+async def test_a_link_made_after_the_check_is_not_followed(
+    swapped: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = folder.parent / "secret"
+    (secret / "deep").mkdir(parents=True)
+    (secret / "deep" / "red.png").write_bytes(RED + b"secret")
+
+    def find_then_swap(folders: Sequence[Path], reference: str) -> tuple[Path, Path] | None:
+        found = image_paths.find_file(folders, reference)
+        (folder / swapped).rename(folder / "moved")
+        (folder / swapped).symlink_to(secret / swapped)
+        return found
+
+    monkeypatch.setattr(references, "find_file", find_then_swap)
+    with pytest.raises(InvalidRequest, match="no readable picture"):
+        await PictureSources((folder,)).read("deep/red.png")
+
+
+@pytest.mark.parametrize(
+    ("url", "posix", "windows"),
+    [
+        ("file:///home/me/My%20Pictures", "/home/me/My Pictures", r"\home\me\My Pictures"),
+        ("file:///c%3A/temp", "/c:/temp", r"c:\temp"),
+        ("file:///C:/a%20b", "/C:/a b", r"C:\a b"),
+        ("file:///c%3A", "/c:", "c:\\"),
+        ("file://server/share/x", None, r"\\server\share\x"),
+        ("file://localhost/x", "/x", r"\x"),
+        ("file:///a#b?c", "/a#b?c", r"\a#b?c"),
+        ("FILE:///a", "/a", r"\a"),
+        ("file://", None, None),
+        ("vscode-remote://ssh/home", None, None),
+        ("file://[", None, None),
+        ("", None, None),
+    ],
+)
+def test_paths_of_file_urls(url: str, posix: str | None, windows: str | None) -> None:
+    assert path_of_file_url(url, windows=False) == posix
+    assert path_of_file_url(url, windows=True) == windows
+
+
+async def test_bare_base64_is_an_image() -> None:
+    for text in (
+        base64.b64encode(RED).decode(),
+        base64.encodebytes(RED).decode(),
+        f'"{base64.b64encode(RED).decode()}"',
+    ):
+        assert (await PictureSources().read(text)).data == RED
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,42 @@ def test_half_a_character_is_never_output(text: str) -> None:
     text=st.text(alphabet="ab#", max_size=20),
     stops=st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3),
     chunk=st.integers(1, 5),
+    min_tokens=st.integers(0, 25),
+)
+def test_stop_strings_count_from_the_least_length_on(text: str, stops: list[str], chunk: int, min_tokens: int) -> None:
+    detokenizer = Detokenizer(characters, stops, min_tokens=min_tokens)
+    free = max(0, min_tokens - 1)
+    shown = "".join(push_all(detokenizer, list(map(ord, text)), chunk))
+    assert shown == text[:free] + cut(text[free:], stops)
+    if chunk == 1:
+        assert detokenizer.num_shown == len(shown), "one character for each id"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stops", "shown"),
+    [
+        (["ab", "c"], ["###"], 2),
+        (["ab", "##", "#"], ["###"], 1),
+        (["ab", "#", "##"], ["###"], 1),
+        (["ab", " ###"], ["###"], 1),
+        (["ab", "c###"], ["###"], 2),
+        (["###"], ["###"], 0),
+        (["ab", "", "##", "c"], ["###"], 4),
+        (["ab", "", "###"], ["###"], 2),
+        (["ab#", "##"], ["###"], 1),
+    ],
+)
+def test_ids_of_a_stop_string_are_not_shown(pieces: list[str], stops: list[str], shown: int) -> None:
+    detokenizer = Detokenizer(lambda ids: "".join(pieces[i] for i in ids), stops)
+    push_all(detokenizer, list(range(len(pieces))))
+    assert detokenizer.num_shown == shown
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    text=st.text(alphabet="ab#", max_size=20),
+    stops=st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3),
+    chunk=st.integers(1, 5),
 )
 def test_no_part_of_a_stop_string_is_output(text: str, stops: list[str], chunk: int) -> None:
     detokenizer = Detokenizer(characters, stops)

@@ -1,14 +1,18 @@
 """Answers that follow a JSON schema, even those of a model with random weights."""
 
 import asyncio
+import datetime
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import pydantic
 import pytest
 import torch
 from engine_driving import collect, make_prompt, running_engine, wait_until_idle
 
 from minigpt4_serve.engine.grammar import GrammarCompiler
+from minigpt4_serve.engine.json_progress import JsonProgress, TokenClasses
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.model import Turn
 from minigpt4_serve.protocol import SamplingParams
@@ -129,3 +133,117 @@ async def test_a_schema_that_is_too_complex_fails_the_request(
             assert (await beside)[0].finish_reason is not None
         await wait_until_idle(engine)
         assert (engine.stats().running, engine.stats().blocks_held) == (0, 0)
+
+
+class _Part(pydantic.BaseModel):
+    name: str
+    size: float
+
+
+class _Tree(pydantic.BaseModel):
+    word: str
+    children: list["_Tree"] = []
+
+
+TYPES = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "set": set[int],
+    "list": list[str],
+    "dict": dict[str, int],
+    "keys": dict[Literal["a", "b"], int],
+    "path": Path,
+    "secret": pydantic.SecretStr,
+    "bytes": bytes,
+    "date": datetime.date,
+    "optional": int | None,
+    "tuple": tuple[int, str],
+    "union": int | str,
+    "model": _Part,
+    "models": list[_Part],
+    "recursive": _Tree,
+}
+
+
+async def test_pydantic_schemas_end_in_valid_objects(small_model: Any) -> None:
+    """The model's weights are random: nothing but the grammar and its closing brackets makes these end."""
+    asked = make_prompt(small_model, [Turn("user", "What is it?", 1)], ["red"])
+    models = {name: pydantic.create_model("Model", value=(kind, ...), words=(str, ...)) for name, kind in TYPES.items()}
+    with running_engine(small_model, max_running=8, num_blocks=400) as engine:
+        answers = await asyncio.gather(
+            *(
+                collect(
+                    engine,
+                    asked,
+                    SamplingParams(
+                        max_tokens=160,
+                        temperature=1.0,
+                        seed=1,
+                        json_schema=json.dumps(model.model_json_schema()),
+                        json_stop=("###",),
+                    ),
+                    name,
+                )
+                for name, model in models.items()
+            )
+        )
+    for (name, model), (answer,) in zip(models.items(), answers, strict=True):
+        assert answer.finish_reason == "stop", f"{name}: {answer.text}"
+        model.model_validate_json(answer.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wants_end", "must_end", "permitted", "left"),
+    [
+        ('{"n": 3333333333333333', False, False, "3}", "}"),
+        ('{"n": 3333333333333333', False, False, "3", "3"),
+        ('{"n": 333', False, False, "3}", "3}"),
+        ('{"n": 333', True, False, "3}", "}"),
+        ('{"n": 1.5e12', False, False, "3}", "}"),
+        ('{"n": -', True, False, "3", "3"),
+        ('{"s": "red', True, False, 'r"', '"'),
+        ('{"s": "red', False, True, 'r"', '"'),
+        ('{"s": "red', True, False, "r", "r"),
+        ('{"s": "', True, False, 'r"', 'r"'),
+        ('{"s": "', False, True, 'r"', '"'),
+        ('{"s": "a\\', False, True, 'r"', 'r"'),
+        ('{"l": [1', True, False, "3,]", "]"),
+        ('{"l": ["a"', True, False, ",]", "]"),
+        ('{"l": ["a"', False, False, ",]", ",]"),
+        ('{"l": [', False, True, "3]", "]"),
+        ('{"o": {"a": 1', True, False, "3,}", ",}"),
+        ('{"o": {"a": 1', False, True, "3,}", "}"),
+        ('{"o": ', False, True, '{"', '"'),
+        ('{"o": ', False, True, "{", "{"),
+    ],
+)
+def test_what_is_open_is_closed(text: str, wants_end: bool, must_end: bool, permitted: str, left: str) -> None:
+    """Of the characters that the grammar permits after the text, those that are left."""
+    characters = '3r"]}{,'
+    classes = TokenClasses([each.encode() for each in characters], [len(characters)])
+    progress = JsonProgress()
+    progress.feed(text.encode())
+    mask = sum(1 << characters.index(each) for each in permitted)
+    preferred = classes.preferred(progress, wants_end=wants_end, must_end=must_end)
+    chosen = next((mask & each for each in preferred if mask & each), mask)
+    assert {each for i, each in enumerate(characters) if chosen >> i & 1} == set(left)
+
+
+def test_a_model_that_would_end_closes_its_string(small_model: Any) -> None:
+    tokenizer = small_model[1].tokenizer
+    grammars = GrammarCompiler(tokenizer, [2], tokenizer.vocab_size)
+    pieces = tokenizer.sentencepiece
+    ends = grammars.end_tokens(("###",))
+    assert {2, *(i for i in range(pieces.vocab_size()) if pieces.id_to_piece(i).lstrip("▁").startswith("###"))} <= ends
+    assert pieces.encode("\na")[-1] not in ends
+    grammar = grammars.compile('{"type": "string"}')
+    quote, first, second = (pieces.encode("\n" + text)[-1] for text in '"ab')
+    grammar.accept(quote)
+    grammar.accept(first)
+    free, closing = (
+        grammars.forbidden([grammar], torch.device("cpu"), wants_end=[wants_end])[0] for wants_end in (False, True)
+    )
+    assert (bool(free[quote]), bool(free[second])) == (False, False)
+    assert (bool(closing[quote]), bool(closing[second])) == (False, True)
+    grammars.close()

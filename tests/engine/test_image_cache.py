@@ -2,16 +2,19 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from drawing import draw, encode
 
-from minigpt4_serve.engine.image_cache import ImageCache
+from minigpt4_serve.engine.image_cache import ImageCache, MemoryBudget
 from minigpt4_serve.errors import EngineFailed, InvalidImage
 from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
+from minigpt4_serve.images.validation import open_container
 
 
 def make_image(color: str) -> EncodedImage:
@@ -132,7 +135,7 @@ async def test_images_of_canceled_requests_are_not_decoded() -> None:
 
     def slow(image: Any) -> torch.Tensor:
         assert gate.wait(120)
-        decoded.append(image.getpixel((32, 24)))
+        decoded.append(image.crop((0, 0, 64, 48)).getpixel((32, 24)))
         return torch.ones(3, 2, 2)
 
     cache = ImageCache(slow, max_bytes=300, decode_threads=1)
@@ -147,3 +150,60 @@ async def test_images_of_canceled_requests_are_not_decoded() -> None:
     await asyncio.gather(kept, also_kept)
     cache.close()
     assert decoded == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_decodes_share_a_memory_budget() -> None:
+    budget = MemoryBudget(100)
+    used = 0
+    most = 0
+    lock = threading.Lock()
+
+    def hold(size: int) -> None:
+        nonlocal used, most
+        with budget.reserve(size):
+            with lock:
+                used += size
+                most = max(most, used)
+            with lock:
+                used -= size
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, [40, 60, 30, 100, 10, 70] * 50))
+    assert most <= 100
+
+
+def test_an_image_above_the_budget_is_decoded_alone() -> None:
+    budget = MemoryBudget(100)
+    begun = threading.Event()
+
+    def hold() -> None:
+        with budget.reserve(500):
+            begun.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with budget.reserve(1):
+            alone = pool.submit(hold)
+            assert not begun.wait(0.05)
+        alone.result(120)
+
+
+async def test_the_cache_decodes_within_its_budget() -> None:
+    running = 0
+    most = 0
+    lock = threading.Lock()
+
+    def to_tensor(image: Any) -> torch.Tensor:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return torch.ones(3, 2, 2)
+
+    one = open_container(make_image("red").data)[1].decode_bytes
+    cache = ImageCache(to_tensor, max_bytes=300, decode_threads=4, decode_bytes=2 * one)
+    await cache.resolve([make_image(color) for color in ("red", "green", "blue", "white", "black", "yellow")])
+    assert 1 <= most <= 2
+    cache.close()

@@ -8,7 +8,7 @@ import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from minigpt4_serve.engine.sampling import sample
+from minigpt4_serve.engine.sampling import _apply_penalties, sample
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.protocol import SamplingParams
 
@@ -119,6 +119,35 @@ def test_repetition_penalty_covers_the_answer_only() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"frequency_penalty": 0.5}, {4: 4.0, 9: -1.5}),
+        ({"presence_penalty": 0.5}, {4: 4.5, 9: -1.5}),
+        ({"frequency_penalty": -0.5, "presence_penalty": 2}, {4: 4.0, 9: -2.5}),
+        ({"frequency_penalty": 1, "repetition_penalty": 2}, {4: 0.5, 9: -3.0}),
+    ],
+)
+def test_penalties_subtract_from_generated_tokens(rules: dict[str, float], expected: dict[int, float]) -> None:
+    """OpenAI's formula: count times the frequency penalty plus the presence penalty, after the repetition penalty."""
+    scores = torch.zeros(3, 20)
+    scores[:, 4] = 5
+    scores[:, 9] = -1
+    rows = [Row(SamplingParams(**rules), output_ids=[4, 9, 4]), Row(SamplingParams(**rules)), Row(SamplingParams())]
+    result = _apply_penalties(scores.clone(), rows, [])
+    wanted = scores.clone()
+    for token, value in expected.items():
+        wanted[0, token] = value
+    assert torch.allclose(result, wanted)
+
+
+def test_top_p_of_zero_is_greedy() -> None:
+    scores = logits(1)
+    rules = SamplingParams(temperature=2.0, top_p=0.0)
+    tokens = {sample(scores.clone(), [Row(rules, seed=seed)], [EOS])[0].token for seed in range(20)}
+    assert tokens == {int(scores.argmax())}
+
+
+@pytest.mark.parametrize(
     ("rules", "output_ids", "may_end"),
     [
         (SamplingParams(), [], True),
@@ -165,11 +194,14 @@ def test_half_precision_logits_do_not_overflow() -> None:
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
-        {"top_p": 0.0},
+        {"top_p": -0.1},
         {"top_p": 1.1},
         {"top_k": -1},
         {"min_p": 1.5},
         {"repetition_penalty": 0.0},
+        {"frequency_penalty": 2.1},
+        {"presence_penalty": -2.1},
+        {"presence_penalty": float("nan")},
         {"stop": ("",)},
         {"top_logprobs": 21},
         {"n": 0},

@@ -16,7 +16,6 @@ _MEDIA_TYPES = {
     "MPO": "image/jpeg",  # several JPEGs in one file; servers accept it as the first of them
     "WEBP": "image/webp",
     "GIF": "image/gif",
-    "BMP": "image/bmp",
 }
 """Pillow's format → what servers accept. Independent of Pillow's own table, which says image/mpo."""
 

@@ -2,13 +2,17 @@
 
 import base64
 import io
+import re
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 from drawing import draw, encode
-from PIL import Image
+from PIL import Image, ImageOps
 
+import minigpt4_serve
 from minigpt4_serve.errors import InvalidImage
 from minigpt4_serve.images import (
     IMAGE_FORMATS,
@@ -16,10 +20,17 @@ from minigpt4_serve.images import (
     ImageLimits,
     decode_image,
     find_format,
+    formats,
     image_url_part,
+    parse_data_url,
     to_data_url,
     validate_image,
 )
+
+try:
+    import pillow_heif
+except ImportError:  # the extra heif isn't installed
+    pillow_heif = None
 
 LIMITS = ImageLimits(max_frames=3)
 
@@ -40,6 +51,8 @@ class Sample:
     images: int = 1
 
     def encode(self) -> bytes:
+        if self.name == "HEIC":
+            pillow_heif.register_heif_opener()
         if self.images == 1:
             return encode(draw("red"), self.pillow_format)
         others = [draw("blue")] * (self.images - 1)
@@ -52,11 +65,17 @@ SAMPLES = (
     Sample("WEBP", "WEBP", "image/webp"),
     Sample("GIF", "GIF", "image/gif"),
     Sample("BMP", "BMP", "image/bmp"),
+    Sample("TIFF", "TIFF", "image/tiff"),
+    Sample("AVIF", "AVIF", "image/avif"),
+    Sample("HEIF", "HEIC", "image/heic"),
     Sample("MPO", "JPEG", "image/jpeg", images=2),
     Sample("PNG", "PNG", "image/png", images=2),
     Sample("WEBP", "WEBP", "image/webp", images=2),
     Sample("GIF", "GIF", "image/gif", images=2),
+    Sample("TIFF", "TIFF", "image/tiff", images=2),
+    Sample("AVIF", "AVIF", "image/avif", images=2),
 )
+SAMPLES = tuple(sample for sample in SAMPLES if sample.name in {one.name for one in IMAGE_FORMATS})
 each_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{s.pillow_format}-{s.images}")
 
 UNKNOWN = {
@@ -64,7 +83,6 @@ UNKNOWN = {
     "text": b"hello",
     "PDF": b"%PDF-1.7 ...",
     "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    "TIFF": encode(draw(), "TIFF"),
     "ICO": encode(draw(), "ICO"),
     "JPEG 2000": encode(draw(), "JPEG2000"),
     "audio in RIFF": b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 40,
@@ -77,7 +95,7 @@ UNKNOWN = {
 def test_samples_cover_the_table() -> None:
     assert {sample.name for sample in SAMPLES} == {one.name for one in IMAGE_FORMATS}
     assert {sample.mime_type for sample in SAMPLES} == {one.mime_type for one in IMAGE_FORMATS}
-    assert set(IMAGE_SUFFIXES) == {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+    assert set(IMAGE_SUFFIXES) >= {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @each_sample
@@ -85,7 +103,6 @@ def test_the_signature_determines_the_format(sample: Sample) -> None:
     found = find_format(sample.encode())
     assert found is not None
     assert (found.name, found.mime_type) == (sample.name, sample.mime_type)
-    assert Image.MIME[found.name] == found.mime_type
 
 
 @each_sample
@@ -96,8 +113,12 @@ def test_validation_and_decoding_accept_every_format(sample: Sample) -> None:
     valid = validate_image(data, LIMITS)
     assert valid.data == data
     decoded = decode_image(valid.data)
-    assert (decoded.mode, decoded.size) == ("RGB", (64, 48))
-    red, green, blue = decoded.getpixel((32, 24))  # type: ignore[misc]
+    assert_red(decoded)
+
+
+def assert_red(image: Image.Image) -> None:
+    assert (image.mode, image.size) == ("RGB", (64, 48))
+    red, green, blue = image.getpixel((32, 24))  # type: ignore[misc]
     assert red > 200
     assert green < 60
     assert blue < 60
@@ -108,10 +129,21 @@ def test_data_urls_have_the_actual_media_type(sample: Sample) -> None:
     data = sample.encode()
     url = to_data_url(data)
     assert url == f"data:{sample.mime_type};base64,{base64.b64encode(data).decode()}"
-    assert image_url_part(data) == {"type": "image_url", "image_url": {"url": url}}
 
 
-@pytest.mark.parametrize("kind", ["MPO", "PNG", "WEBP", "GIF"])
+@each_sample
+def test_other_servers_get_formats_that_all_support(sample: Sample) -> None:
+    data = sample.encode()
+    url = image_url_part(data)["image_url"]["url"]
+    mime_type = url.partition(";")[0].removeprefix("data:")
+    assert mime_type in {"image/png", "image/jpeg", "image/gif", "image/webp"}
+    if mime_type == sample.mime_type:
+        assert url == to_data_url(data)
+    else:
+        assert_red(decode_image(parse_data_url(url, LIMITS).data))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
 def test_the_number_of_images_is_limited(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), (i * 60, 0, 0)) for i in range(4)]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -124,10 +156,52 @@ def test_the_number_of_images_is_limited(kind: str) -> None:
 def test_unknown_formats_are_rejected(name: str) -> None:
     data = UNKNOWN[name]
     assert find_format(data) is None
-    with pytest.raises(InvalidImage, match=r"Send a PNG, JPEG, WEBP, GIF or BMP\.$"):
+    with pytest.raises(InvalidImage, match=r"Send a PNG, JPEG, .* or \w+\.$"):
         to_data_url(data)
     with pytest.raises(InvalidImage):
         validate_image(data, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (UNKNOWN["PDF"], "PDF"),
+        (UNKNOWN["SVG"], "SVG"),
+        (UNKNOWN["ICO"], "ICO"),
+        (UNKNOWN["JPEG 2000"], "JPEG 2000"),
+        (b"\0\0\0\x18ftypmp42", "MP4 or MOV"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    ],
+)
+def test_the_refusal_names_a_known_format(data: bytes, name: str) -> None:
+    with pytest.raises(InvalidImage, match=rf"^{name} files can't be read here\. Send a PNG"):
+        validate_image(data, LIMITS)
+
+
+def test_without_its_extra_heic_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "IMAGE_FORMATS", tuple(one for one in IMAGE_FORMATS if one.name != "HEIC"))
+    with pytest.raises(InvalidImage, match=r"^HEIC files can't be read here\. Send a PNG"):
+        validate_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), LIMITS)
+
+
+TURNED = [sample for sample in SAMPLES if sample.images == 1 and sample.name not in ("GIF", "BMP")]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("sample", TURNED, ids=lambda s: s.name)
+def test_images_are_turned_upright(sample: Sample, orientation: int) -> None:
+    sample.encode()  # registers HEIC
+    stored = draw("red", (64, 48))
+    stored.paste("black", (0, 0, 20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    tags: dict[str, Any] = {"exif": exif} if sample.name != "TIFF" else {"tiffinfo": {0x0112: orientation}}
+    data = encode(stored, sample.pillow_format, quality=95, **tags)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    upright = decode_image(validate_image(data, LIMITS).data)
+    assert upright.size == expected.size
+    assert upright.tobytes() == expected.tobytes()
 
 
 @each_sample
@@ -161,3 +235,15 @@ def test_a_jpeg_with_damaged_mpo_data_is_read_without_warnings() -> None:
         shown.clear()
         assert decode_image(validate_image(damaged, LIMITS).data).size == (64, 48)
     assert shown == []
+
+
+def test_the_page_offers_all_formats() -> None:
+    script = (Path(minigpt4_serve.__file__).parent / "page" / "images.js").read_text()
+    accepted = re.search(r'ACCEPTED = "([^"]*)"', script)
+    assert accepted is not None
+    offered = set(accepted[1].split(","))
+    assert {one.mime_type for one in formats.KNOWN_FORMATS} <= offered
+    suffixes = {suffix for one in formats.KNOWN_FORMATS for suffix in one.suffixes}
+    assert {name for name in offered if name.startswith(".")} <= suffixes
+    names = [one.name for one in formats.KNOWN_FORMATS]
+    assert f"Choose a {', '.join(names[:-1])} or {names[-1]}." in script

@@ -211,7 +211,7 @@ async def test_images_are_not_processed_in_the_event_loop(
     from minigpt4_serve.client import references, vision
 
     threads: dict[str, set[int]] = {}
-    for module, name in ((references, "decode_image"), (vision, "image_url_part"), (blocks, "_rewrite")):
+    for module, name in ((references, "decode_pixels"), (vision, "image_url_part"), (blocks, "_rewrite")):
         real = getattr(module, name)
 
         def noting(*args: Any, name: str = name, real: Any = real) -> Any:
@@ -223,5 +223,5 @@ async def test_images_are_not_processed_in_the_event_loop(
     agent = create_agent(model, tools=[MiniGPT4VisionTool()], middleware=[ImageHandles()])
     state = await agent.ainvoke({"messages": [HumanMessage([v1("red")])]})
     assert state["messages"][-1].content == "red"
-    assert set(threads) == {"decode_image", "image_url_part", "_rewrite"}
+    assert set(threads) == {"decode_pixels", "image_url_part", "_rewrite"}
     assert threading.get_ident() not in set().union(*threads.values())

@@ -1,6 +1,8 @@
 """The chat model: LangChain's own suites, against the fake server; tests/e2e runs them on the real one."""
 
 import base64
+import copy
+import pickle
 from typing import Any, Literal
 
 import openai
@@ -8,7 +10,7 @@ import pytest
 from drawing import draw, encode
 from fakes.openai_replies import KEY, USAGE
 from fakes.openai_server import MODEL, OpenAIServer
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, trim_messages
 from langchain_minigpt4 import ChatMiniGPT4
 from langchain_suites import ChatModelFlags, drawn_downloads
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -135,3 +137,32 @@ def test_answers_follow_a_schema(small_model: Any) -> None:
         as_dict = model.with_structured_output(SCENE).invoke([question("red")])
     assert isinstance(scene, Scene)
     assert Scene.model_validate(as_dict) == scene
+
+
+def test_tokens_are_counted_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("no connection is needed")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("tiktoken.encoding_for_model", refuse)
+    monkeypatch.setattr("tiktoken.get_encoding", refuse)
+    model = ChatMiniGPT4(model="any")
+    assert model.get_num_tokens("hi") == 1
+    assert model.get_num_tokens("") == 0
+    assert 20 <= model.get_num_tokens("The quick brown fox jumps over the lazy dog. " * 2) <= 40
+    image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    assert model.get_num_tokens_from_messages([HumanMessage([image]), AIMessage("hi")]) > 256
+    kept = trim_messages([HumanMessage("a" * 900), HumanMessage("b")], max_tokens=50, token_counter=model)
+    assert [message.content for message in kept] == ["b"]
+    with pytest.raises(NotImplementedError, match="custom_get_token_ids"):
+        model.get_token_ids("hi")
+    exact = ChatMiniGPT4(model="any", custom_get_token_ids=lambda text: list(text.encode()))
+    assert exact.get_num_tokens("hi there") == 8
+
+
+def test_copies_of_the_model_work(server: OpenAIServer) -> None:
+    model = ChatMiniGPT4(api_key=KEY, temperature=0.5, max_retries=0)
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.model_copy(deep=True)):
+        assert (made.temperature, made.max_retries, made.openai_api_key) == (0.5, 0, model.openai_api_key)
+        assert made.invoke([question("red")]).text == "red"

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +16,8 @@ from drawing import draw, encode
 from fakes.openai_replies import ENDLESS, KEY, USAGE, ErrorEvent, Gate, Reply, refusal
 from fakes.openai_server import OpenAIServer, vision_server
 from mcp import Client, StdioServerParameters
-from mcp_minigpt4 import create_server
-from mcp_minigpt4.server import _folders
+from mcp_minigpt4 import cli, create_server
+from mcp_minigpt4.server import _folders, _Roots
 from mcp_types import CallToolResult, ListRootsResult, Root, TextContent
 from processes import free_port
 from waiting import wait_until
@@ -78,7 +80,7 @@ async def use(client: Client, first: str, second: str) -> None:
 
     result = await client.call_tool(TOOL, {"images": [first], "question": "Colour?"}, progress_callback=progress)
     assert not result.is_error
-    assert "<picture_answer>\nred\n</picture_answer>" in words(result)
+    assert re.search(r'<picture_answer id="(\w+)">\nred\n</picture_answer id="\1">', words(result))
     answer = VisionAnswer.model_validate(result.structured_content)
     assert answer.text == "red"
     assert answer.usage is not None
@@ -155,10 +157,133 @@ async def test_calls_run_concurrently(eyes: OpenAIServer, folder: Path) -> None:
         assert [words(result).split("\n")[2] for result in await asyncio.gather(*calls)] == names
 
 
-def test_only_file_roots_become_folders() -> None:
-    uris = ["file:///home/me/My%20Pictures", "https://example.com/a", "file://", "file:///"]
-    roots = ListRootsResult(roots=[Root.model_construct(uri=uri) for uri in uris])
-    assert _folders(roots) == [Path("/home/me/My Pictures"), Path("/")]
+@pytest.mark.parametrize(
+    ("roots", "folders"),
+    [
+        (
+            [{"uri": "file:///home/me/My%20Pictures"}, {"uri": "https://example.com/a"}, {"uri": "file://"}],
+            ["/home/me/My Pictures"],
+        ),
+        ([{"uri": "vscode-remote://ssh/home/me"}, {"uri": "file:///"}, {"uri": "file://server/share"}], ["/"]),
+        ([None, 1, "a", {}, {"uri": None}, {"uri": "file:a"}, {"uri": "file://["}, {"uri": "file:///a"}], ["/a"]),
+        ([Root(uri="file:///a")], ["/a"]),  # type: ignore[arg-type]
+        (None, []),
+        ({}, []),
+        ("file:///a", []),
+    ],
+)
+def test_only_folders_among_roots_are_used(roots: Any, folders: list[str]) -> None:
+    assert _folders(_Roots(roots=roots)) == [Path(folder) for folder in folders]
+
+
+class RawClient:
+    """Writes and reads lines of a server on stdio, as a client that doesn't follow the protocol may."""
+
+    def __init__(self, process: asyncio.subprocess.Process, roots_answer: Any) -> None:
+        self._process = process
+        self._roots_answer = roots_answer
+        self.asked = 0
+
+    async def send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+        await self._process.stdin.drain()
+
+    async def result(self, wanted: int) -> Any:
+        """The response to a request, and answers to ``roots/list`` meanwhile."""
+        assert self._process.stdout is not None
+        while True:
+            message = json.loads(await self._process.stdout.readline())
+            if message.get("method") == "roots/list":
+                self.asked += 1
+                if self._roots_answer is not None:
+                    await self.send({"id": message["id"], **self._roots_answer})
+            elif message.get("id") == wanted and "method" not in message:
+                return message
+
+    async def call(self, number: int, *images: str) -> Any:
+        await self.send(
+            {"id": number, "method": "tools/call", "params": {"name": TOOL, "arguments": {"images": images}}}
+        )
+        return (await self.result(number))["result"]
+
+
+ROOTS_ANSWERS: dict[str, Any] = {
+    "never": None,
+    "an error": {"error": {"code": -32603, "message": "no"}},
+    "nothing": {"result": {}},
+    "null": {"result": {"roots": None}},
+    "others": {"result": {"roots": [{"uri": "vscode-remote://x/y"}, {"uri": "http://x"}, {"uri": "OTHER"}]}},
+    "odd ones": {"result": {"roots": [1, None, {"name": "a"}, {"uri": "OTHER", "name": 5}]}},
+}
+
+
+@pytest.mark.parametrize("name", ROOTS_ANSWERS)
+async def test_calls_are_answered_whatever_the_roots_are(name: str, eyes: OpenAIServer, folder: Path) -> None:
+    (folder.parent / "other").mkdir()
+    (folder.parent / "other" / "blue too.png").write_bytes(encode(draw("blue")))
+    other = (folder.parent / "other").as_uri()
+    answer = json.loads(json.dumps(ROOTS_ANSWERS[name]).replace("OTHER", other))
+    code = (
+        "from mcp_minigpt4 import create_server; from minigpt4_serve.client import PictureSources, VisionClient\n"
+        "from pathlib import Path; import sys\n"
+        "sources = PictureSources((Path(sys.argv[2]),))\n"
+        "create_server(VisionClient(sys.argv[1]), sources, trust_roots=True, roots_timeout_s=1).run('stdio')"
+    )
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, eyes.url, str(folder), stdin=pipe, stdout=pipe, limit=2**22
+    )
+    try:
+        client = RawClient(process, answer)
+        start = json.loads(INITIALIZE)
+        start["params"]["capabilities"] = {"roots": {"listChanged": True}}
+        await client.send(start)
+        await client.result(1)
+        await client.send({"method": "notifications/initialized"})
+        for number, image in enumerate(("red.png", str(folder / "red.png"), data_url("red")), start=2):
+            assert "red" in (await client.call(number, image))["content"][0]["text"]
+        assert client.asked == 0, "no call needed roots"
+        result = await client.call(9, "blue too.png")
+        assert client.asked == 1
+        if "OTHER" in json.dumps(ROOTS_ANSWERS[name]):
+            assert "blue" in result["content"][0]["text"]
+        else:
+            assert "no readable picture" in result["content"][0]["text"]
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"images": "red.png"}, "red"),
+        ({"images": '["red.png", "blue.png"]'}, "red and blue"),
+        ({"images": ["'red.png'"]}, "red"),
+        ({"images": None}, "Call this tool with"),
+        ({"images": 5}, "Call this tool with"),
+        ({"images": [{"path": "red.png"}]}, "Call this tool with"),
+        ({"image": "red.png"}, "Call this tool with"),
+        ({"images": ["red.png"], "question": ["a"]}, "Call this tool with"),
+    ],
+)
+async def test_arguments_as_models_write_them(
+    arguments: dict[str, Any], expected: str, eyes: OpenAIServer, folder: Path
+) -> None:
+    async with Client(create_server(VisionClient(eyes.url), PictureSources((folder,)))) as client:
+        text = words(await client.call_tool(TOOL, arguments))
+    assert expected in text
+    assert "pydantic" not in text
+    assert "http" not in text
+
+
+def test_sessions_over_http_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, Any] = {}
+    monkeypatch.setattr("mcp.server.mcpserver.MCPServer.run", lambda *_, **options: started.update(options))
+    cli.serve(transport=cli.Transport.HTTP)
+    assert started["session_idle_timeout"] <= 3600
+    assert started["max_sessions"] <= 1000
 
 
 def test_ctrl_c_ends_an_idle_server() -> None:
@@ -257,7 +382,7 @@ FAILURES: dict[str, tuple[Callable[[OpenAIServer], dict[str, Any]], dict[str, An
     "no image": (lambda _: {}, {"images": []}, "No picture is given"),
     "too many images": (lambda _: {}, {"images": ["red.png"] * 9}, "At most 8"),
     "empty question": (lambda _: {}, {**_RED, "question": " "}, "question is empty"),
-    "no arguments": (lambda _: {}, {}, "images"),
+    "no arguments": (lambda _: {}, {}, "Call this tool with 'question', a text, and 'images'"),
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minigpt4_serve.images import DecodedImage
 from minigpt4_serve.model import MiniGPT4ImageProcessor
 
 SIDE = 28
@@ -67,3 +68,16 @@ def test_a_transparent_palette_is_read_without_a_warning(tmp_path: Path) -> None
         assert isinstance(clear.info["transparency"], bytes)
         pixels = MiniGPT4ImageProcessor(SIDE).to_tensor(clear)
     assert numpy.array_equal(levels(pixels), numpy.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("size", [(1500, 1200), (1200, 1500), (40, 90_000), (90_000, 40)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_strips_give_the_pixels_of_the_whole(size: tuple[int, int], orientation: int) -> None:
+    stored = noise(*size)
+    decoded = DecodedImage(stored, orientation)
+    upright = decoded.crop((0, 0, *decoded.size))
+    width, height = upright.size
+    tall = height - SIDE > 2 * max(width - SIDE, 0)
+    bicubic = Image.Resampling.BICUBIC
+    whole = upright.resize((width, SIDE) if tall else (SIDE, height), bicubic).resize((SIDE, SIDE), bicubic)
+    assert numpy.array_equal(levels(MiniGPT4ImageProcessor(SIDE).to_tensor(decoded)), numpy.array(whole))

@@ -203,7 +203,7 @@ def test_an_error_in_the_middle_keeps_the_words(visit: Visit, scripted: Scripted
         (
             "notes.png",
             b"not a picture",
-            "This is not a picture that can be read. Choose a PNG, JPEG, WEBP, GIF or BMP.",
+            "This is not a picture that can be read. Choose a PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC.",
         ),
         ("huge.png", b"\x89PNG".ljust(24 * 2**20), "This file is larger than 20 MiB. Choose a smaller one."),
     ],

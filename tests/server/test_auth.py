@@ -52,19 +52,45 @@ def test_without_a_key_nothing_but_health(keyed: Keyed, authorization: str | Non
     for method, path in (
         ("POST", CHAT),
         ("GET", "/v1/models"),
-        ("GET", "/docs"),
-        ("GET", "/openapi.json"),
+        ("GET", "/status"),
         ("GET", "/nothing"),
         ("OPTIONS", CHAT),
-        ("GET", "/health/../docs"),
+        ("POST", "/docs"),
+        ("HEAD", "/v1/models"),
+        ("GET", "/health/../status"),
         ("GET", f"{client.base_url}//health"),
     ):
         answer = client.request(method, path, headers=headers)  # type: ignore[arg-type]
         assert answer.status_code == 401, (method, path)
-        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert method == "HEAD" or answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"] == "Bearer"
-    for path in ("/health", "/ready", "/", "/preview", "/page/main.js"):
+    for path in ("/health", "/ready", "/", "/preview", "/page/main.js", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 200
+
+
+def test_a_key_may_come_in_either_header(small_model: Any) -> None:
+    table: list[tuple[dict[str, str], int]] = [
+        ({"x-api-key": "sesame"}, 200),
+        ({"X-API-Key": "sesame"}, 200),
+        ({"authorization": "Bearer none", "x-api-key": "sesame"}, 200),
+        ({"authorization": "Bearer sesame", "x-api-key": "none"}, 200),
+        ({"x-api-key": ""}, 401),
+        ({"x-api-key": "Bearer sesame"}, 401),
+        ({"x-api-key": "none"}, 401),
+    ]
+    with serving(small_model, api_key="sesame") as (client, _):
+        for headers, status in table:
+            assert client.get("/v1/models", headers=headers).status_code == status, headers
+
+
+def test_the_docs_load_nothing_from_other_servers(keyed: Keyed) -> None:
+    client, *_ = keyed
+    page = client.get("/docs").text
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(files) >= 3
+    for file in files:
+        assert file.startswith("/docs/files/")
+        assert client.get(file).status_code == 200
 
 
 def test_a_refused_request_is_not_read(keyed: Keyed) -> None:
@@ -199,6 +225,8 @@ def test_a_stream_is_in_progress_until_its_end_or_the_clients(small_model: Any, 
     ("client_address", "host", "status"),
     [
         ("127.0.0.1", "localhost:8000", 200),
+        ("127.0.0.1", "LOCALHOST:8000", 200),
+        ("127.0.0.1", "LocalHost", 200),
         ("127.0.0.1", "127.0.0.1", 200),
         ("::1", "[::1]:8000", 200),
         ("127.0.0.1", "evil.example", 401),
@@ -222,6 +250,7 @@ async def test_an_open_server_answers_this_machine_by_its_own_names(
     ("origin", "status"),
     [
         ("http://localhost:8000", 200),
+        ("http://LOCALHOST:8000", 200),
         ("http://127.0.0.1:7860", 200),
         ("http://[::1]:3000", 200),
         ("https://evil.example", 401),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import Server, serving
+from processes import Server, free_port, serving
 
 from minigpt4_serve.process_tree import descendants, processes_using
 
@@ -74,8 +74,7 @@ def test_a_server_starts_in_a_hard_environment_and_cleans_up(tmp_path: Path) -> 
         (left,) = base.glob("minigpt4-*")
         server.process.kill()
         server.process.wait()
-    port = server.url.rpartition(":")[2]
-    with serving("--log-level", "warning", "--port", port, **environment) as server:
+    with serving("--log-level", "warning", **environment) as server:
         assert not left.exists()
         assert processes_using(left) == []
         assert httpx.post(f"{server.url}/v1/chat/completions", json=HELLO, timeout=120).status_code == 200
@@ -93,7 +92,7 @@ def test_a_server_starts_in_a_hard_environment_and_cleans_up(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_sigterm_during_the_start_leaves_nothing(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("minigpt4")), "serve", "--port", "20001"]
+    command = [str(Path(sys.executable).with_name("minigpt4")), "serve", "--port", str(free_port())]
     environment = {**os.environ, "RAY_TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None

@@ -83,8 +83,9 @@ def test_http_process_is_small_and_imports_no_torch(fresh_server: Server) -> Non
     (http,) = fresh_server.replicas("http")
     assert _memory_mib(http) < MAX_HTTP_MIB
     command = [sys.executable, "-c", LIST_MODULES, _gcs_address(fresh_server)]
-    # A local server switches Ray's token on; Ray finds the token of this user by itself.
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    # A local server switches Ray's token on; Ray finds the token of this user by itself. All of the cluster listens on
+    # 127.0.0.1, which Ray replaces by another address of the machine unless the second variable is set.
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     listed = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert listed.returncode == 0, listed.stderr
     modules = set(json.loads(listed.stdout.splitlines()[-1]))

@@ -70,8 +70,32 @@ def test_the_document_has_every_route_and_field(served: tuple[httpx.Client, Chat
     body = chat["requestBody"]["content"]["application/json"]["schema"]
     assert {"messages", "stream", "timeout", "response_format", "seed"} <= set(body["properties"])
     assert "$ref" not in str(body), "a reference would point nowhere"
+    for name in ("stop", "messages"):
+        schema = body["properties"][name]
+        schema = schema["items"]["properties"]["content"] if name == "messages" else schema
+        assert {"string", "array"} <= {choice.get("type") for choice in schema["anyOf"]}, name
+    asked = paths["/v1/responses"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"][
+        "input"
+    ]
+    assert [choice["type"] for choice in asked["anyOf"]] == ["string", "array"]
     assert {"200", "400", "401", "404", "408", "413", "429", "503"} <= set(chat["responses"])
     for path, name in {"/v1/chat/completions": "ChatCompletion", "/v1/responses": "Response"}.items():
         content = paths[path]["post"]["responses"]["200"]["content"]
         assert content["application/json"]["schema"] == {"$ref": f"#/components/schemas/{name}"}
         assert "text/event-stream" in content
+
+
+@pytest.mark.parametrize("keys", [{}, {"api_key": "sesame"}])
+def test_the_document_names_the_ways_to_send_a_key(small_model: Any, keys: dict[str, str]) -> None:
+    with serving(small_model, **keys) as (client, _):
+        document = client.get("/openapi.json").json()
+        assert client.get("/openapi.json").json() == document
+    schemes = document["components"]["securitySchemes"]
+    assert {(scheme["type"], scheme.get("scheme"), scheme.get("name")) for scheme in schemes.values()} == {
+        ("http", "bearer", None),
+        ("apiKey", None, "x-api-key"),
+    }
+    used = [*({name: []} for name in schemes), *([] if keys else [{}])]
+    assert document["security"] == used
+    assert document["paths"]["/health"]["get"]["security"] == []
+    assert "security" not in document["paths"]["/v1/models"]["get"]

@@ -172,7 +172,12 @@ def test_an_answer_that_is_cut_is_incomplete(client: openai.OpenAI) -> None:
         ({"input": 5}, "input"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
-        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "computer_call_output", "call_id": "c", "output": {}}]}, "input[0].type"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": 5}]}, "input[0].output"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
+        ({"input": [{"type": "reasoning"}, {"role": "assistant", "content": "x"}]}, "input"),
+        ({"input": [{"type": "reasoning"}]}, "input"),
+        ({"input": [{"type": "reasoning"}, {"type": "web_search_call"}], "instructions": "Look."}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0]"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
@@ -181,6 +186,15 @@ def test_an_answer_that_is_cut_is_incomplete(client: openai.OpenAI) -> None:
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://a/b"}]}]},
             "input[0].content[0].image_url",
+        ),
+        (
+            {
+                "input": [
+                    {"type": "reasoning", "id": "r", "summary": []},
+                    {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA=="}]},
+                ],
+            },
+            "input[1].content[0].image_url",
         ),
         (
             {
@@ -197,10 +211,19 @@ def test_an_answer_that_is_cut_is_incomplete(client: openai.OpenAI) -> None:
         ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
-        ({"input": "x", "store": True}, "store"),
+        ({"input": "x", "store": "yes"}, "store"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
+        ({"input": "x", "tool_choice": "required"}, "tool_choice"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": "x", "background": True}, "background"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools"),
         ({"input": "x", "reasoning": {"effort": "high"}}, "reasoning"),
+        ({"input": "x", "reasoning_effort": "high"}, "reasoning_effort"),
+        ({"input": "x", "text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"input": "x", "verbosity": "high"}, "verbosity"),
+        ({"input": "x", "guided_regex": "a+"}, "guided_regex"),
+        ({"input": "x", "guided_json": {"type": "zork"}}, "guided_json"),
+        ({"input": "x", "text": {"format": {"type": "json_schema", "name": "a", "schema": 5}}}, "text.format.schema"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "x", "top_logprobs": 2}, "top_logprobs"),
         ({"input": "x", "text": {"format": {"type": "grammar"}}}, "text.format"),

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -123,6 +124,108 @@ def test_logprobs(client: httpx.Client) -> None:
     assert [entry["token"] for entry in logprobs] == [entry["token"] for entry in content]
 
 
+def _text(entries: list[dict[str, Any]]) -> str:
+    """The text of reported tokens, without what is no character."""
+    return bytes(itertools.chain(*(entry["bytes"] for entry in entries))).decode(errors="ignore").strip()
+
+
+def test_reported_tokens_make_up_the_answer(client: httpx.Client) -> None:
+    text = client.post(CHAT, json=_question(max_tokens=40)).json()["choices"][0]["message"]["content"]
+    for fields in ({}, {"stop": [text[10:13]]}, {"stop": [text[20:26]]}, {"stop": [text[:2]]}):
+        wanted = _question(max_tokens=40, logprobs=True, **fields)
+        choice = client.post(CHAT, json=wanted).json()["choices"][0]
+        content = choice["message"]["content"].replace("\ufffd", "").strip()
+        entries = choice["logprobs"]["content"]
+        # A stop string may begin inside of the last token.
+        assert _text(entries).startswith(content)
+        assert content.startswith(_text(entries[:-1]))
+        streamed = _events(client.post(CHAT, json={**wanted, "stream": True}).text)
+        chunks = [choice for event in streamed for choice in event["choices"] if choice["logprobs"]]
+        assert [entry for chunk in chunks for entry in chunk["logprobs"]["content"]] == entries
+
+
+def test_a_character_outside_the_vocabulary_is_reported_in_bytes(client: httpx.Client) -> None:
+    shape = {"type": "json_schema", "json_schema": {"schema": {"enum": ["😀"]}}}
+    wanted = _question(max_tokens=20, logprobs=True, top_logprobs=1, response_format=shape)
+    choice = client.post(CHAT, json=wanted).json()["choices"][0]
+    assert choice["message"]["content"] == '"😀"'
+    assert _text(choice["logprobs"]["content"]) == '"😀"'
+    assert {"token": "\\xf0", "bytes": [240]}.items() <= choice["logprobs"]["content"][1].items()
+
+
+@pytest.mark.parametrize("fields", [{"min_tokens": 20}, {"ignore_eos": True}, {"min_tokens": 20, "stop": ["e", "a"]}])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_stop_strings_do_not_end_an_answer_too_early(
+    served: tuple[httpx.Client, ChatService], monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], beams: int
+) -> None:
+    client, service = served
+    text = client.post(CHAT, json=_question(max_tokens=20)).json()["choices"][0]["message"]["content"]
+    # The template's separator is a string that the model writes at once.
+    variant = service._encoder.variant
+    template = replace(variant.template, stop=(text[1:3],))
+    monkeypatch.setattr(service, "_encoder", replace(service._encoder, variant=replace(variant, template=template)))
+    early = client.post(CHAT, json=_question(max_tokens=20)).json()
+    assert early["usage"]["completion_tokens"] < 20
+    answer = client.post(CHAT, json=_question(max_tokens=20, beams=beams, **fields)).json()
+    assert answer["usage"]["completion_tokens"] == 20
+
+
+def test_hints_are_accepted_and_answered(client: httpx.Client) -> None:
+    hints = {"store": True, "service_tier": "flex", "user": "me", "prompt_cache_key": "chat", "metadata": {"a": "b"}}
+    whole = client.post(CHAT, json=_question(**hints)).json()
+    assert (whole["store"], whole["service_tier"]) == (False, "default")
+    last = _events(client.post(CHAT, json=_question(**hints, stream=True)).text)[-1]
+    assert (last["store"], last["service_tier"]) == (False, "default")
+    plain = client.post(CHAT, json=_question()).json()
+    assert not {"store", "service_tier"} & set(plain)
+    response = client.post(
+        "/v1/responses", json={"input": "Hello", "max_output_tokens": 2, "service_tier": "auto"}
+    ).json()
+    assert (response["store"], response["service_tier"]) == (False, "default")
+
+
+def test_the_limit_in_an_error_is_explained(client: httpx.Client) -> None:
+    card = client.get("/v1/models").json()["data"][0]
+    error = client.post(CHAT, json=_question("word " * 300, max_tokens=100)).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert f"at most {card['context_length'] - 100} fit" in error["message"]
+    assert f"a context of {card['context_length']} tokens, of which 100 are reserved" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/status", "/v1/models", "/v1/models/small", "/docs", "/"])
+def test_head_is_answered_like_get_without_a_body(client: httpx.Client, path: str) -> None:
+    head = client.head(path)
+    get = client.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/health", "GET, HEAD, OPTIONS"), ("/v1/models", "GET, HEAD, OPTIONS"), (CHAT, "OPTIONS, POST")],
+)
+def test_options_names_the_methods(client: httpx.Client, path: str, methods: str) -> None:
+    answer = client.options(path)
+    assert answer.status_code == 204
+    assert answer.headers["allow"] == methods
+    assert client.delete(path).status_code == 405
+    assert client.delete(path).headers["allow"] == methods
+
+
+def test_a_model_with_several_names_answers_to_each(small_model: Any) -> None:
+    with serving(small_model, model_name=("first", "gpt-4o", "first")) as (client, _):
+        cards = client.get("/v1/models").json()["data"]
+        assert [card["id"] for card in cards] == ["first", "gpt-4o"]
+        assert {card["root"] for card in cards} == {"first"}
+        assert client.get("/v1/models/gpt-4o").json()["id"] == "gpt-4o"
+        for fields, name in (({}, "first"), ({"model": "first"}, "first"), ({"model": "gpt-4o"}, "gpt-4o")):
+            assert client.post(CHAT, json=_question(**fields)).json()["model"] == name
+            asked = {"input": "Hello", "max_output_tokens": 2, **fields}
+            assert client.post("/v1/responses", json=asked).json()["model"] == name
+        assert client.post(CHAT, json=_question(model="small")).status_code == 404
+
+
 def test_a_stop_string_ends_the_answer_and_is_not_in_it(client: httpx.Client) -> None:
     text = client.post(CHAT, json=_question(max_tokens=40)).json()["choices"][0]["message"]["content"]
     stop = text[len(text) // 2 :][:3]
@@ -134,7 +237,7 @@ def test_a_stop_string_ends_the_answer_and_is_not_in_it(client: httpx.Client) ->
 def test_models_and_health(client: httpx.Client) -> None:
     card = client.get("/v1/models").json()["data"][0]
     assert card == client.get("/v1/models/small").json()
-    assert card["context_length"] == 512
+    assert card["context_length"] == card["max_model_len"] == 512
     assert card["image_tokens"] == 8
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json()["model"] == "small"
@@ -306,7 +409,7 @@ def test_every_route_but_health_needs_a_key(small_model: Any) -> None:
             {"authorization": "Bearer wrong"},
             {"authorization": "sesame"},
         ):
-            for method, path in (("POST", CHAT), ("GET", "/v1/models"), ("GET", "/docs"), ("GET", "/openapi.json")):
+            for method, path in (("POST", CHAT), ("GET", "/v1/models"), ("GET", "/status")):
                 answer = client.request(method, path, headers=headers)
                 assert answer.status_code == 401
                 assert answer.json()["error"]["code"] == "invalid_api_key"

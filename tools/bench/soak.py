@@ -129,7 +129,7 @@ async def _send_one(engine: Engine, request: BenchRequest, rng: random.Random) -
     received = 0
     generation = engine.generate(request.prompt, sampling, request_id=request_id)
     try:
-        async with contextlib.aclosing(generation) as deltas:  # type: ignore[type-var]
+        async with contextlib.aclosing(generation) as deltas:
             async for delta in deltas:
                 received += 1
                 if disconnects and received > 3:

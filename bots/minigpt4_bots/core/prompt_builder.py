@@ -21,13 +21,14 @@ from minigpt4_bots.core.question import Attachment, DownloadFailed, FileTooLarge
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.core.texts import Texts
 from minigpt4_serve.client.chat_client import ChatClient
-from minigpt4_serve.errors import InvalidImage, PayloadTooLarge
-from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
+from minigpt4_serve.errors import InvalidImage, Overloaded, PayloadTooLarge
+from minigpt4_serve.images import IMAGE_FORMATS, EncodedImage, ImageLimits, run_image_work, to_portable, validate_image
 
 __all__ = ["BuiltPrompt", "PromptBuilder"]
 
 _MAX_ATTACHMENTS = 10
 """Files used per message; both platforms let people send that many at once."""
+_FORMATS = ", ".join(one.name for one in IMAGE_FORMATS)
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _ImageLoader:
     def __init__(self, max_images: int, max_bytes: int) -> None:
         self._max_images = max_images
         self._max_bytes = max_bytes
+        self._limits = ImageLimits(max_bytes=max_bytes)
         self._unusable: Counter[Unusable] = Counter()
         self._kept = 0
         self._sent = 0
@@ -72,7 +74,8 @@ class _ImageLoader:
             notes.append(texts("left_out.too_many", kept=self._kept, sent=self._sent))
         for reason in (Unusable.TOO_LARGE, Unusable.NOT_AN_IMAGE, Unusable.MOVING, Unusable.NOT_DOWNLOADED):
             if count := self._unusable[reason]:
-                notes.append(texts(f"left_out.{reason}", n=count, limit=texts.megabytes(self._max_bytes)))
+                limit = texts.megabytes(self._max_bytes)
+                notes.append(texts(f"left_out.{reason}", n=count, limit=limit, formats=_FORMATS))
         return notes
 
     async def _load_one(self, file: Attachment) -> EncodedImage | Unusable:
@@ -81,10 +84,11 @@ class _ImageLoader:
         if file.size is not None and file.size > self._max_bytes:
             return Unusable.TOO_LARGE
         try:
-            return validate_image(await file.load(self._max_bytes), ImageLimits(max_bytes=self._max_bytes))
+            data = await file.load(self._max_bytes)
+            return await run_image_work(lambda: to_portable(validate_image(data, self._limits)))
         except (FileTooLarge, PayloadTooLarge):
             return Unusable.TOO_LARGE
-        except InvalidImage:
+        except (InvalidImage, Overloaded):
             return Unusable.NOT_AN_IMAGE
         except DownloadFailed:
             return Unusable.NOT_DOWNLOADED

@@ -25,7 +25,7 @@ from minigpt4_bots.core.streaming import Buttons, Content, MessageGone
 from minigpt4_bots.core.texts import Texts, languages
 from minigpt4_bots.telegram.messages import MessageReader, message_key, requester_from, topic_id
 from minigpt4_bots.telegram.targets import ChatTarget, GuestTarget, MessageLocation
-from minigpt4_serve.client import make_http_client
+from minigpt4_serve.client.connection import make_http_client
 
 __all__ = ["TelegramBot"]
 

@@ -18,7 +18,7 @@ from minigpt4_bots.core.answer_service import AnswerService
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.telegram.bot import TelegramBot
 from minigpt4_bots.telegram.targets import OVERALL, rates_for
-from minigpt4_serve.client import make_http_client
+from minigpt4_serve.client.connection import make_http_client
 from minigpt4_serve.errors import AuthenticationFailed
 
 __all__ = ["run"]

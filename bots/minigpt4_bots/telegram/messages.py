@@ -17,11 +17,11 @@ from telegram.error import BadRequest, TelegramError
 from minigpt4_bots.core.access import Requester
 from minigpt4_bots.core.conversation import MessageKey
 from minigpt4_bots.core.question import Attachment, DownloadFailed, FileTooLarge, Question, QuotedMessage, Unusable
+from minigpt4_serve.images import IMAGE_SUFFIXES
 
 __all__ = ["Command", "MessageReader", "message_key", "requester_from", "topic_id"]
 
 _COMMAND = re.compile(r"/(?P<name>[A-Za-z0-9_]{1,32})(?:@(?P<bot>\w+))?(?:\s+|$)(?P<rest>.*)", re.DOTALL)
-_IMAGE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class MessageReader:
             mime_type = document.mime_type or ""
             # Files of an unknown type may be images, too; they are recognized by content.
             may_be_image = mime_type.startswith("image/") or mime_type in ("", "application/octet-stream")
-            if may_be_image or _IMAGE_NAME.search(document.file_name or ""):
+            if may_be_image or (document.file_name or "").lower().endswith(IMAGE_SUFFIXES):
                 return [self._attachment(document.file_id, document.file_size, spoiler=spoiler)]
             return [_unusable(Unusable.MOVING if mime_type.startswith("video/") else Unusable.NOT_AN_IMAGE)]
         if message.audio or message.voice:

@@ -1,4 +1,4 @@
-"""Authentication and quotas as ASGI middleware: every route but the health probes and the page's files requires a key.
+"""Authentication and quotas as ASGI middleware: every route but probes and files for browsers requires a key.
 
 Without keys the server accepts only requests from this machine to a loopback name. A web page of another site, open in
 a browser on this machine, is refused: its requests could use a domain that resolves to 127.0.0.1 (DNS rebinding), or
@@ -48,6 +48,11 @@ class QuotaReservation:
         """The reservation of a request in progress; None on a server without keys."""
         return scope.get(_SCOPE_KEY)
 
+    @property
+    def key_id(self) -> str:
+        """The id of its key."""
+        return self.key.id
+
     async def reserve(self) -> None:
         """Count the request. Raises ``RateLimited``."""
         self._apply(await self._quotas.reserve(self.key, self._name))
@@ -83,7 +88,7 @@ class QuotaReservation:
 def read_key_id(scope: Scope) -> str:
     """The id of the key of a request that counts against quotas; empty on a server without keys."""
     reservation = QuotaReservation.from_scope(scope)
-    return "" if reservation is None else reservation.key.id
+    return "" if reservation is None else reservation.key_id
 
 
 class RequireKey:
@@ -162,7 +167,9 @@ class RequireKey:
             reservation.release(status)
 
 
-_NO_KEY = AuthenticationFailed("This server requires a valid API key: send it as 'Authorization: Bearer KEY'.")
+_NO_KEY = AuthenticationFailed(
+    "This server requires a valid API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'."
+)
 _ONLY_LOCAL = AuthenticationFailed(
     "This server has no API keys, so it accepts only requests from its own machine to localhost, and none from web "
     "pages of other sites. Its operator can create a key with 'minigpt4 keys add'."
@@ -170,8 +177,12 @@ _ONLY_LOCAL = AuthenticationFailed(
 
 
 def _find_key(keys: KeyRing, scope: Scope) -> ApiKey | None:
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-    return keys.find(key.strip()) if scheme.lower() == "bearer" else None
+    """The key that the request sends as a bearer token or in ``x-api-key``; of both, the first that is known."""
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = (token if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
+    found = (keys.find(key.strip()) for key in given if key.strip())
+    return next((key for key in found if key is not None), None)
 
 
 async def _refuse(error: AuthenticationFailed, scope: Scope, receive: Receive, send: Send) -> None:

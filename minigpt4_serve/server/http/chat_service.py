@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidRequest
@@ -14,13 +14,15 @@ from minigpt4_serve.prompt.templates import Turn, truncate_history, truncation_p
 from minigpt4_serve.protocol import Delta, Prompt, SamplingParams
 from minigpt4_serve.server.engine_client import EngineClient
 from minigpt4_serve.server.http.image_reader import ImageReader
-from minigpt4_serve.server.openai.chat_request import ChatCompletionRequest, ImagePart
+from minigpt4_serve.server.openai.chat_request import ChatCompletionRequest
+from minigpt4_serve.server.openai.turns import read_turns
 from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["ChatService", "PreparedChat"]
 
 _HEALTH_S = 1.0  # that a result of the health check serves everyone who asks
 _DEFAULT_MAX_TOKENS = 300  # the original demo's answer length
+_SAMPLING_PARAMS = [field.name for field in fields(SamplingParams)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class ChatService:
     ) -> None:
         self.engine = engine
         self.settings = settings
-        self.name = settings.model_name or settings.model.path.resolve().name
+        self.names = settings.model_names
         self.context_length = engine.context_length  # a small KV cache may hold less than the model could read
         self.image_tokens = encoder.num_image_tokens
         self.writes_boxes = encoder.variant.writes_boxes
@@ -59,6 +61,15 @@ class ChatService:
         self._preparing = 0
         self._health: asyncio.Task[None] | None = None
         self._health_since = 0.0
+
+    @property
+    def name(self) -> str:
+        """The model's first name."""
+        return self.names[0]
+
+    def serves(self, name: str) -> bool:
+        """Whether requests may call the model so; by its folder's name, too, if the settings give it none."""
+        return name in self.names or (not self.settings.model_name and name == self.settings.model.path.resolve().name)
 
     async def check_capacity(self) -> None:
         """Raise ``Overloaded`` if a new request is certain to be refused, before any work is done for it."""
@@ -74,7 +85,13 @@ class ChatService:
             InvalidRequest, InvalidImage, PayloadTooLarge, ContextLengthExceeded: ``param`` names the field at fault.
             Overloaded: requests that run, wait or are being prepared fill the engine and its queue.
         """
-        turns, references = self._read_messages(request)
+        turns, references = read_turns(request.messages)
+        if len(references) > self.settings.max_images_per_request:
+            raise InvalidRequest(
+                f"The chat holds {len(references)} pictures; at most {self.settings.max_images_per_request} are "
+                "allowed.",
+                param="messages",
+            )
         await self.check_capacity()
         self._preparing += 1
         try:
@@ -97,7 +114,14 @@ class ChatService:
         """
         room = min(sampling.max_tokens, self.context_length // 4)
         turns, dropped = self._shorten(turns)
-        encoded = self._encoder.encode_chat(turns, max_tokens=self.context_length - room)
+        try:
+            encoded = self._encoder.encode_chat(turns, max_tokens=self.context_length - room)
+        except ContextLengthExceeded as error:
+            error.reword(
+                f"{error.message} Question and answer share a context of {self.context_length} tokens, of which {room} "
+                "are reserved for the answer."
+            )
+            raise
         prompt = Prompt(tuple(encoded.token_ids), tuple(images))
         return PreparedChat(prompt, sampling, dropped + encoded.dropped_messages)
 
@@ -119,35 +143,30 @@ class ChatService:
         )
 
     def sampling(self, request: ChatCompletionRequest) -> SamplingParams:
-        """The request's parameters over the model's generation defaults; greedy if neither says how to sample."""
+        """The request's parameters over the model's generation defaults; greedy if neither says how to sample.
+
+        Those of the request are its attributes with the names of ``SamplingParams``.
+        """
         defaults = self._defaults
-        temperature = 0.0
-        if request.temperature is not None:
-            temperature = request.temperature
-        elif defaults.do_sample and request.beams == 1:
-            temperature = 1.0 if defaults.temperature is None else defaults.temperature
-        # A JSON string may contain the template's separator; the schema determines where the answer ends.
-        template_stops = self._encoder.template.stop if request.json_schema is None else ()
-        return SamplingParams(
-            max_tokens=request.max_completion_tokens
-            or request.max_tokens
-            or defaults.max_new_tokens
-            or _DEFAULT_MAX_TOKENS,
-            min_tokens=request.min_tokens or 0,
-            temperature=temperature,
-            top_p=(defaults.top_p or 1.0) if request.top_p is None else request.top_p,
-            top_k=(defaults.top_k or 0) if request.top_k is None else request.top_k,
-            min_p=request.min_p or 0.0,
-            repetition_penalty=request.repetition_penalty or defaults.repetition_penalty or 1.0,
-            seed=request.seed,
-            stop=(*request.stop, *template_stops),
-            logprobs=request.logprobs,
-            top_logprobs=request.top_logprobs or 0,
-            n=request.n,
-            beams=request.beams,
-            length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
-            json_schema=request.json_schema,
-        )
+        values: dict[str, Any] = {
+            "max_tokens": defaults.max_new_tokens or _DEFAULT_MAX_TOKENS,
+            "top_p": defaults.top_p or 1.0,
+            "top_k": defaults.top_k or 0,
+            "repetition_penalty": defaults.repetition_penalty or 1.0,
+        }
+        if defaults.do_sample and request.beams == 1:
+            values["temperature"] = 1.0 if defaults.temperature is None else defaults.temperature
+        given = {name: getattr(request, name, None) for name in _SAMPLING_PARAMS}
+        values |= {name: value for name, value in given.items() if value is not None}
+        if request.max_completion_tokens is not None:
+            values["max_tokens"] = request.max_completion_tokens
+        # The template's separator is this family's end of sequence. The schema determines where JSON ends; there the
+        # separator ends the string that is open.
+        stops = () if request.ignore_eos else self._encoder.template.stop
+        free = request.json_schema is None
+        values["stop"] = (*request.stop, *(stops if free else ()))
+        values["json_stop"] = () if free else stops
+        return SamplingParams(**values)
 
     def stream(self, chat: PreparedChat, *, request_id: str, whole: bool = False) -> AsyncGenerator[Delta]:
         """The deltas of the answer; closing the generator aborts the request in the engine.
@@ -175,32 +194,6 @@ class ChatService:
         sampling = SamplingParams(max_tokens=2, temperature=0.0)
         async for _ in self.stream(self.prepare_turns([Turn("user", "Hello")], [], sampling), request_id="warm-up"):
             pass
-
-    def _read_messages(self, request: ChatCompletionRequest) -> tuple[list[Turn], list[tuple[str, str]]]:
-        turns: list[Turn] = []
-        references: list[tuple[str, str]] = []  # (URL, name of the field)
-        for i, message in enumerate(request.messages):
-            role = "system" if message.role == "developer" else message.role
-            texts: list[str] = []
-            num_images = 0
-            for j, part in enumerate(message.content):
-                if isinstance(part, ImagePart):
-                    num_images += 1
-                    references.append((part.image_url.url, f"messages[{i}].content[{j}].image_url"))
-                else:
-                    texts.append(part.text)
-            if num_images and role != "user":
-                raise InvalidRequest("Only user messages can hold pictures.", param=f"messages[{i}].content")
-            turns.append(Turn(role, "\n".join(texts), num_images))
-        if turns[-1].role != "user" or not (turns[-1].text.strip() or turns[-1].images):
-            raise InvalidRequest("The last message must be a user's question.", param="messages")
-        if len(references) > self.settings.max_images_per_request:
-            raise InvalidRequest(
-                f"The chat holds {len(references)} pictures; at most {self.settings.max_images_per_request} are "
-                "allowed.",
-                param="messages",
-            )
-        return turns, references
 
 
 def _salted(digest: str, salt: str) -> str:

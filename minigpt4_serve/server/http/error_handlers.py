@@ -43,7 +43,17 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = {}
+    if allowed := (error.headers or {}).get("Allow"):
+        methods = {*allowed.replace(",", " ").split(), "OPTIONS"}
+        if "GET" in methods:
+            methods.add("HEAD")  # see AnswerHeadRequests
+        headers["allow"] = ", ".join(sorted(methods))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
     messages = {404: "There is nothing at this address.", 405: f"{request.method} is not possible at this address."}
     wrapped = InvalidRequest(messages.get(error.status_code, "The request can't be answered."))
     wrapped.status = error.status_code
-    return error_response(wrapped)
+    response = error_response(wrapped)
+    response.headers.update(headers)
+    return response

@@ -1,11 +1,11 @@
 """References to images in a request → validated images, within the limits of the settings."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.images import EncodedImage, ImageLimits, parse_data_url, validate_image
+from minigpt4_serve.images import EncodedImage, ImageLimits, is_data_url, parse_data_url, run_image_work, validate_image
 from minigpt4_serve.images.fetch import ImageFetcher
 from minigpt4_serve.settings import ServeSettings
 
@@ -20,7 +20,12 @@ class ImageReader:
     """
 
     def __init__(self, settings: ServeSettings, fetcher: ImageFetcher | None = None) -> None:
-        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_frames)
+        self._limits = ImageLimits(
+            settings.max_image_bytes,
+            settings.max_image_pixels,
+            settings.max_image_frames,
+            settings.max_decode_bytes,
+        )
         self._max_total = settings.max_body_bytes
         hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._fetches = bool(hosts)
@@ -39,13 +44,13 @@ class ImageReader:
         images: list[EncodedImage] = []
         left = self._max_total
         for url, param in references:
-            if url[:5].lower() == "data:":
+            if is_data_url(url):
                 # Decoding and hashing megabytes on the event loop would delay all other streams.
-                images.append(await asyncio.to_thread(parse_data_url, url, self._limits, param=param))
+                images.append(await run_image_work(partial(parse_data_url, url, self._limits, param=param)))
                 continue
             data = await self._fetch(url, left, param)
             left -= len(data)
-            images.append(await asyncio.to_thread(validate_image, data, self._limits, param=param))
+            images.append(await run_image_work(partial(validate_image, data, self._limits, param=param)))
         return images
 
     async def _fetch(self, url: str, left: int, param: str) -> bytes:

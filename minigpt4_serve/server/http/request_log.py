@@ -96,7 +96,7 @@ class RequestLogMiddleware:
             line |= {**asdict(context.usage), "timings": context.timings.as_dict()}
         elif status == 200 and path.startswith("/v1/") and scope["method"] == "POST":
             line["cut_short"] = True  # the client disconnected, or the engine was lost
-        quiet = status < 400 and scope["method"] == "GET"
+        quiet = status < 400 and scope["method"] in ("GET", "HEAD")
         _log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": line})
         if self._meter is not None:
             self._meter.request(path, status, seconds, refusal)

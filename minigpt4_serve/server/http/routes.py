@@ -6,22 +6,25 @@ Errors before the first delta of an answer keep their HTTP status; later ones ar
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response, StreamingResponse
+from fastapi_offline import FastAPIOffline
 
 from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
-from minigpt4_serve.server.http.auth import QuotaReservation, RequireKey
+from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey, read_key_id
 from minigpt4_serve.server.http.body_budget import LimitBodies, release_body
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
+from minigpt4_serve.server.http.head_requests import AnswerHeadRequests
 from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
 from minigpt4_serve.server.http.page import add_page
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
@@ -30,12 +33,15 @@ from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
 from minigpt4_serve.server.openai.chat_formatter import ChatFormatter
 from minigpt4_serve.server.openai.chat_request import MAX_BEAMS, ChatCompletionRequest, Message, parse_chat_request
 from minigpt4_serve.server.openai.chat_response import ChatCompletion, ChatCompletionChunk
+from minigpt4_serve.server.openai.chat_tool_formatter import ChatToolFormatter
 from minigpt4_serve.server.openai.model_card import Capabilities, ModelCard, ModelDefaults, ModelList
-from minigpt4_serve.server.openai.openapi import answer_responses, request_body
+from minigpt4_serve.server.openai.openapi import answer_responses, declare_keys, request_body
+from minigpt4_serve.server.openai.recent_responses import ResponseHistory
 from minigpt4_serve.server.openai.responses_formatter import ResponsesFormatter
 from minigpt4_serve.server.openai.responses_request import ResponsesRequest, parse_responses_request
 from minigpt4_serve.server.openai.responses_response import Response as ResponsesResponse
 from minigpt4_serve.server.openai.responses_response import ResponseEvent
+from minigpt4_serve.server.openai.responses_tool_formatter import ResponsesToolFormatter
 from minigpt4_serve.server.openai.wire import ErrorResponse, ResponseFormatter, ResponseModel
 from minigpt4_serve.settings import ServeSettings
 
@@ -43,6 +49,13 @@ __all__ = ["create_app"]
 
 MakeFormatter = Callable[[PreparedChat, str], ResponseFormatter]
 """(prepared chat, unique id of the answer) → what formats the answer."""
+
+_DOCS_FILES = "/docs/files"
+_OPEN_PATHS = frozenset(
+    {"/docs", "/openapi.json"}
+    | {f"{_DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
+)
+"""A browser that opens ``/docs`` sends no key; the files hold no secrets."""
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "No engine answers."}}
 _NO_MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "There is no such model."}}
@@ -89,15 +102,23 @@ def create_app(
     """
     settings = service.settings
     keys = KeyRing(settings.keys_file, settings.api_key) if settings.keys_file or settings.api_key else None
-    app = FastAPI(title="minigpt4-serve", version=__version__, docs_url="/docs", redoc_url=None)
+    app = FastAPIOffline(
+        title="minigpt4-serve",
+        version=__version__,
+        docs_url="/docs",
+        redoc_url=None,
+        static_url=_DOCS_FILES,
+        generate_unique_id_function=lambda route: route.name,  # generated clients' names of methods and classes
+    )
     add_error_handlers(app)
     app.include_router(_model_routes(service))
     app.include_router(_answer_routes(service))
     app.include_router(_probe_routes(service))
     if metrics is not None:
         add_metrics(app, metrics)
-    open_paths = add_page(app) if settings.page else frozenset()
+    app.add_middleware(AnswerHeadRequests)
     app.add_middleware(LimitBodies, total=max(settings.max_bodies_bytes, 2 * settings.max_body_bytes))
+    open_paths = _OPEN_PATHS | (add_page(app) if settings.page else frozenset())
     app.add_middleware(
         RequireKey,
         keys=keys,
@@ -106,6 +127,7 @@ def create_app(
         origins=settings.cors_origins,
     )
     app.add_middleware(RequestLogMiddleware, meter=meter, behind_proxy=behind_proxy)
+    _declare_keys(app, required=keys is not None)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -117,20 +139,32 @@ def create_app(
     return app
 
 
+def _declare_keys(app: FastAPI, *, required: bool) -> None:
+    make_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make_document()  # the same object each time
+        declare_keys(document, required=required, open_paths=PROBE_PATHS)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
 def _model_routes(service: ChatService) -> APIRouter:
     router = APIRouter()
-    card = _model_card(service)
+    first = _model_card(service)
+    cards = [first.model_copy(update={"id": name}) for name in service.names]
 
     @router.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
-        """The only model, with its capabilities."""
-        return _json(ModelList(object="list", data=[card]))
+        """The only model, with its capabilities, once by each of its names."""
+        return _json(ModelList(object="list", data=cards))
 
     @router.get("/v1/models/{name:path}", response_model=ModelCard, responses=_NO_MODEL)
     async def model(name: str) -> Response:
         """The model's card."""
         _check_model(name, service)
-        return _json(card)
+        return _json(first.model_copy(update={"id": name}))
 
     return router
 
@@ -142,7 +176,9 @@ def _model_card(service: ChatService) -> ModelCard:
         object="model",
         created=int(time.time()),
         owned_by="minigpt4-serve",
+        root=service.name,
         context_length=service.context_length,
+        max_model_len=service.context_length,
         image_tokens=service.image_tokens,
         max_images=service.settings.max_images_per_request,
         max_image_bytes=service.settings.max_image_bytes,
@@ -153,6 +189,7 @@ def _model_card(service: ChatService) -> ModelCard:
 
 def _answer_routes(service: ChatService) -> APIRouter:
     router = APIRouter()
+    recent = ResponseHistory(service.settings.response_store_bytes, service.settings.response_store_s)
 
     @router.post(
         "/v1/chat/completions",
@@ -164,12 +201,15 @@ def _answer_routes(service: ChatService) -> APIRouter:
         """One answer, whole or streamed as server-sent events."""
         await service.check_capacity()
         chat_request = parse_chat_request(await _read_body(request, service.settings))
-        return await _answer(
-            request,
-            service,
-            chat_request,
-            lambda chat, answer_id: ChatFormatter(service.name, chat_request, answer_id, chat.dropped_messages),
-        )
+        name = chat_request.model or service.name
+
+        def make_formatter(chat: PreparedChat, answer_id: str) -> ResponseFormatter:
+            given = (name, chat_request, answer_id, chat.dropped_messages)
+            call = chat_request.forced_call
+            return ChatFormatter(*given) if call is None else ChatToolFormatter(*given, call)
+
+        with _rename_param(chat_request.rename_param):
+            return await _answer(request, service, chat_request, make_formatter)
 
     @router.post(
         "/v1/responses",
@@ -178,21 +218,30 @@ def _answer_routes(service: ChatService) -> APIRouter:
         openapi_extra=request_body(ResponsesRequest),
     )
     async def responses(request: Request) -> Response:
-        """The same in the shape of OpenAI's newer API. Nothing is stored."""
+        """The same in the shape of OpenAI's newer API. Responses are kept for a while, to be referred to."""
         await service.check_capacity()
-        responses_request = parse_responses_request(await _read_body(request, service.settings))
-        try:
-            return await _answer(
-                request,
-                service,
-                responses_request.as_chat(),
-                lambda chat, answer_id: ResponsesFormatter(
-                    service.name, responses_request, answer_id, chat.sampling, chat.dropped_messages
-                ),
+        history = recent.of_key(read_key_id(request.scope))
+        responses_request = parse_responses_request(await _read_body(request, service.settings), history)
+        chat_request = responses_request.as_chat()
+        name = responses_request.model or service.name
+
+        def make_formatter(chat: PreparedChat, answer_id: str) -> ResponseFormatter:
+            def keep(response: ResponsesResponse) -> None:
+                history.keep(response, responses_request.new_items)
+
+            given = (
+                name,
+                responses_request,
+                answer_id,
+                chat.sampling,
+                chat.dropped_messages,
+                keep if responses_request.store else None,
             )
-        except MiniGPT4Error as error:
-            error.param = responses_request.rename_param(error.param)
-            raise
+            call = chat_request.forced_call
+            return ResponsesFormatter(*given) if call is None else ResponsesToolFormatter(*given, call)
+
+        with _rename_param(responses_request.rename_param):
+            return await _answer(request, service, chat_request, make_formatter)
 
     return router
 
@@ -239,7 +288,9 @@ async def _answer(
     answer_id = uuid.uuid4().hex
     formatter = make_formatter(chat, answer_id)
     deltas = service.stream(chat, request_id=answer_id, whole=not chat_request.stream)
-    headers = {"x-minigpt4-dropped-messages": str(chat.dropped_messages)} if chat.dropped_messages else {}
+    headers = dict(chat_request.notes)
+    if chat.dropped_messages:
+        headers["x-minigpt4-dropped-messages"] = str(chat.dropped_messages)
     if not chat_request.stream:
         return _json(await unless_disconnected(request, collect_answer(formatter, deltas, deadline)), headers)
     # The first delta is awaited before the status line is sent, so that a refusal keeps its own status.
@@ -268,8 +319,18 @@ def _json(body: ResponseModel, headers: dict[str, str] | None = None) -> Respons
     return Response(body.to_json(), media_type="application/json", headers=headers)
 
 
+@contextmanager
+def _rename_param(rename: Callable[[str | None], str | None]) -> Iterator[None]:
+    """Errors name the field of the client's request."""
+    try:
+        yield
+    except MiniGPT4Error as error:
+        error.param = rename(error.param)
+        raise
+
+
 def _check_model(name: str | None, service: ChatService) -> None:
-    if name is not None and name != service.name:
+    if name is not None and not service.serves(name):
         raise ModelNotFound(f"There is no model of that name here; this server serves '{service.name}'.", param="model")
 
 

@@ -7,6 +7,7 @@ from minigpt4_serve.errors import EngineFailed, MiniGPT4Error
 from minigpt4_serve.protocol import Delta, FinishReason
 from minigpt4_serve.server.openai.chat_request import ChatCompletionRequest
 from minigpt4_serve.server.openai.chat_response import (
+    AnswerFinishReason,
     AssistantMessage,
     ChatCompletion,
     ChatCompletionChunk,
@@ -20,13 +21,14 @@ from minigpt4_serve.server.openai.chat_response import (
 from minigpt4_serve.server.openai.wire import (
     EventTemplate,
     TokenLogprob,
+    answer_hints,
     answer_timings,
     encode_json,
     server_sent_event,
     token_logprobs,
 )
 
-__all__ = ["ChatFormatter"]
+__all__ = ["ChatFormatter", "make_choice"]
 
 _DONE = "data: [DONE]\n\n"
 
@@ -51,6 +53,7 @@ class ChatFormatter:
         self._reports_usage = options is not None and options.include_usage
         self._reports_logprobs = request.logprobs
         self._dropped_messages = dropped_messages
+        self._hints = answer_hints(request.service_tier, store=request.store)
         self._head: dict[str, Any] = {"id": f"chatcmpl-{answer_id}", "created": int(time.time()), "model": model}
         self._templates: dict[int, _Templates] = {}  # of the choices that have begun
         self._texts = [""] * request.n
@@ -70,9 +73,9 @@ class ChatFormatter:
         choices = [
             Choice(
                 index=index,
-                message=AssistantMessage(role="assistant", content=text.strip(), refusal=None),
+                message=self.message(index, text),
                 logprobs=ChoiceLogprobs(content=logprobs, refusal=None) if self._reports_logprobs else None,
-                finish_reason=reason,
+                finish_reason=self.finish_reason(reason),
             )
             for index, (text, logprobs, reason) in enumerate(
                 zip(self._texts, self._logprobs, self._finish_reasons, strict=True)
@@ -81,6 +84,14 @@ class ChatFormatter:
         return ChatCompletion(
             **self._head, object="chat.completion", choices=choices, usage=_usage(last), **self._extras(last)
         )
+
+    def message(self, index: int, text: str) -> AssistantMessage:
+        """The message of a choice with all its text."""
+        return AssistantMessage(role="assistant", content=text.strip(), refusal=None)
+
+    def finish_reason(self, reason: FinishReason | None) -> AnswerFinishReason | None:
+        """The finish reason that is reported."""
+        return reason
 
     def opening(self) -> str:
         """See ``ResponseFormatter``: chunks have no event before the first."""
@@ -116,11 +127,11 @@ class ChatFormatter:
         if not text and delta.finish_reason is None:
             return ""
         self._templates[delta.index] = self._make_templates(delta.index)
-        return self._chunks(delta, text, [_choice(delta.index, ChunkDelta(role="assistant", content=""))])
+        return self._chunks(delta, text, [make_choice(delta.index, ChunkDelta(role="assistant", content=""))])
 
     def _make_templates(self, index: int) -> "_Templates":
         placeholder = EventTemplate.PLACEHOLDER
-        choice = _choice(index, ChunkDelta(content=placeholder))
+        choice = make_choice(index, ChunkDelta(content=placeholder))
         text = EventTemplate(self._chunk([choice]), placeholder)
         choice.logprobs = ChoiceLogprobs(content=[], refusal=None)
         return _Templates(text, EventTemplate(self._chunk([choice]), placeholder, []))
@@ -132,25 +143,29 @@ class ChatFormatter:
         """
         carrier = None
         if text:
-            carrier = _choice(delta.index, ChunkDelta(content=text))
+            carrier = make_choice(delta.index, ChunkDelta(content=text))
             choices.append(carrier)
         if delta.finish_reason:
-            choices.append(_choice(delta.index, ChunkDelta(), delta.finish_reason))
+            choices.append(make_choice(delta.index, ChunkDelta(), delta.finish_reason))
         if not choices:
             return ""
         if delta.logprobs:
             (carrier or choices[-1]).logprobs = ChoiceLogprobs(content=token_logprobs(delta), refusal=None)
+        return "".join(map(server_sent_event, self.chunks(choices, delta)))
+
+    def chunks(self, choices: list[ChunkChoice], delta: Delta) -> list[ChatCompletionChunk]:
+        """A chunk for each of a delta's choices; the last of the request has the timings."""
         chunks = [self._chunk([choice]) for choice in choices]
         if delta.usage is not None and not self._reports_usage:
             # A chunk without choices is sent only on request: some clients index the first choice blindly.
             chunks[-1] = self._chunk(choices[-1:], **self._extras(delta))
-        return "".join(map(server_sent_event, chunks))
+        return chunks
 
     def _chunk(self, choices: list[ChunkChoice], **fields: Any) -> ChatCompletionChunk:
         return ChatCompletionChunk(**self._head, object="chat.completion.chunk", choices=choices, **fields)
 
     def _extras(self, last: Delta) -> dict[str, Any]:
-        extras: dict[str, Any] = {}
+        extras: dict[str, Any] = dict(self._hints)
         if last.timings:
             extras["timings"] = answer_timings(last.timings)
         if self._dropped_messages:
@@ -158,7 +173,8 @@ class ChatFormatter:
         return extras
 
 
-def _choice(index: int, delta: ChunkDelta, finish_reason: FinishReason | None = None) -> ChunkChoice:
+def make_choice(index: int, delta: ChunkDelta, finish_reason: AnswerFinishReason | None = None) -> ChunkChoice:
+    """A chunk's part of one choice."""
     return ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=finish_reason)
 
 

@@ -6,6 +6,7 @@ from minigpt4_serve.protocol import FinishReason
 from minigpt4_serve.server.openai.wire import AnswerTimings, ResponseModel, TokenLogprobs
 
 __all__ = [
+    "AnswerFinishReason",
     "AssistantMessage",
     "ChatCompletion",
     "ChatCompletionChunk",
@@ -14,16 +15,38 @@ __all__ = [
     "ChoiceLogprobs",
     "ChunkChoice",
     "ChunkDelta",
+    "ChunkToolCall",
+    "FunctionCall",
+    "FunctionDelta",
     "PromptTokensDetails",
+    "ToolCall",
 ]
+
+AnswerFinishReason = FinishReason | Literal["tool_calls"]
+
+
+class FunctionCall(ResponseModel):
+    """A function and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(ResponseModel):
+    """A call that the request forced."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
 
 
 class AssistantMessage(ResponseModel):
     """The message of a choice."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChoiceLogprobs(ResponseModel):
@@ -39,7 +62,7 @@ class Choice(ResponseModel):
     index: int
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: AnswerFinishReason | None
 
 
 class PromptTokensDetails(ResponseModel):
@@ -58,7 +81,7 @@ class ChatUsage(ResponseModel):
 
 
 class ChatCompletion(ResponseModel):
-    """A whole answer. Beyond OpenAI's: ``timings``, and ``dropped_messages`` if the chat was truncated."""
+    """A whole answer. Beyond OpenAI's: ``timings``, ``dropped_messages`` of a truncated chat, ``store`` if given."""
 
     id: str
     created: int
@@ -68,6 +91,24 @@ class ChatCompletion(ResponseModel):
     usage: ChatUsage
     timings: AnswerTimings | None = None
     dropped_messages: int | None = None
+    service_tier: Literal["default"] | None = None
+    store: Literal[False] | None = None
+
+
+class FunctionDelta(ResponseModel):
+    """The function's name, in the first chunk of a call, and what a chunk adds to its arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ChunkToolCall(ResponseModel):
+    """A chunk's part of a call; ``id`` and ``type`` stand in the first one."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
 
 
 class ChunkDelta(ResponseModel):
@@ -75,6 +116,7 @@ class ChunkDelta(ResponseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ChunkToolCall] | None = None
 
 
 class ChunkChoice(ResponseModel):
@@ -83,7 +125,7 @@ class ChunkChoice(ResponseModel):
     index: int
     delta: ChunkDelta
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: AnswerFinishReason | None
 
 
 class ChatCompletionChunk(ResponseModel):
@@ -97,3 +139,5 @@ class ChatCompletionChunk(ResponseModel):
     usage: ChatUsage | None = None
     timings: AnswerTimings | None = None
     dropped_messages: int | None = None
+    service_tier: Literal["default"] | None = None
+    store: Literal[False] | None = None

@@ -25,13 +25,19 @@ class ModelDefaults(ResponseModel):
 
 
 class ModelCard(ResponseModel):
-    """The model. ``context_length`` and ``image_tokens`` (of one image) in tokens, ``max_image_bytes`` encoded."""
+    """The model by one of its names; ``root`` is the first of them.
+
+    ``context_length`` and ``image_tokens`` (of one image) in tokens, ``max_image_bytes`` encoded. ``max_model_len`` is
+    the context's length by the name that vLLM gives it.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
     context_length: int
+    max_model_len: int
     image_tokens: int
     max_images: int
     max_image_bytes: int
@@ -40,7 +46,7 @@ class ModelCard(ResponseModel):
 
 
 class ModelList(ResponseModel):
-    """The only model, in a list."""
+    """The only model, once by each of its names."""
 
     object: Literal["list"]
     data: list[ModelCard]

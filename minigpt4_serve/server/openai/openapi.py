@@ -1,12 +1,13 @@
-"""The OpenAPI document of routes that read their request bodies themselves."""
+"""The OpenAPI document: of routes that read their request bodies themselves, and of keys."""
 
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel
 
 from minigpt4_serve.server.openai.wire import ErrorResponse, ResponseModel
 
-__all__ = ["answer_responses", "request_body"]
+__all__ = ["answer_responses", "declare_keys", "request_body"]
 
 _ERRORS = {
     400: "The request can't be understood, or asks for what can't be done; `param` names the field.",
@@ -37,6 +38,23 @@ def answer_responses(whole: type[ResponseModel], event: type[BaseModel]) -> dict
         "content": {"text/event-stream": {}},
     }
     return responses
+
+
+def declare_keys(document: dict[str, Any], *, required: bool, open_paths: Collection[str]) -> None:
+    """Declare in a document how keys are sent.
+
+    Args:
+        required: the server has keys; without them requests need none.
+        open_paths: need no key in any case.
+    """
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    document["security"] = [{"bearer": []}, {"header": []}] + ([] if required else [{}])
+    for path in open_paths:
+        for operation in document["paths"].get(path, {}).values():
+            operation["security"] = []
 
 
 def _inline_references(schema: Any, definitions: dict[str, Any]) -> Any:

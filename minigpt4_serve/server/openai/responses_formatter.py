@@ -1,6 +1,7 @@
 """Deltas → a response of the Responses API, whole or as named events."""
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from minigpt4_serve.errors import ContextLengthExceeded, EngineFailed, MiniGPT4Error
@@ -10,6 +11,7 @@ from minigpt4_serve.server.openai.responses_response import (
     ContentPartEvent,
     IncompleteDetails,
     InputTokensDetails,
+    OutputItem,
     OutputItemEvent,
     OutputMessage,
     OutputText,
@@ -29,13 +31,14 @@ from minigpt4_serve.server.openai.responses_response import (
 from minigpt4_serve.server.openai.wire import (
     EventTemplate,
     TokenLogprob,
+    answer_hints,
     answer_timings,
     encode_json,
     server_sent_event,
     token_logprobs,
 )
 
-__all__ = ["ResponsesFormatter"]
+__all__ = ["ResponsesFormatter", "named_event"]
 
 
 class ResponsesFormatter:
@@ -45,18 +48,26 @@ class ResponsesFormatter:
         answer_id: unique; the ids of response and message are made of it.
         sampling: the parameters that the engine uses.
         dropped_messages: messages whose text was dropped to fit the context.
+        keep: called with the complete response.
 
     Raises:
         ContextLengthExceeded: messages were dropped, and the request forbids it.
     """
 
     def __init__(
-        self, model: str, request: ResponsesRequest, answer_id: str, sampling: SamplingParams, dropped_messages: int
+        self,
+        model: str,
+        request: ResponsesRequest,
+        answer_id: str,
+        sampling: SamplingParams,
+        dropped_messages: int,
+        keep: Callable[[Response], None] | None = None,
     ) -> None:
         if request.truncation == "disabled" and dropped_messages:
             raise ContextLengthExceeded(
                 "The input is too long for the model, and truncation is disabled.", param="input"
             )
+        self._keep = keep
         self._dropped_messages = dropped_messages
         self._item_id = f"msg_{answer_id}"
         self._num_events = 0
@@ -75,11 +86,11 @@ class ResponsesFormatter:
             metadata=request.metadata,
             model=model,
             parallel_tool_calls=False,
-            previous_response_id=None,
+            previous_response_id=request.previous_response_id,
             reasoning=Reasoning(effort=None, summary=None),
             store=False,
             temperature=sampling.temperature,
-            text=ResponseTextConfig(format=ResponseTextFormat(**request.text.format.model_dump(by_alias=True))),
+            text=ResponseTextConfig(format=_format(request)),
             tool_choice="none",
             tools=[],
             top_logprobs=request.top_logprobs or 0,
@@ -88,6 +99,7 @@ class ResponsesFormatter:
             usage=None,
             status="in_progress",
             output=[],
+            **answer_hints(request.service_tier, store=False),
         )
 
     def collect(self, delta: Delta) -> None:
@@ -131,7 +143,7 @@ class ResponsesFormatter:
         fields = self._part_fields("output_text.done")
         return "".join(
             (
-                _named(OutputTextDone(**fields, text=self._text, logprobs=self._logprobs)),
+                named_event(OutputTextDone(**fields, text=self._text, logprobs=self._logprobs)),
                 self._part_event("done"),
                 self._item_event("done", response.output[0]),
                 self._state_event(response.status, response),
@@ -144,7 +156,7 @@ class ResponsesFormatter:
             update={
                 "status": "failed",
                 "error": ResponseError(code="server_error", message=error.message),
-                "output": [self._item("incomplete", [self._part()])],
+                "output": self._output("incomplete"),
             }
         )
         return self._state_event("failed", failed)
@@ -160,7 +172,7 @@ class ResponsesFormatter:
         update: dict[str, Any] = {
             "status": status,
             "incomplete_details": IncompleteDetails(reason="max_output_tokens") if incomplete else None,
-            "output": [self._item(status, [self._part()])],
+            "output": self._output(status),
             "usage": ResponseUsage(
                 input_tokens=usage.prompt_tokens,
                 input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens, cache_write_tokens=0),
@@ -173,7 +185,13 @@ class ResponsesFormatter:
             update["timings"] = answer_timings(last.timings)
         if self._dropped_messages:
             update["dropped_messages"] = self._dropped_messages
-        return self._response.model_copy(update=update)
+        response = self._response.model_copy(update=update)
+        if self._keep is not None:
+            self._keep(response)
+        return response
+
+    def _output(self, status: Status) -> list[OutputItem]:
+        return [self._item(status, [self._part()])]
 
     def _part(self) -> OutputText:
         return OutputText(type="output_text", text=self._text, annotations=[], logprobs=self._logprobs)
@@ -182,13 +200,13 @@ class ResponsesFormatter:
         return OutputMessage(id=self._item_id, type="message", role="assistant", status=status, content=parts)
 
     def _state_event(self, state: str, response: Response) -> str:
-        return _named(ResponseStateEvent(**self._event_fields(state), response=response))
+        return named_event(ResponseStateEvent(**self._event_fields(state), response=response))
 
-    def _item_event(self, state: Literal["added", "done"], item: OutputMessage) -> str:
-        return _named(OutputItemEvent(**self._event_fields(f"output_item.{state}"), output_index=0, item=item))
+    def _item_event(self, state: Literal["added", "done"], item: OutputItem) -> str:
+        return named_event(OutputItemEvent(**self._event_fields(f"output_item.{state}"), output_index=0, item=item))
 
     def _part_event(self, state: Literal["added", "done"]) -> str:
-        return _named(ContentPartEvent(**self._part_fields(f"content_part.{state}"), part=self._part()))
+        return named_event(ContentPartEvent(**self._part_fields(f"content_part.{state}"), part=self._part()))
 
     def _make_delta_template(self) -> EventTemplate:
         placeholder = EventTemplate.PLACEHOLDER
@@ -215,5 +233,11 @@ class ResponsesFormatter:
         return number
 
 
-def _named(event: ResponseEvent) -> str:
+def _format(request: ResponsesRequest) -> ResponseTextFormat:
+    given = request.text.format.model_dump(by_alias=True)
+    return ResponseTextFormat(**{name: value for name, value in given.items() if value is not None})
+
+
+def named_event(event: ResponseEvent) -> str:
+    """An event under its type's name."""
     return server_sent_event(event, name=event.type)

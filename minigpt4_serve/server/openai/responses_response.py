@@ -2,14 +2,18 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from minigpt4_serve.server.openai.wire import AnswerTimings, ResponseModel, TokenLogprobs
 
 __all__ = [
     "ContentPartEvent",
+    "FunctionCallArgumentsDelta",
+    "FunctionCallArgumentsDone",
+    "FunctionCallItem",
     "IncompleteDetails",
     "InputTokensDetails",
+    "OutputItem",
     "OutputItemEvent",
     "OutputMessage",
     "OutputText",
@@ -40,13 +44,27 @@ class OutputText(ResponseModel):
 
 
 class OutputMessage(ResponseModel):
-    """The only output item that this server makes."""
+    """An answer in words."""
 
     id: str
     type: Literal["message"]
     role: Literal["assistant"]
     status: Status
     content: list[OutputText]
+
+
+class FunctionCallItem(ResponseModel):
+    """A call that the request forced; ``arguments`` are JSON text."""
+
+    id: str
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    status: Status
+
+
+OutputItem = OutputMessage | FunctionCallItem
 
 
 class ResponseError(ResponseModel):
@@ -109,6 +127,8 @@ class ResponseUsage(ResponseModel):
 class Response(ResponseModel):
     """A response in any state. Beyond OpenAI's: ``timings``, and ``dropped_messages`` if the chat was truncated."""
 
+    model_config = ConfigDict(title="ResponseObject")  # generated clients have a class "Response" of their own
+
     id: str
     object: Literal["response"]
     created_at: int
@@ -120,21 +140,22 @@ class Response(ResponseModel):
     metadata: dict[str, str]
     model: str
     parallel_tool_calls: Literal[False]
-    previous_response_id: None
+    previous_response_id: str | None
     reasoning: Reasoning
     store: Literal[False]
     temperature: float
     text: ResponseTextConfig
-    tool_choice: Literal["none"]
+    tool_choice: str | dict[str, str]
     tools: list[Any]
     top_logprobs: int
     top_p: float
     truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None
     status: Status
-    output: list[OutputMessage]
+    output: list[OutputItem]
     timings: AnswerTimings | None = None
     dropped_messages: int | None = None
+    service_tier: Literal["default"] | None = None
 
 
 class ResponseEvent(ResponseModel):
@@ -154,7 +175,24 @@ class OutputItemEvent(ResponseEvent):
     """``response.output_item.added`` and ``.done``."""
 
     output_index: int
-    item: OutputMessage
+    item: OutputItem
+
+
+class FunctionCallArgumentsDelta(ResponseEvent):
+    """``response.function_call_arguments.delta``."""
+
+    item_id: str
+    output_index: int
+    delta: str
+
+
+class FunctionCallArgumentsDone(ResponseEvent):
+    """``response.function_call_arguments.done``."""
+
+    item_id: str
+    output_index: int
+    name: str
+    arguments: str
 
 
 class _PartEvent(ResponseEvent):

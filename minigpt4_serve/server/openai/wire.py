@@ -17,6 +17,7 @@ __all__ = [
     "ResponseModel",
     "TokenLogprob",
     "TokenLogprobs",
+    "answer_hints",
     "answer_timings",
     "encode_json",
     "server_sent_event",
@@ -151,6 +152,12 @@ class EventTemplate:
         return "".join(parts) + self._end
 
 
+def answer_hints(service_tier: str | None, *, store: bool) -> dict[str, Any]:
+    """What was done about a request's hints, as fields of its response: there is one tier, and nothing is stored."""
+    tier = {} if service_tier is None else {"service_tier": "default"}
+    return {**tier, "store": False} if store else tier
+
+
 def answer_timings(timings: Timings) -> AnswerTimings:
     """The timings, rounded to 0.1 ms."""
     return AnswerTimings(**timings.as_dict())
@@ -160,15 +167,21 @@ def token_logprobs(delta: Delta) -> list[TokenLogprob]:
     """The delta's tokens with their log probabilities."""
     return [
         TokenLogprob(
-            token=entry.token,
+            token=_token_text(entry.token),
             logprob=entry.logprob,
-            bytes=list(entry.token.encode()),
+            bytes=list(entry.token),
             top_logprobs=[
-                AlternativeToken(token=token, logprob=value, bytes=list(token.encode())) for token, value in entry.top
+                AlternativeToken(token=_token_text(token), logprob=value, bytes=list(token))
+                for token, value in entry.top
             ],
         )
         for entry in delta.logprobs or ()
     ]
+
+
+def _token_text(token: bytes) -> str:
+    r"""The token as text; bytes that are no whole character are written ``\xf0``, as OpenAI does."""
+    return token.decode(errors="backslashreplace")
 
 
 def server_sent_event(data: ResponseModel, *, name: str | None = None) -> str:

@@ -24,6 +24,7 @@ from minigpt4_serve.server.ray.app import build_application
 from minigpt4_serve.server.ray.loopback import keep_on_loopback
 from minigpt4_serve.server.ray.ray_token import protect_token
 from minigpt4_serve.server.ray.startup_errors import clear_startup_error, read_startup_error
+from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["LocalServer", "check_settings"]
@@ -69,12 +70,13 @@ class LocalServer:
         """Start a local cluster with the application and return when it answers.
 
         Raises:
-            InvalidRequest: the port is taken, or the keys file holds no key.
+            InvalidRequest: the port is taken, the keys file holds no key, or the model doesn't fit into memory.
             WeightsError: there is no model.
             EngineFailed: the application didn't start, or not within ``start_timeout_s``.
         """
         settings = self._settings
         check_settings(settings)
+        check_memory(settings.model, engines=settings.scale.engines)
         configure_logging(settings.log_level, settings.log_format)
         # Serve's messages are for its own developers; progress and errors are reported by this process.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -129,7 +131,7 @@ class LocalServer:
             EngineFailed: a process of Ray has ended that the server can't do without, and that nothing restarts. The
                 others have been killed.
         """
-        node = ray._private.worker._global_node  # type: ignore[attr-defined]
+        node = ray._private.worker._global_node
         ended = {str(kind) for kind, _ in node.dead_processes()} & _VITAL if node is not None else _VITAL
         if ended:
             self._failed = True
@@ -152,7 +154,7 @@ class LocalServer:
         If the start failed or the cluster is lost there are none.
         """
         if self._socket is None:
-            if ray.is_initialized():  # type: ignore[no-untyped-call]
+            if ray.is_initialized():
                 serve.shutdown()  # type: ignore[no-untyped-call]
         elif self._failed:
             self._socket.close()

@@ -155,6 +155,13 @@ async def test_an_image_sent_as_a_file_is_detected_by_content(here: Scene) -> No
         assert "I see 1 picture(s)" in (await here.discord.answer_to(asked)).text
 
 
+async def test_an_image_that_servers_may_lack_is_sent_as_another(here: Scene) -> None:
+    channel = await here.discord.channel()
+    upload = Upload(encode(draw(), "BMP"), "photo.bmp", "image/bmp")  # the server refuses BMP
+    asked = await here.discord.says(channel, here.discord.user(), "what?", attachments=[upload], mention=True)
+    assert "I see 1 picture(s)" in (await here.discord.answer_to(asked)).text
+
+
 @pytest.mark.parametrize(
     ("upload", "note"),
     [
