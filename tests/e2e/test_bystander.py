@@ -7,6 +7,7 @@ slowest request and the growth of each process's memory are printed for each (``
 import asyncio
 import contextlib
 import json
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,6 +31,7 @@ MOST_S = 10.0
 MOST_GROWTH = 700 * MIB
 """Of all processes together; each attack took 1 to 4 GB before. An engine's cache is touched only as it fills."""
 OPEN_FILES = 1500
+_PIECE = 64 * 2**10
 CHAT = "/v1/chat/completions"
 
 
@@ -72,17 +74,22 @@ class Attacker:
 
     async def hold(self, count: int, data: bytes, receive_buffer: int | None = None) -> None:
         """Send ``data`` on ``count`` connections and read nothing, until the attack's time is over."""
+
+        async def send() -> None:
+            with contextlib.suppress(OSError):
+                _, writer = await self.connect(receive_buffer)
+                writers.append(writer)
+                for begin in range(0, len(data), _PIECE):
+                    writer.write(data[begin : begin + _PIECE])
+                    await writer.drain()
+                await asyncio.sleep(2 * ATTACK_S)
+
         writers: list[asyncio.StreamWriter] = []
-        try:
-            for _ in range(count):
-                with contextlib.suppress(OSError):
-                    _, writer = await self.connect(receive_buffer)
-                    writers.append(writer)
-                    writer.write(data)
-            await asyncio.sleep(ATTACK_S)
-        finally:
-            for writer in writers:
-                writer.transport.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ATTACK_S):
+                await asyncio.gather(*(send() for _ in range(count)))
+        for writer in writers:
+            writer.transport.abort()
 
 
 Attack = Callable[[Attacker], Awaitable[None]]
@@ -204,8 +211,11 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server,
     """A server that may open few files, and its keys."""
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     add_key(file, "first", KeyLimits())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, limits[1]), limits[1]))  # attackers have more than the server
     with serving("--keys-file", str(file), open_files=OPEN_FILES) as server:
         yield server, file
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
