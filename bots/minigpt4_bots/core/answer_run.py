@@ -72,7 +72,7 @@ class AnswerRun:
         self._streaming: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._stop_note = StopNote.STOPPED
-        self._is_stopped = False
+        self._stop_requested = False
         self._is_discarded = False
         self._continues = True
         requester = question.requester
@@ -107,7 +107,7 @@ class AnswerRun:
     def stop(self, note: StopNote = StopNote.STOPPED) -> None:
         """Abort the request and put ``note`` below the text so far."""
         self._stop_note = note
-        self._is_stopped = True
+        self._stop_requested = True
         if self._streaming is not None:
             self._streaming.cancel()
 
@@ -135,7 +135,7 @@ class AnswerRun:
         self._task = asyncio.current_task()
         writing: asyncio.Task[list[str]] | None = None
         try:
-            if (denial := await self._begin()) is not None or self._is_stopped:
+            if (denial := await self._begin()) is not None or self._is_stopped():
                 return denial
             first: str | None = None
             if self._replaces:
@@ -170,6 +170,9 @@ class AnswerRun:
                     task.cancel()
         return None
 
+    def _is_stopped(self) -> bool:
+        return self._stop_requested
+
     async def _begin(self) -> Denial | None:
         """Count the question and record that its answer begins; why not, if it isn't allowed."""
         services = self._services
@@ -177,7 +180,7 @@ class AnswerRun:
         if isinstance(admitted, Denial):
             return admitted
         self._question_number = admitted
-        if self._is_stopped:
+        if self._is_stopped():
             self._withdraw_question()
             return None
         # This record is removed only once the answer is complete or can't be completed. If the process ends before
@@ -189,7 +192,7 @@ class AnswerRun:
         except sqlite3.Error:
             self._withdraw_question()
             raise
-        if self._is_stopped:
+        if self._is_stopped():
             self._withdraw_question()
             services.storage.finish_answer(self._record_id)
         return None

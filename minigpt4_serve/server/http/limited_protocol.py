@@ -221,7 +221,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_headers and self._headers_since is None:
             self._headers_since = self.loop.time()
         begin = 0
-        while begin < len(data) and not self._refused and not self.transport.is_closing():
+        while begin < len(data) and self._is_reading():
             piece = data[begin : begin + min(_PIECE, limit + 1 - self._framing)]
             begin += len(piece)
             self._framing += len(piece)
@@ -231,10 +231,13 @@ class LimitedProtocol(HttpToolsProtocol):
                 if self.transport.is_closing():
                     return
             super().data_received(piece)
-            if self._refused:
+            if not self._is_reading():
                 return
             if self._framing > limit or (not self._in_headers and self._body_framing > limit + self._body_bytes):
                 self._refuse_framing()
+
+    def _is_reading(self) -> bool:
+        return not self._refused and not self.transport.is_closing()
 
     def _refuse_framing(self) -> None:
         if not self._in_headers:
