@@ -280,17 +280,17 @@ class Rehearsal:
         config = self.folder / "serve.yaml"
         config.write_text(yaml.safe_dump(settings), encoding="utf-8")
         command = [_COMMAND, "serve", "--config", str(config)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own command
-        try:
-            with self.measured("start `serve`"):
-                assert server.stdout is not None
-                if not any(line.startswith(_READY) for line in server.stdout):
-                    raise subprocess.CalledProcessError(server.wait(), command)
-            with self.measured("one answer over HTTP (8 tokens)"):
-                print(_ask(f"http://127.0.0.1:{port}/v1/chat/completions"), flush=True)
-        finally:
-            server.terminate()
-            server.wait(_STOP_TIMEOUT_S)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 - our own command
+            try:
+                with self.measured("start `serve`"):
+                    assert server.stdout is not None
+                    if not any(line.startswith(_READY) for line in server.stdout):
+                        raise subprocess.CalledProcessError(server.wait(), command)
+                with self.measured("one answer over HTTP (8 tokens)"):
+                    print(_ask(f"http://127.0.0.1:{port}/v1/chat/completions"), flush=True)
+            finally:
+                server.terminate()
+                server.wait(_STOP_TIMEOUT_S)
 
 
 _COMMAND = str(Path(sys.executable).with_name("minigpt4"))
