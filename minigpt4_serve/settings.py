@@ -157,6 +157,9 @@ class ServeSettings(_Settings):
     """Longest animation, in frames; only the first one is used."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     """Largest request body, in bytes; base64 makes images a third larger."""
+    max_bodies_bytes: int = Field(default=256 * 2**20, ge=1)
+    """Bytes of all request bodies that an HTTP process receives and checks at the same time, and half of it for one
+    key; at least twice ``max_body_bytes``. The first 64 KiB of each don't count."""
     body_timeout_s: float = Field(default=60, gt=0)
     """Seconds within which a request's body must arrive."""
     max_request_s: float = Field(default=600, gt=0)
@@ -173,6 +176,9 @@ class ServeSettings(_Settings):
     """Seconds to fetch one picture, redirects included."""
     api_key: SecretStr | None = None
     """A single key without limits; ``keys_file`` can hold several, with limits."""
+    cache_groups: tuple[tuple[str, ...], ...] = ()
+    """Names of keys whose requests share cached images and prompts; ``[["*"]]`` is all keys. Who shares can find out
+    what the others have asked. Without a group each key has its own."""
     keys_file: Path | None = None
     """Keys as ``minigpt4 keys`` writes them. Without any key the server only binds loopback addresses."""
 

@@ -124,10 +124,10 @@ def running_server(*words: str, timeout: float = 420, **environment: str) -> Ite
 
 
 @contextmanager
-def serving(*words: str, timeout: float = 420, **environment: str) -> Iterator[Server]:
-    """Like ``running_server``, for tests that signal or inspect its processes."""
+def serving(*words: str, timeout: float = 420, open_files: int | None = None, **environment: str) -> Iterator[Server]:
+    """Like ``running_server``, for tests that signal or inspect its processes; each may open ``open_files``."""
     port = free_port()
-    with _started("serve", "--port", str(port), *words, **environment) as (process, lines):
+    with _started("serve", "--port", str(port), *words, open_files=open_files, **environment) as (process, lines):
         server = Server(f"http://127.0.0.1:{port}", process, lines)
         server.wait_for("Ready", timeout)
         yield server
@@ -157,11 +157,12 @@ def running(
 
 @contextmanager
 def _started(
-    *words: str, folder: Path | None = None, **environment: str
+    *words: str, folder: Path | None = None, open_files: int | None = None, **environment: str
 ) -> Iterator[tuple["subprocess.Popen[str]", "queue.Queue[str]"]]:
     """Yields a process and the lines that it prints; stops it by Ctrl-C."""
+    limited = [] if open_files is None else ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh"]
     process = subprocess.Popen(
-        [MINIGPT4, *words],
+        [*limited, MINIGPT4, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

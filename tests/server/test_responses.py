@@ -118,6 +118,22 @@ def test_earlier_answers_instructions_and_words_of_several_kinds(client: openai.
     assert second.instructions == "Be short."
 
 
+@pytest.mark.parametrize(
+    ("metadata", "status"),
+    [
+        ({"k" * 64: "v" * 512}, 200),
+        ({"k" * 65: "v"}, 400),
+        ({"k": "v" * 513}, 400),
+        ({str(number): "v" for number in range(17)}, 400),
+        ({"a": "x" * 3_000_000}, 400),
+    ],
+)
+def test_metadata_has_limits(served: httpx.Client, metadata: dict[str, str], status: int) -> None:
+    answer = served.post(RESPONSES, json={"input": "Hello", "max_output_tokens": 2, "metadata": metadata})
+    assert answer.status_code == status
+    assert len(answer.content) < 4000
+
+
 def test_logprobs_metadata_and_json(client: openai.OpenAI) -> None:
     shape = {
         "type": "object",

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
+from minigpt4_bots.core.access import Denial, Requester
 from minigpt4_bots.core.conversation import ConversationScope, MessageKey, Turn
 from minigpt4_bots.core.prompt_builder import BuiltPrompt
 from minigpt4_bots.core.question import Question
@@ -70,6 +72,7 @@ class AnswerRun:
         self._streaming: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._stop_note = StopNote.STOPPED
+        self._stop_requested = False
         self._is_discarded = False
         self._continues = True
         requester = question.requester
@@ -80,6 +83,16 @@ class AnswerRun:
         """Held while a message is being sent: people may press its button before its id is known."""
         self.done = asyncio.Event()
         """Set by the owner of the run once it has ended in any way."""
+
+    @property
+    def requester(self) -> Requester:
+        """Who asks."""
+        return self._question.requester
+
+    @property
+    def target(self) -> MessageTarget:
+        """Where the answer appears."""
+        return self._target
 
     @property
     def question_key(self) -> MessageKey | None:
@@ -94,6 +107,7 @@ class AnswerRun:
     def stop(self, note: StopNote = StopNote.STOPPED) -> None:
         """Abort the request and put ``note`` below the text so far."""
         self._stop_note = note
+        self._stop_requested = True
         if self._streaming is not None:
             self._streaming.cancel()
 
@@ -111,22 +125,18 @@ class AnswerRun:
         if self._task is not None and not self.done.is_set():
             self._task.cancel()
 
-    async def run(self) -> None:
-        """Write the answer and return after its last edit. Nothing is awaited before the question is counted.
+    async def run(self) -> Denial | None:
+        """Write the answer and return after its last edit. If the question isn't allowed, return why not.
 
         Raises:
-            sqlite3.Error: the storage failed.
+            sqlite3.Error: the question couldn't be counted; nothing was written.
         """
         services = self._services
         self._task = asyncio.current_task()
         writing: asyncio.Task[list[str]] | None = None
         try:
-            self._question_number = services.access.count_question(self._question.requester)
-            # This record is removed only once the answer is complete or can't be completed. If the process ends
-            # before that, the next start finds the record and tells the user.
-            self._record_id = services.storage.begin_answer(
-                platform=services.platform, user=self.scope.owner, note=self._sealed_record(None)
-            )
+            if (denial := await self._begin()) is not None or self._is_stopped():
+                return denial
             first: str | None = None
             if self._replaces:
                 first = self._replaces[0].message
@@ -158,6 +168,34 @@ class AnswerRun:
             for task in (self._streaming, writing):
                 if task is not None:
                     task.cancel()
+        return None
+
+    def _is_stopped(self) -> bool:
+        return self._stop_requested
+
+    async def _begin(self) -> Denial | None:
+        """Count the question and record that its answer begins; why not, if it isn't allowed."""
+        services = self._services
+        admitted = await services.access.admit(self._question.requester)
+        if isinstance(admitted, Denial):
+            return admitted
+        self._question_number = admitted
+        if self._is_stopped():
+            self._withdraw_question()
+            return None
+        # This record is removed only once the answer is complete or can't be completed. If the process ends before
+        # that, the next start finds the record and tells the user.
+        try:
+            self._record_id = await services.storage.begin_answer(
+                platform=services.platform, user=self.scope.owner, note=self._sealed_record(None)
+            )
+        except sqlite3.Error:
+            self._withdraw_question()
+            raise
+        if self._is_stopped():
+            self._withdraw_question()
+            services.storage.finish_answer(self._record_id)
+        return None
 
     def _add_message(self, message: str) -> None:
         self.messages.add(self._target.key_for(message))

@@ -23,6 +23,7 @@ from minigpt4_bots.core.question import Attachment, DownloadFailed, FileTooLarge
 from minigpt4_bots.core.send_queue import Priority, Rate
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.core.streaming import Buttons
+from minigpt4_bots.core.texts import Texts
 from sealed_notes import seal_as_0_1_0
 from waiting import wait_until
 
@@ -113,7 +114,7 @@ async def test_a_picture_with_a_question_is_answered(scene: Scene) -> None:
     assert scene.chat.texts == ["I see 1 picture(s). You asked: How many?"]
     assert [content.buttons for content in scene.chat.shown.values()] == [Buttons.REGENERATE]
     assert scene.vision.requests[-1].images == [RED]
-    assert scene.bot.storage.unfinished_answers("test") == []
+    assert await scene.bot.storage.unfinished_answers("test") == []
 
 
 @pytest.mark.parametrize(("language", "asked"), [("en", "What is in this picture?"), ("zh-CN", "这张图片里有什么？")])
@@ -458,20 +459,37 @@ async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
     await asking
 
 
-@pytest.mark.parametrize("call", ["record_question", "begin_answer", "update_answer", "finish_answer"])
+@pytest.mark.parametrize("call", ["record_question", "begin_answer", "user_times"])
 async def test_database_errors_do_not_lock_the_person_out(
     scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
     with monkeypatch.context() as failing_storage:
         failing_storage.setattr(scene.bot.storage, call, fail)
-        with pytest.raises(sqlite3.OperationalError):
-            await scene.ask("In trouble", make_attachment(RED))
+        await scene.ask("In trouble", make_attachment(RED))
+        assert scene.last == Texts()("error.internal_error")
     async with asyncio.timeout(60):
         await scene.ask("Afterwards", make_attachment(RED))
     assert scene.last.endswith("Afterwards")
+
+
+async def test_a_stop_before_the_count_stops(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = asyncio.Event()
+    count = scene.bot.storage.record_question
+
+    async def count_late(**question: Any) -> int:
+        await counting.wait()
+        return await count(**question)
+
+    monkeypatch.setattr(scene.bot.storage, "record_question", count_late)
+    asking = asyncio.create_task(scene.ask("What is it?", make_attachment(RED)))
+    await wait_until(lambda: scene.bot.stop(ANNA) is StopOutcome.STOPPED)
+    counting.set()
+    await asking
+    assert scene.chat.texts == []
+    assert await scene.bot.storage.unfinished_answers("test") == []
 
 
 async def test_one_notice_at_a_time_is_queued_per_person(scene: Scene) -> None:
@@ -580,7 +598,7 @@ async def test_unexplained_answers_are_left_for_the_next_start(scene: Scene) -> 
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert len(scene.bot.storage.unfinished_answers("test")) == 1
+    assert len(await scene.bot.storage.unfinished_answers("test")) == 1
 
 
 async def test_close_explains_interrupted_answers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,14 +615,14 @@ async def test_notes_sealed_by_0_1_0_are_dropped_and_counters_kept(vision: OpenA
     async with scene_with(vision, tmp_path, limits={"user_per_day": 2}) as scene:
         await scene.ask("Yesterday's version", make_attachment(RED))
         old = seal_as_0_1_0((tmp_path / "db.key").read_bytes(), '{"place": "", "message": null, "language": "en"}')
-        scene.bot.storage.begin_answer(platform="test", user="u", note=old)
+        await scene.bot.storage.begin_answer(platform="test", user="u", note=old)
         again = scene.build()
 
         async def explain(*_: object) -> None:
             raise AssertionError("a note that can't be read was explained")
 
         await again.explain_unfinished(explain)
-        assert again.storage.unfinished_answers("test") == []
+        assert await again.storage.unfinished_answers("test") == []
         await again.ask(scene.question("Second", make_attachment(RED)), scene.chat)
         await again.ask(scene.question("Third", make_attachment(RED)), scene.chat)
         assert "all your questions for today" in scene.last
