@@ -21,8 +21,8 @@ from processes import Server, serving
 from minigpt4_serve.process_tree import descendants
 from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 
-# Attackers and bystander share an address, whose oldest idle connections are closed for new ones: one of the bystander's
-# may be among them.
+# Attackers and bystander share an address. Its oldest idle connections are closed for new ones, maybe one of the
+# bystander's.
 pytestmark = [pytest.mark.nightly, pytest.mark.ray, pytest.mark.e2e]
 
 MIB = 2**20
