@@ -1,6 +1,7 @@
 """The parts of a model folder that need no torch: its type, tokenizer, conversation template, generation defaults."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "read_generation_defaults",
     "read_json_object",
     "read_prompt_encoder",
+    "reject_disagreement",
 ]
 
 _MODEL_TYPE = "minigpt4"
@@ -49,8 +51,7 @@ def read_prompt_encoder(folder: Path) -> PromptEncoder:
     Raises:
         WeightsError: the folder isn't a MiniGPT-4 model, or a file is missing or damaged.
     """
-    check_model_type(folder)
-    _check_processor(folder)
+    _check_processor(folder, check_model_type(folder))
     try:
         reject_wrong_download(folder / VOCABULARY_FILE)
         return PromptEncoder.from_folder(folder)
@@ -58,15 +59,13 @@ def read_prompt_encoder(folder: Path) -> PromptEncoder:
         raise WeightsError(f"{folder} can't be loaded; convert it again.") from error
 
 
-def _check_processor(folder: Path) -> None:
-    """Check the numbers of ``processor_config.json`` and that they agree with ``config.json``."""
-    path = folder / _PROCESSOR_FILE
+def _check_processor(folder: Path, model: Mapping[str, Any]) -> None:
+    """Check the numbers of ``processor_config.json`` and that they agree with ``model``, those of ``config.json``."""
     damaged = f"{folder} can't be loaded; convert it again."
     try:
-        values = read_json_object(path)
+        values = read_json_object(folder / _PROCESSOR_FILE)
     except WeightsError as error:
         raise WeightsError(f"{damaged} {error.message}") from error
-    model = read_json_object(folder / "config.json")
     variant = values.get("conversation_format")
     if not isinstance(variant, str) or variant not in VARIANTS:
         raise WeightsError(f"{damaged} In {_PROCESSOR_FILE}, 'conversation_format' has an invalid value.")
@@ -74,11 +73,21 @@ def _check_processor(folder: Path) -> None:
         value = values.get(name)
         if type(value) is not int or not 0 < value <= at_most:
             raise WeightsError(f"{damaged} In {_PROCESSOR_FILE}, '{name}' has an invalid value.")
-    for name in ("conversation_format", "image_token_id"):
-        if name in model and model[name] != values[name]:
+    shared = [name for name in ("conversation_format", "image_token_id") if name in model]
+    reject_disagreement(folder, {name: (values[name], model[name]) for name in shared})
+
+
+def reject_disagreement(folder: Path, numbers: Mapping[str, tuple[Any, Any]]) -> None:
+    """Compare numbers of ``processor_config.json`` with those of ``config.json``.
+
+    Raises:
+        WeightsError: one of them differs.
+    """
+    for name, (made, taken) in numbers.items():
+        if made != taken:
             raise WeightsError(
-                f"{path} and config.json disagree about '{name}': {values[name]} and {model[name]}. The files are from "
-                "two models; convert the model again."
+                f"{folder / _PROCESSOR_FILE} and config.json disagree about '{name}': {made} and {taken}. The files "
+                "are from two models; convert the model again."
             )
 
 
@@ -98,8 +107,8 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         raise WeightsError(f"{path} has an invalid value for '{key}'; correct it or convert the model again.") from None
 
 
-def check_model_type(folder: Path) -> None:
-    """Check that the folder holds a MiniGPT-4 model, by its ``config.json``.
+def check_model_type(folder: Path) -> dict[str, Any]:
+    """Check that the folder holds a MiniGPT-4 model, by its ``config.json``, whose values are returned.
 
     Raises:
         WeightsError: it doesn't.
@@ -107,9 +116,11 @@ def check_model_type(folder: Path) -> None:
     path = folder / "config.json"
     if not path.is_file():
         raise WeightsError(f"{folder} is not a model folder: it has no config.json. `minigpt4 convert` makes one.")
-    kind = read_json_object(path).get("model_type")
+    values = read_json_object(path)
+    kind = values.get("model_type")
     if kind != _MODEL_TYPE:
         raise WeightsError(f"{folder} holds a model of type {kind!r}, not a MiniGPT-4; `minigpt4 convert` makes one.")
+    return values
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def test_every_model_named_is_known() -> None:
 
 
 def test_the_memory_table_is_the_computed_one() -> None:
-    from minigpt4_serve.weights.footprint import gib, published_footprints
+    from minigpt4_serve.memory import gib
+    from minigpt4_serve.weights.footprint import published_footprints
 
     rows: dict[str, list[str]] = {}
     positions: dict[str, int] = {}

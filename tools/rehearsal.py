@@ -4,7 +4,7 @@
 
 writes the files of a 7B model in the original's layout (Vicuna in two float16 shards, eva_vit_g, Q-Former, projection)
 to the folder, converts them to bfloat16, examines and serves the result on CPUs, and asks one question over HTTP. At
-the end it prints a Markdown table with the minutes and the peak memory of each step, for docs/checkpoints.md. It takes
+the end it prints a Markdown table with the minutes and the peak memory of each step. It takes
 35 GB of disk, 20 GiB of memory and about an hour on two cores. ``--size small`` does the same in minutes, for tests.
 
 The answers are noise: the numbers are random, and the vocabulary is the embedded model's.

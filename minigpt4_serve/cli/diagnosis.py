@@ -17,13 +17,13 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from minigpt4_serve.errors import MiniGPT4Error, WeightsError
 from minigpt4_serve.images import ImageLimits, decode_image, validate_image
-from minigpt4_serve.memory import available_memory, total_memory
+from minigpt4_serve.memory import available_memory, gib, total_memory
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
 from minigpt4_serve.model_folder import read_json_object
 from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights.footprint import Footprint, footprint, gib, published_footprints
+from minigpt4_serve.weights.footprint import Footprint, footprint, published_footprints
 from minigpt4_serve.weights.load import load_model, read_config, resolve_device, resolve_dtype
 from minigpt4_serve.weights.reader import model_files, sha256
 from minigpt4_serve.weights.shapes import check_tensors

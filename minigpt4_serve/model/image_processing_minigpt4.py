@@ -115,7 +115,7 @@ def _resize_to_square(image: DecodedImage, side: int) -> Image.Image:
     width, height = image.size
     tall = height - side > 2 * max(width - side, 0)
     between = Image.new("RGB", (width, side) if tall else (side, height))
-    for (left, top, right, bottom), strip in image.columns() if tall else image.rows():
+    for (left, top, right, bottom), strip in image.strips(of_columns=tall):
         size = (right - left, side) if tall else (side, bottom - top)
         between.paste(strip.resize(size, Image.Resampling.BICUBIC), (left, top))
     return between.resize((side, side), Image.Resampling.BICUBIC)

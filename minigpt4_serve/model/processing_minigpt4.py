@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
@@ -193,7 +192,7 @@ class MiniGPT4Processor(ProcessorMixin):
             mask.append(attended + [0] * len(pad) if pads_right else [0] * len(pad) + attended)
         data: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if images:
-            data["pixel_values"] = torch.stack([self.image_processor.to_tensor(image) for image in images])
+            data["pixel_values"] = self.image_processor.preprocess(images)["pixel_values"]
         return BatchFeature(data, tensor_type=return_tensors)
 
     @property

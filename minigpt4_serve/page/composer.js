@@ -7,7 +7,7 @@ import { DEFAULT_QUESTION, TAGS, TASKS, exampleUrl } from "./tasks.js";
 const NARROW = "(max-width: 40rem)";
 
 export class Composer {
-  #tray = []; // { image, url, ready, element }
+  #tray = []; // { image, ready }
   #editing = null; // the question that is being edited
   #busy = false;
   #boxes = false;
@@ -107,7 +107,7 @@ export class Composer {
     this.#editing = question;
     this.editingNote.hidden = false;
     this.words.value = question.text;
-    this.#tray = images.map((image) => this.#entry(image, Promise.resolve(true)));
+    this.#tray = images.map((image) => ({ image, ready: Promise.resolve(true) }));
     this.#showTray();
     this.words.focus();
   }
@@ -128,7 +128,7 @@ export class Composer {
         added.push(false);
         break;
       }
-      const entry = this.#entry(null, null);
+      const entry = { image: null, ready: null };
       this.#tray.push(entry);
       entry.ready = this.#prepare(entry, file);
       added.push(entry.ready);
@@ -204,10 +204,6 @@ export class Composer {
       this.tell(`${file.name ? `${file.name}: ` : ""}${error.message}`);
       return false;
     }
-  }
-
-  #entry(image, ready) {
-    return { image, ready, element: null };
   }
 
   #drop(entry) {

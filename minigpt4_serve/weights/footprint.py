@@ -7,13 +7,12 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from minigpt4_serve.memory import gib
 from minigpt4_serve.model import MiniGPT4Config
 from minigpt4_serve.prompt.variants import VARIANTS
 from minigpt4_serve.weights.hub import MODELS
 from minigpt4_serve.weights.shapes import Shapes, model_shapes
 
-__all__ = ["FORMATS", "Footprint", "footprint", "gib", "published_config", "published_footprints"]
+__all__ = ["FORMATS", "Footprint", "footprint", "published_config", "published_footprints"]
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 """float16 takes as much as bfloat16. With int8 and int4, only the LLM's inner layers are quantized, the rest is

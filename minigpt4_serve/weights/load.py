@@ -11,18 +11,19 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
+from minigpt4_serve.memory import gib
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.model.lora import merge_lora
 from minigpt4_serve.model_folder import (
     check_model_type,
     read_generation_defaults,
-    read_json_object,
     read_prompt_encoder,
+    reject_disagreement,
 )
 from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ModelSettings
 from minigpt4_serve.weights.config_values import plain_values
-from minigpt4_serve.weights.footprint import footprint, gib
+from minigpt4_serve.weights.footprint import footprint
 from minigpt4_serve.weights.quantize import quantize
 from minigpt4_serve.weights.shapes import check_tensors
 
@@ -89,12 +90,12 @@ def read_config(folder: Path) -> MiniGPT4Config:
     Raises:
         WeightsError: there is no such folder, or it contains something else.
     """
-    check_model_type(folder)
+    read = check_model_type(folder)
     path = folder / "config.json"
     if (folder / "adapter_config.json").exists():
         # transformers would load the model that it names instead of this folder's.
         raise WeightsError(f"{folder} holds an adapter (adapter_config.json): merge it into the model first.")
-    values = plain_values(read_json_object(path), path)
+    values = plain_values(read, path)
     if values.get("quantization_config") is not None:
         raise WeightsError(
             f"{folder} holds quantized weights. Convert the full ones and choose int8 or int4 when you serve."
@@ -113,12 +114,7 @@ def _check_processor(processor: MiniGPT4Processor, config: MiniGPT4Config, folde
         "image_token_id": (processor.image_token_id, config.image_token_id),
         "conversation_format": (processor.conversation_format, config.conversation_format),
     }
-    for name, (made, taken) in made_and_taken.items():
-        if made != taken:
-            raise WeightsError(
-                f"{folder / 'processor_config.json'} and config.json disagree about '{name}': {made} and {taken}. The "
-                "files are from two models; convert the model again."
-            )
+    reject_disagreement(folder, made_and_taken)
 
 
 def resolve_device(name: str) -> torch.device:

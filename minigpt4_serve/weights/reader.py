@@ -174,16 +174,14 @@ def _check_pickles(path: Path, *, is_zip: bool) -> None:
                 raise WeightsError(
                     f"{path} isn't as PyTorch writes checkpoints; get the file from the model's authors."
                 )
-            size = contents[0].file_size
-            data = archive.read(contents[0]) if size <= _MAX_PICKLE_BYTES else b""
+            if contents[0].file_size > _MAX_PICKLE_BYTES:
+                raise WeightsError(_holds_more(path))
+            data = archive.read(contents[0])
         pickles = 1
     else:
         with path.open("rb") as file:
             data = file.read(_MAX_PICKLE_BYTES + 1)
         pickles = _LEGACY_PICKLES
-        size = 0
-    if size > _MAX_PICKLE_BYTES:
-        raise WeightsError(_holds_more(path))
     stream = io.BytesIO(data)
     for _ in range(pickles):
         _check_pickle(stream, path)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,18 +20,6 @@ QUESTION = [
         "content": [{"type": "input_image", "image_url": PICTURE}, {"type": "input_text", "text": "What is it?"}],
     }
 ]
-
-
-@pytest.fixture(scope="module")
-def served(small_model: Any) -> Iterator[httpx.Client]:
-    with serving(small_model) as (client, _):
-        yield client
-
-
-@pytest.fixture(scope="module")
-def client(served: httpx.Client) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_the_openai_client_gets_what_chat_completions_give(client: openai.OpenAI) -> None:

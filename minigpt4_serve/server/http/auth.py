@@ -48,11 +48,6 @@ class QuotaReservation:
         """The reservation of a request in progress; None on a server without keys."""
         return scope.get(_SCOPE_KEY)
 
-    @property
-    def key_id(self) -> str:
-        """The id of its key."""
-        return self.key.id
-
     async def reserve(self) -> None:
         """Count the request. Raises ``RateLimited``."""
         self._apply(await self._quotas.reserve(self.key, self._name))
@@ -88,7 +83,7 @@ class QuotaReservation:
 def read_key_id(scope: Scope) -> str:
     """The id of the key of a request that counts against quotas; empty on a server without keys."""
     reservation = QuotaReservation.from_scope(scope)
-    return "" if reservation is None else reservation.key_id
+    return "" if reservation is None else reservation.key.id
 
 
 class RequireKey:

@@ -97,13 +97,12 @@ class ChatService:
         try:
             images = await self._images.read(references)
             images = [replace(image, digest=_salted(image.digest, cache_salt)) for image in images]
-            chat = self.prepare_turns(turns, images, self.sampling(request))
-            return replace(chat, prompt=replace(chat.prompt, cache_salt=cache_salt))
+            return self.prepare_turns(turns, images, self.sampling(request), cache_salt=cache_salt)
         finally:
             self._preparing -= 1
 
     def prepare_turns(
-        self, turns: Sequence[Turn], images: Sequence[EncodedImage], sampling: SamplingParams
+        self, turns: Sequence[Turn], images: Sequence[EncodedImage], sampling: SamplingParams, *, cache_salt: str = ""
     ) -> PreparedChat:
         """Turns and their validated images, in reading order, as a prompt that leaves room for the answer.
 
@@ -122,7 +121,7 @@ class ChatService:
                 "are reserved for the answer."
             )
             raise
-        prompt = Prompt(tuple(encoded.token_ids), tuple(images))
+        prompt = Prompt(tuple(encoded.token_ids), tuple(images), cache_salt)
         return PreparedChat(prompt, sampling, dropped + encoded.dropped_messages)
 
     def _shorten(self, turns: Sequence[Turn]) -> tuple[list[Turn], int]:
