@@ -75,9 +75,10 @@ def _memory_mib(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def test_http_process_is_small_and_imports_no_torch(fresh_server: Server) -> None:
+@pytest.mark.parametrize("requests", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_http_process_is_small_and_imports_no_torch(fresh_server: Server, requests: int) -> None:
     with httpx.Client(base_url=fresh_server.url, timeout=120) as client:
-        for number in range(100):
+        for number in range(requests):
             answer = client.post("/v1/chat/completions", json=_image_request(number))
             assert answer.status_code == 200, answer.text
     (http,) = fresh_server.replicas("http")
