@@ -73,6 +73,7 @@ class AnswerRun:
         self._task: asyncio.Task[Any] | None = None
         self._stop_note = StopNote.STOPPED
         self._stop_requested = False
+        self._is_building = False
         self._is_discarded = False
         self._continues = True
         requester = question.requester
@@ -105,16 +106,23 @@ class AnswerRun:
         return self._message.finished
 
     def stop(self, note: StopNote = StopNote.STOPPED) -> None:
-        """Abort the request and put ``note`` below the text so far."""
+        """Abort the request and put ``note`` below the text so far.
+
+        Images that are being read are still read, so that the question can be asked again.
+        """
         self._stop_note = note
         self._stop_requested = True
-        if self._streaming is not None:
+        if self._is_building and not self._message.finished:
+            self._message.finish(self._texts(note))
+        elif self._streaming is not None:
             self._streaming.cancel()
 
     def discard(self) -> None:
         """Stop, and keep nothing of the answer in memory."""
         self._is_discarded = True
         self.stop()
+        if self._streaming is not None:
+            self._streaming.cancel()
 
     def end_conversation(self) -> None:
         """Don't let the next question continue from this answer."""
@@ -156,6 +164,8 @@ class AnswerRun:
             if not self._message.finished:
                 self._message.finish(self._texts(self._stop_note))
             messages = await writing
+            if self._is_building:
+                await asyncio.wait({self._streaming})
             if not self._is_discarded:
                 self._store_answer(messages)
             services.storage.finish_answer(self._record_id)
@@ -209,15 +219,20 @@ class AnswerRun:
         """Stream the server's answer into the message. Unless it is canceled, it always finishes the message."""
         texts = self._texts
         try:
+            self._is_building = True
             prompt = await self._build_prompt()
+            self._is_building = False
+            if self._is_stopped():
+                if prompt.has_images:
+                    self._keep_question(prompt)
+                return
             if not prompt.has_images:
                 self._withdraw_question()
                 hint = texts("hint.forgotten" if prompt.history_expired else "hint.nothing_usable")
                 self._message.finish("\n".join([*prompt.notes, hint]), buttons=Buttons.NONE)
                 return
             self._message.spoiler = any(turn.spoiler for turn in prompt.turns)
-            self._services.conversations.put(self._question.key, prompt.turns[-1])
-            self._services.conversations.set_latest(self.scope, self._question.key)
+            self._keep_question(prompt)
             notes = await self._ask_server(prompt)
             if not self._message.has_text:
                 notes.insert(0, texts("answer.empty"))
@@ -232,11 +247,19 @@ class AnswerRun:
                 )
             else:
                 _log.warning("an answer failed: %s", error.code)
-            self._message.finish(_error_text(texts, error))
+            self._finish_failed(_error_text(texts, error))
         except Exception:
             self._withdraw_question()
             _log.exception("an answer failed")
-            self._message.finish(texts("error.internal_error"))
+            self._finish_failed(texts("error.internal_error"))
+
+    def _finish_failed(self, text: str) -> None:
+        if not self._message.finished:  # it is, if it was stopped while its images were read
+            self._message.finish(text)
+
+    def _keep_question(self, prompt: BuiltPrompt) -> None:
+        self._services.conversations.put(self._question.key, prompt.turns[-1])
+        self._services.conversations.set_latest(self.scope, self._question.key)
 
     async def _ask_server(self, prompt: BuiltPrompt) -> list[str]:
         """Stream the server's answer into the message; returns the notes that go below it."""

@@ -423,6 +423,32 @@ async def test_stop_aborts_the_request(scene: Scene) -> None:
     assert scene.vision.active == 0
 
 
+@pytest.mark.parametrize("outcome", [RED, b"not an image", OSError("gone")], ids=["image", "damaged", "lost"])
+async def test_a_stop_while_images_are_read_keeps_the_question(scene: Scene, outcome: bytes | OSError) -> None:
+    arrived = asyncio.Event()
+
+    async def load(_: int) -> bytes:
+        await arrived.wait()
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    asking = asyncio.create_task(scene.ask("Early", Attachment(load)))
+    await wait_until(lambda: scene.chat.shown)
+    assert await scene.bot.stop_message(ANNA, MessageKey("chat", "b1")) is StopOutcome.STOPPED
+    await wait_until(lambda: scene.last == "⏹ Stopped.")
+    arrived.set()
+    await asking
+    assert scene.chat.texts == ["⏹ Stopped."]
+    assert scene.vision.requests == []
+    denial = await scene.bot.regenerate(ANNA, MessageKey("chat", "b1"), scene.chat)
+    if outcome == RED:
+        assert denial is None
+        assert scene.last == "I see 1 picture(s). You asked: Early"
+    else:
+        assert denial == Denial(DenialReason.EXPIRED)
+
+
 async def test_buttons_work_before_their_message_id_is_known(scene: Scene) -> None:
     scene.vision.on("Slow", Reply(["Part", Gate()]))
     scene.chat.ids_arrive = asyncio.Event()
