@@ -20,11 +20,13 @@ def doctor(
     ] = "auto",
 ) -> None:
     """Check this machine and a model: versions, devices, memory, digests, and a question with a known answer."""
-    from minigpt4_serve.cli.diagnosis import examine, memory_table
+    from minigpt4_serve.server.local_engine import loading
     from minigpt4_serve.settings import ModelSettings
     from minigpt4_serve.settings_file import validate_settings
 
     settings = validate_settings(ModelSettings, {"path": model, "device": device, "dtype": dtype}, None)
+    with loading():
+        from minigpt4_serve.cli.diagnosis import examine, memory_table
     healthy = True
     for finding in examine(settings):
         healthy = healthy and finding.state != "problem"

@@ -128,7 +128,7 @@ def test_the_server_ends_with_its_raylet_or_gcs(
 
 def test_a_start_that_takes_too_long_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.provide_token", lambda _: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.kill_descendants", lambda **_: None)
     monkeypatch.setattr(LocalServer, "_open_sockets", lambda *_: None)
@@ -183,7 +183,7 @@ def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "_exit", sys.exit)
     monkeypatch.setattr(process_tree, "kill_descendants", lambda: calls.append("killed"))
     monkeypatch.setattr(LocalServer, "_open_sockets", lambda *_: None)
-    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.provide_token", lambda _: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "start", lambda **_: None)

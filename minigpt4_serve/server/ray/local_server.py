@@ -22,7 +22,7 @@ from minigpt4_serve.server.logs import LogReceiver, configure_logging
 from minigpt4_serve.server.private_folder import PrivateFolder, is_full
 from minigpt4_serve.server.ray.app import build_application
 from minigpt4_serve.server.ray.loopback import keep_on_loopback
-from minigpt4_serve.server.ray.ray_token import protect_token
+from minigpt4_serve.server.ray.ray_token import provide_token, withdraw_token
 from minigpt4_serve.server.ray.startup_errors import clear_startup_error, read_startup_error
 from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ServeSettings
@@ -166,6 +166,7 @@ class LocalServer:
         if self._logs is not None:
             self._logs.close()
         if self._folder is not None:
+            withdraw_token(self._folder.path)
             self._folder.close(keep=self._failed and (self._folder.path / "ray").exists())
 
     def _open_sockets(self, folder: PrivateFolder) -> None:
@@ -233,7 +234,7 @@ def _start_cluster(metrics_port: int | None, folder: PrivateFolder) -> None:
     Raises:
         EngineFailed: no attempt succeeded.
     """
-    protect_token()
+    provide_token(folder.path)
     keep_on_loopback()
     before = descendants()
     for attempt in range(1, _MAX_ATTEMPTS + 1):
