@@ -128,7 +128,7 @@ def run_server(
 
 def _roll_over(server: "LocalServer", running: "ServeSettings", config: Path | None, overrides: dict[str, Any]) -> None:
     """Deploy new settings to a running server, unless they are invalid or require a restart."""
-    from minigpt4_serve.server.ray.local_server import check_settings
+    from minigpt4_serve.server.start_checks import check_settings
     from minigpt4_serve.settings import read_serve_settings
 
     try:

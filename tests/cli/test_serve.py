@@ -90,7 +90,7 @@ class Stopped:
 
     drained = False
 
-    def drain(self, _: float) -> None:
+    def drain(self, *_: object) -> None:
         self.drained = True
 
     def close(self) -> None:
