@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from minigpt4_serve.errors import EngineFailed
 
