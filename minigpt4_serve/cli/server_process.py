@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -89,6 +90,8 @@ def _raise_stop_signal(number: int, _: FrameType | None) -> None:
 
 
 def _kill_all(number: int, _: FrameType | None) -> None:
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\n")  # the terminal shows ^C in the line of the step
     _end(EXIT_BY_SIGNAL + number)
 
 

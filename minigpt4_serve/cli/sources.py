@@ -6,9 +6,12 @@ Both take messages in OpenAI's shape and give the client's events.
 import asyncio
 import logging
 import os
+import signal
+import sys
+import threading
 import uuid
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +23,7 @@ from minigpt4_serve.cli.options import MODEL_VARIABLE, describe_key_refusal
 from minigpt4_serve.client import Completed, Event, SyncChatClient, TextDelta
 from minigpt4_serve.client.failures import server_message
 from minigpt4_serve.client.sync import iterate
+from minigpt4_serve.entry_point import EXIT_BY_SIGNAL, end_at_once
 from minigpt4_serve.errors import (
     InvalidImage,
     InvalidRequest,
@@ -69,8 +73,27 @@ def open_source(server: str | None, api_key: str | None, model: Path) -> AnswerS
     """
     if server:
         return RemoteModel(server, api_key=api_key, model=os.environ.get(MODEL_VARIABLE))
-    with Step("loading the model"):
+    with Step("loading the model"), _ended_by_interrupts():
         return LocalModel(ServeSettings(model=ModelSettings(path=model)))
+
+
+@contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Ctrl-C ends this process at once and quietly: libraries turn an exception in their imports into others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\n")
+        os._exit(EXIT_BY_SIGNAL + number)
+
+    handler = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:
@@ -144,6 +167,7 @@ class LocalModel:
         """Stop the engine."""
         self._engine.shutdown()
         self._loop.close()
+        end_at_once()
 
 
 class RemoteModel:
