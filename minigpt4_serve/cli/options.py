@@ -30,16 +30,28 @@ ServerOption = Annotated[
 ]
 KeyOption = Annotated[
     str | None,
-    typer.Option("--api-key", help="The server's key.", envvar=API_KEY_VARIABLE, show_envvar=True, show_default=False),
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        help="The server's API key.",
+        envvar=API_KEY_VARIABLE,
+        show_envvar=True,
+        show_default=False,
+    ),
 ]
 ModelOption = Annotated[
-    Path, typer.Option("--model", metavar="DIR", help="A converted model's folder.", show_default="the embedded model")
+    Path, typer.Option("--model", metavar="DIR", help="The model's folder.", show_default="the embedded model")
 ]
-MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer in tokens.")
+]
 TemperatureOption = Annotated[
-    float | None, typer.Option("--temperature", min=0, max=2, help="0 is the likeliest answer; higher varies more.")
+    float | None,
+    typer.Option(
+        "--temperature", metavar="NUMBER", min=0, max=2, help="0 gives the likeliest answer; higher values vary more."
+    ),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Same seed, same answer.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.")]
 
 
 def request_options(max_tokens: int | None, temperature: float | None, seed: int | None) -> dict[str, Any]:

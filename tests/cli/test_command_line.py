@@ -1,17 +1,21 @@
 """The command line without a server: help, bad input, one line per error, no tracebacks."""
 
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from drawing import draw, encode
 from fakes.openai_replies import Reply
 from fakes.openai_server import OpenAIServer
 from processes import free_port, run
 
-from minigpt4_serve.cli import COMMANDS, main
+from minigpt4_serve.cli import COMMANDS, app, main
 
 
 @pytest.fixture
@@ -26,6 +30,31 @@ def test_help_names_every_command() -> None:
     assert done.returncode == 0
     for command in COMMANDS:
         assert f"  {command} " in done.stdout
+
+
+def _commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """All commands with their words, groups included."""
+    for name, command in sorted(group.commands.items()):
+        yield " ".join((*words, name)), command
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*words, name))
+
+
+ALL_COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", ALL_COMMANDS)
+def test_every_command_and_option_is_described(name: str) -> None:
+    command = ALL_COMMANDS[name]
+    summary, *_ = command.help.split("\n")
+    assert re.fullmatch(r"[A-Z].{9,48}\.", summary), "short enough to be listed whole"
+    assert command.get_short_help_str(60) == summary
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        assert re.fullmatch(r"[A-Z0-9].*\.", parameter.help or ""), parameter.name
+        if not getattr(parameter, "is_flag", False):
+            assert re.fullmatch(r"[A-Z|]+(_DIR)?", parameter.metavar or ""), parameter.name
 
 
 def test_help_is_quick_because_it_loads_little() -> None:
