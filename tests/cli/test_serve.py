@@ -2,9 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,45 @@ def test_options_that_may_be_given_several_times(monkeypatch: pytest.MonkeyPatch
         CliRunner().invoke(app, ["serve", "--config", str(file), *options])
     assert [settings.model_names for settings in started] == [("a", "gpt-4o"), ("other",)]
     assert [settings.allowed_hosts for settings in started] == [("x.example", "y.example"), ("*",)]
+
+
+@pytest.mark.parametrize(
+    ("home", "given", "folder"),
+    [
+        ("{home}", None, None),
+        ("/nonexistent", None, "{server}/triton"),
+        ("/dev/null/home", None, "{server}/triton"),
+        ("/nonexistent", "/elsewhere", "/elsewhere"),
+    ],
+)
+def test_kernels_are_kept_where_home_cannot_be_written(
+    home: str, given: str | None, folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home.format(home=tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", given or "")
+    if given is None:
+        monkeypatch.delenv("TRITON_CACHE_DIR")
+    local_server._replace_unwritable_home(tmp_path)
+    assert os.environ.get("TRITON_CACHE_DIR") == (folder and folder.format(server=tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_stop_says_how_many_answers_it_finishes(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    class Stopping:
+        def stop(self, *, on_answers: Callable[[int], None]) -> None:
+            on_answers(count)
+
+    server_process.stop_server(Stopping())  # type: ignore[arg-type]
+    words = "1 answer" if count == 1 else "3 answers"
+    assert capsys.readouterr().out == f"Stopping …\nFinishing {words}; Ctrl-C again stops at once.\n"
+
+
+def test_nothing_of_ray_is_written_to_stdout_at_exit() -> None:
+    """Colorama, which Ray brings, would reset the terminal's colors."""
+    code = (
+        "import ray, colorama; from minigpt4_serve.server.ray.local_server import LocalServer\n"
+        "from minigpt4_serve.settings import ServeSettings\n"
+        "colorama.init(strip=False); LocalServer(ServeSettings()).stop()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=280, check=True)
+    assert done.stdout == b""

@@ -309,7 +309,9 @@ def test_answering_again_varies_the_words(
 
 
 @pytest.mark.parametrize("device", [DESKTOP, PHONE])
-def test_a_phone_is_not_told_to_drop_files(device: dict[str, Any], visit: Visit, scripted: ScriptedServer) -> None:
+def test_a_phone_reads_nothing_about_dropping_files(
+    device: dict[str, Any], visit: Visit, scripted: ScriptedServer
+) -> None:
     page = visit(**device)
     expect(page.get_by_text("Drop one here")).to_be_visible(visible=device is DESKTOP)
     expect(page.get_by_text("Add one below or take a photo.")).to_be_visible(visible=device is PHONE)

@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import os
 import signal
 import socket
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import ray
@@ -176,8 +178,8 @@ class LocalServer:
 
 def _leave_stdout_alone() -> None:
     """Undo what colorama, which Ray initializes, does at exit: it writes a control sequence to stdout."""
-    if (initialise := sys.modules.get("colorama.initialise")) is not None:
-        atexit.unregister(initialise.reset_all)
+    if (colorama := sys.modules.get("colorama.initialise")) is not None:  # words: allow
+        atexit.unregister(colorama.reset_all)
 
 
 @contextmanager
@@ -223,6 +225,12 @@ def _wait_until_running() -> None:
         time.sleep(_STATUS_CHECK_S)
 
 
+def _replace_unwritable_home(folder: Path) -> None:
+    """Let Triton keep the kernels that it compiles for GPUs in ``folder`` if it can't write to the home folder."""
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 - Path raises where there is no home
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+
+
 def _start_cluster(metrics_port: int | None, folder: PrivateFolder) -> None:
     """Start a local Ray cluster, on loopback only, with its files in ``folder``.
 
@@ -232,6 +240,7 @@ def _start_cluster(metrics_port: int | None, folder: PrivateFolder) -> None:
         EngineFailed: no attempt succeeded.
     """
     provide_token(folder.path)
+    _replace_unwritable_home(folder.path)
     keep_on_loopback()
     before = descendants()
     for attempt in range(1, _MAX_ATTEMPTS + 1):
