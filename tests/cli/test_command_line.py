@@ -222,8 +222,9 @@ def _assert_one_line(code: object, out: str, err: str, message: str) -> None:
 def test_a_missing_extra_is_named(libraries: list[str], words: list[str], extra: str, picture: Path) -> None:
     absent = f"sys.modules.update(dict.fromkeys({libraries!r}))"
     without = f"import sys; {absent}; from minigpt4_serve.cli import main; main()"
+    place = ["--port", str(free_port())] if words[0] in ("serve", "web") else []
     done = subprocess.run(
-        [sys.executable, "-c", without, *[word.format(picture=picture) for word in words]],
+        [sys.executable, "-c", without, *[word.format(picture=picture) for word in words], *place],
         capture_output=True,
         text=True,
         timeout=280,

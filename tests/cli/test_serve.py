@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from processes import free_port
 from ray import serve
 from typer.testing import CliRunner
 
@@ -138,7 +139,7 @@ def test_a_start_that_takes_too_long_is_one_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(serve, "start", lambda **_: threading.Event().wait(60))
     handler = signal.getsignal(signal.SIGALRM)
     with pytest.raises(EngineFailed, match=r"within 0.2 s \(start_timeout_s\)"):
-        server_process.start_server(read_serve_settings(None, {"start_timeout_s": 0.2}))
+        server_process.start_server(read_serve_settings(None, {"start_timeout_s": 0.2, "port": free_port()}))
     assert list(tmp_path.iterdir()) == [], "Ray has left no logs"
     assert signal.getsignal(signal.SIGALRM) == handler
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -191,7 +192,7 @@ def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.Mo
     monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(LocalServer, "stop", lambda _: calls.append("stop"))
     with pytest.raises(SystemExit) as stopped:
-        server_process.start_server(read_serve_settings(None, {}))
+        server_process.start_server(read_serve_settings(None, {"port": free_port()}))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert calls[0] == "killed"
     assert "Ray's handler" not in calls
@@ -296,5 +297,9 @@ def test_nothing_of_ray_is_written_to_stdout_at_exit() -> None:
         "from minigpt4_serve.settings import ServeSettings\n"
         "colorama.init(strip=False); LocalServer(ServeSettings()).stop()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=280, check=True)
-    assert done.stdout == b""
+    terminal, stdout = os.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as shown:
+        subprocess.run([sys.executable, "-c", code], stdout=stdout, timeout=280, check=True)
+        os.write(stdout, b"end")
+        os.close(stdout)
+        assert shown.read(100) == b"end"

@@ -405,7 +405,7 @@ def test_only_moved_sliders_are_sent(visit: Visit, scripted: ScriptedServer, scr
     assert scripted.requests[-1].body["beams"] == 3
     assert "temperature" not in scripted.requests[-1].body
     page.get_by_role("button", name="Settings").click()
-    page.get_by_role("button", name="Back to the model's own").click()
+    page.get_by_role("button", name="Back to the model's defaults").click()
     page.keyboard.press("Escape")
     ask(page, "Hello again")
     answered(page, "Hello again")
