@@ -34,7 +34,7 @@ _TINY_NAME = "minigpt4-tiny"
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["json", "text"]
+LogFormat = Literal["auto", "json", "text"]
 
 
 class _Settings(BaseModel):
@@ -141,8 +141,8 @@ class ServeSettings(_Settings):
     key."""
     log_level: LogLevel = "info"
     """Lowest level that all processes log, to the stderr of ``minigpt4 serve``."""
-    log_format: LogFormat = "json"
-    """Log lines as JSON objects or as plain text."""
+    log_format: LogFormat = "auto"
+    """Log lines as ``json`` objects or as plain ``text``; ``auto``: text on a terminal, JSON elsewhere."""
     model_name: str | tuple[str, ...] | None = None
     """The model's name in the API, or several; if not given, ``minigpt4-tiny`` for the embedded model, otherwise the
     model folder's name."""

@@ -3,6 +3,7 @@
 import os
 import queue
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -103,6 +104,13 @@ class Server:
             return bool(replicas) and not set(old) & set(replicas)
 
         await wait_until(replaced, within_s, every_s=0.2)
+
+    def folder(self) -> Path:
+        """Of the server's files: where its raylet's session is."""
+        for pid in descendants(self.process.pid):
+            if found := re.search(r"--raylet_socket_name=(.*?)/ray/session_", _title(pid)):
+                return Path(found[1])
+        raise AssertionError("no raylet runs")
 
     def workers(self, title: str) -> list[int]:
         """Process ids of Ray's workers whose title begins with ``title``, such as an actor's class."""

@@ -30,7 +30,10 @@ def web(
     port: PortOption = None,
     keys_file: KeysFileOption = None,
 ) -> None:
-    """Start the server and open its page in the browser. Settings without an option go in the file of --config."""
+    """Serve a model and open its chat page.
+
+    Settings without an option go in the file of --config.
+    """
     options = {"model": {"path": model} if model else None, "host": host, "port": port, "keys_file": keys_file}
     settings, overrides = read_settings(config, options)
     if not settings.page:

@@ -38,8 +38,11 @@ print(json.dumps(ray.get(actor.__ray_call__.remote(lambda _: sorted(__import__("
 
 @pytest.fixture(scope="module")
 def fresh_server() -> Iterator[Server]:
-    """A server of this module only: others' requests would count as its memory, their killed processes as its log."""
-    with serving() as running:
+    """A server of this module only: others' requests would count as its memory, their killed processes as its log.
+
+    Its user has no home folder, as that of a service may.
+    """
+    with serving(HOME="/dev/null") as running:
         yield running
 
 
@@ -84,9 +87,14 @@ def test_http_process_is_small_and_imports_no_torch(fresh_server: Server, reques
     (http,) = fresh_server.replicas("http")
     assert _memory_mib(http) < MAX_HTTP_MIB
     command = [sys.executable, "-c", LIST_MODULES, _gcs_address(fresh_server)]
-    # A local server switches Ray's token on; Ray finds the token of this user by itself. All of the cluster listens on
-    # 127.0.0.1, which Ray replaces by another address of the machine unless the second variable is set.
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    # All of the cluster listens on 127.0.0.1, which Ray replaces by another address of the machine unless the last
+    # variable is set.
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(fresh_server.folder() / "token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
     listed = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert listed.returncode == 0, listed.stderr
     modules = set(json.loads(listed.stdout.splitlines()[-1]))

@@ -15,7 +15,7 @@ from minigpt4_serve.server.http.limited_protocol import (
     TransportLimits,
     find_connection_limit,
 )
-from minigpt4_serve.server.http.shared_socket import receive_socket
+from minigpt4_serve.server.http.shared_socket import receive_socket, report_answers
 
 __all__ = ["HttpServer"]
 
@@ -80,6 +80,7 @@ class HttpServer:
         with suppress(OSError):
             await asyncio.get_running_loop().sock_recv(self._owner, 1)  # returns at end of file
         await self._close_listeners()
+        report_answers(self._owner, len(self._server.server_state.tasks))
         self._server.should_exit = True
         try:
             await self._serving
