@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 
 from minigpt4_serve.errors import MiniGPT4Error
 
-__all__ = ["EXIT_BY_SIGNAL", "run_program"]
+__all__ = ["EXIT_BY_SIGNAL", "end_at_once", "run_program"]
 
 EXIT_BY_SIGNAL = 128
 """Shells and service managers add a signal's number to it."""
 
+_end_at_once: list[bool] = []  # has an item after ``end_at_once``
 _INTERRUPTED = EXIT_BY_SIGNAL + 2  # SIGINT, on Windows too
 
 
@@ -32,6 +33,30 @@ def run_program(program: str, run: Callable[[], object], extras: Mapping[str, st
     Raises:
         SystemExit: with one of the codes above.
     """
+    _end_at_once.clear()
+    try:
+        _run(program, run, extras)
+    except SystemExit as ended:
+        if not _end_at_once:
+            raise
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError:  # the reader of the output is gone
+            code = code or 1
+        os._exit(code)
+
+
+def end_at_once() -> None:
+    """Let ``run_program`` end this process without freeing its objects, which takes seconds after a model has run.
+
+    Functions registered with ``atexit`` aren't called.
+    """
+    _end_at_once.append(True)
+
+
+def _run(program: str, run: Callable[[], object], extras: Mapping[str, str]) -> None:
     try:
         run()
     except MiniGPT4Error as error:

@@ -13,10 +13,15 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and the images whose features replace the image tokens among them, in order."""
+    """Token ids, and the images whose features replace the image tokens among them, in order.
+
+    Attributes:
+        cache_salt: prompts with different salts share no blocks of the KV cache.
+    """
 
     token_ids: tuple[int, ...]
     images: tuple[EncodedImage, ...] = ()
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True)

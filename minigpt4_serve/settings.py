@@ -34,7 +34,7 @@ _TINY_NAME = "minigpt4-tiny"
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["json", "text"]
+LogFormat = Literal["auto", "json", "text"]
 
 
 class _Settings(BaseModel):
@@ -141,8 +141,8 @@ class ServeSettings(_Settings):
     key."""
     log_level: LogLevel = "info"
     """Lowest level that all processes log, to the stderr of ``minigpt4 serve``."""
-    log_format: LogFormat = "json"
-    """Log lines as JSON objects or as plain text."""
+    log_format: LogFormat = "auto"
+    """Log lines as ``json`` objects or as plain ``text``; ``auto``: text on a terminal, JSON elsewhere."""
     model_name: str | tuple[str, ...] | None = None
     """The model's name in the API, or several; if not given, ``minigpt4-tiny`` for the embedded model, otherwise the
     model folder's name."""
@@ -157,6 +157,9 @@ class ServeSettings(_Settings):
     """Longest animation, in frames; only the first one is used."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     """Largest request body, in bytes; base64 makes images a third larger."""
+    max_bodies_bytes: int = Field(default=256 * 2**20, ge=1)
+    """Bytes of all request bodies that an HTTP process receives and checks at the same time, and half of it for one
+    key; at least twice ``max_body_bytes``. The first 64 KiB of each don't count."""
     body_timeout_s: float = Field(default=60, gt=0)
     """Seconds within which a request's body must arrive."""
     max_request_s: float = Field(default=600, gt=0)
@@ -173,6 +176,9 @@ class ServeSettings(_Settings):
     """Seconds to fetch one picture, redirects included."""
     api_key: SecretStr | None = None
     """A single key without limits; ``keys_file`` can hold several, with limits."""
+    cache_groups: tuple[tuple[str, ...], ...] = ()
+    """Names of keys whose requests share cached images and prompts; ``[["*"]]`` is all keys. Who shares can find out
+    what the others have asked. Without a group each key has its own."""
     keys_file: Path | None = None
     """Keys as ``minigpt4 keys`` writes them. Without any key the server only binds loopback addresses."""
 

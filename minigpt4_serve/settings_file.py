@@ -12,6 +12,9 @@ __all__ = ["read_settings_file", "validate_settings"]
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
+_MAX_BYTES = 2**20
+_MAX_NODES = 50_000  # keys, values and lists, those of aliases counted wherever they are used
+
 
 def read_settings_file(file: Path, *, example: str) -> dict[str, Any]:
     """Read a YAML file of settings; ``example`` is a line of one, for the error.
@@ -24,14 +27,52 @@ def read_settings_file(file: Path, *, example: str) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        if file.stat().st_size > _MAX_BYTES:
+            raise InvalidRequest(f"The settings file {file} is larger than {_MAX_BYTES // 2**20} MiB.")
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is not None:
+            _check_size(root, file)
+        values = (loader.construct_document(root) if root is not None else None) or {}
     except FileNotFoundError:
         raise InvalidRequest(f"There is no settings file {file}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except InvalidRequest:
+        raise
+    except Exception as error:  # PyYAML's parser and constructors raise many kinds, such as RecursionError
         raise InvalidRequest(f"The settings file {file} can't be read as YAML.") from error
     if not isinstance(values, dict):
         raise InvalidRequest(f"The settings file {file} must hold keys and values, such as '{example}'.")
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_size(root: Any, file: Path) -> None:
+    """Bound the values of a YAML document with its aliases written out: nine levels of nine are 400 million.
+
+    Raises:
+        InvalidRequest: too many values, or an alias that contains itself.
+    """
+    import yaml
+
+    sizes: dict[int, int] = {}
+    enclosing: set[int] = set()
+
+    def count(node: yaml.Node) -> int:
+        key = id(node)
+        if key in enclosing:
+            raise InvalidRequest(f"The settings file {file} has an alias that contains itself.")
+        if key not in sizes:
+            enclosing.add(key)
+            size = 1
+            if isinstance(node, yaml.SequenceNode):
+                size += sum(count(part) for part in node.value)
+            elif isinstance(node, yaml.MappingNode):
+                size += sum(count(name) + count(value) for name, value in node.value)
+            enclosing.remove(key)
+            sizes[key] = size
+        return sizes[key]
+
+    if count(root) > _MAX_NODES:
+        raise InvalidRequest(f"The settings file {file} has more than {_MAX_NODES:,} values, aliases written out.")
 
 
 def validate_settings(settings: type[_Settings], values: Mapping[str, Any], file: Path | None) -> _Settings:

@@ -134,7 +134,7 @@ def reference_ids(small_model: Any, asked: Prompt, rules: SamplingParams) -> lis
         repetition_penalty=rules.repetition_penalty,
         stopping_criteria=stop,
     )
-    return [int(token) for token in out[0]]
+    return [int(token) for token in out[0, len(asked.token_ids) :]]
 
 
 async def wait_until_idle(engine: Engine) -> None:

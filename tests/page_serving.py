@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fakes.openai_replies import Gate
 from fakes.openai_requests import ChatRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -29,20 +29,6 @@ __all__ = ["Gate", "ScriptedServer", "run_app", "scripted_server"]
 
 _TIMINGS = Timings(0.01, 0.0, 0.02, 0.03, 0.04, 0.06, 0.1)
 _USAGE = Usage(prompt_tokens=52, cached_tokens=40, completion_tokens=14)
-
-
-class Gate:
-    """Answers wait at it until a test opens it, from any thread."""
-
-    def __init__(self) -> None:
-        self._opened: Future[None] = Future()
-
-    def open(self) -> None:
-        if not self._opened.done():
-            self._opened.set_result(None)
-
-    async def wait(self) -> None:
-        await asyncio.shield(asyncio.wrap_future(self._opened))
 
 
 Step = str | float | Gate | Delta | Exception
@@ -190,7 +176,7 @@ def scripted_server(
     server = ScriptedServer()
     own = copy.copy(service)
     own.engine = _ScriptedEngine(service.engine, server)  # type: ignore[assignment]
-    own.name = "minigpt4-scripted"
+    own.names = ("minigpt4-scripted",)
     own.writes_boxes = boxes
     own.context_length = 2048
     own.settings = service.settings.model_copy(update={"keys_file": keys_file})

@@ -3,6 +3,7 @@
 import os
 import queue
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -104,6 +105,13 @@ class Server:
 
         await wait_until(replaced, within_s, every_s=0.2)
 
+    def folder(self) -> Path:
+        """Of the server's files: where its raylet's session is."""
+        for pid in descendants(self.process.pid):
+            if found := re.search(r"--raylet_socket_name=(.*?)/ray/session_", _title(pid)):
+                return Path(found[1])
+        raise AssertionError("no raylet runs")
+
     def workers(self, title: str) -> list[int]:
         """Process ids of Ray's workers whose title begins with ``title``, such as an actor's class."""
         title = f"ray::{title}"
@@ -124,10 +132,10 @@ def running_server(*words: str, timeout: float = 420, **environment: str) -> Ite
 
 
 @contextmanager
-def serving(*words: str, timeout: float = 420, **environment: str) -> Iterator[Server]:
-    """Like ``running_server``, for tests that signal or inspect its processes."""
+def serving(*words: str, timeout: float = 420, open_files: int | None = None, **environment: str) -> Iterator[Server]:
+    """Like ``running_server``, for tests that signal or inspect its processes; each may open ``open_files``."""
     port = free_port()
-    with _started("serve", "--port", str(port), *words, **environment) as (process, lines):
+    with _started("serve", "--port", str(port), *words, open_files=open_files, **environment) as (process, lines):
         server = Server(f"http://127.0.0.1:{port}", process, lines)
         server.wait_for("Ready", timeout)
         yield server
@@ -157,11 +165,12 @@ def running(
 
 @contextmanager
 def _started(
-    *words: str, folder: Path | None = None, **environment: str
+    *words: str, folder: Path | None = None, open_files: int | None = None, **environment: str
 ) -> Iterator[tuple["subprocess.Popen[str]", "queue.Queue[str]"]]:
     """Yields a process and the lines that it prints; stops it by Ctrl-C."""
+    limited = [] if open_files is None else ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh"]
     process = subprocess.Popen(
-        [MINIGPT4, *words],
+        [*limited, MINIGPT4, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -26,7 +26,8 @@ def test_every_model_named_is_known() -> None:
 
 
 def test_the_memory_table_is_the_computed_one() -> None:
-    from minigpt4_serve.weights.footprint import gib, published_footprints
+    from minigpt4_serve.memory import gib
+    from minigpt4_serve.weights.footprint import published_footprints
 
     rows: dict[str, list[str]] = {}
     positions: dict[str, int] = {}
@@ -39,12 +40,16 @@ def test_the_memory_table_is_the_computed_one() -> None:
         assert f"| {name} | {' | '.join(cells)} | {positions[name]} KiB |" in DOCS
 
 
-def test_a_folder_loads_in_transformers_as_shown() -> None:
-    from minigpt4_serve.settings import ModelSettings
+def test_a_folder_answers_in_transformers_as_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from minigpt4_serve.settings import TINY_MODEL
 
     (code,) = code_blocks(DOCS, "py")
     scope: dict[str, Any] = {}
-    exec(compile(code.replace("models/minigpt4-7b", str(ModelSettings().path)), "checkpoints.md", "exec"), scope)
+    for shown, here in {"models/minigpt4-7b": TINY_MODEL, "photo.png": TINY_MODEL / "example.png"}.items():
+        assert shown in code
+        code = code.replace(shown, str(here))
+    exec(compile(code, "checkpoints.md", "exec"), scope)
+    assert "moon" in capsys.readouterr().out
     assert scope["model"].config.num_image_tokens == scope["processor"].num_image_tokens > 0
 
 
@@ -68,7 +73,8 @@ def test_the_boxes_are_read_and_drawn(
 
 
 def test_the_messages_of_the_table_are_those_of_the_code() -> None:
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "minigpt4_serve" / "weights").glob("*.py"))
+    files = [*(ROOT / "minigpt4_serve").glob("*.py"), *(ROOT / "minigpt4_serve" / "weights").glob("*.py")]
+    code = "".join(path.read_text(encoding="utf-8") for path in files)
     joined = re.sub(r'"\s*\n\s*f?"', "", code)
     shown = re.findall(r"^\| ([a-z][^|]+) \|[^|]+\|$", DOCS.split("## Troubleshooting")[1], re.MULTILINE)
     assert len(shown) >= 8

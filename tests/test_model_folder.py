@@ -62,7 +62,20 @@ def test_generation_defaults_ignore_other_keys(folder: Path) -> None:
     assert read_generation_defaults(folder) == GenerationDefaults()
 
 
-@pytest.mark.parametrize(("text", "message"), [('{"top_k": "many"}', "'top_k'"), ("5", "no JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"top_k": "many"}', "'top_k'"),
+        ('{"top_k": -1}', "'top_k'"),
+        ('{"temperature": NaN}', "'temperature'"),
+        ('{"temperature": -1}', "'temperature'"),
+        ('{"top_p": 1.5}', "'top_p'"),
+        ('{"repetition_penalty": 0}', "'repetition_penalty'"),
+        ('{"max_new_tokens": 0}', "'max_new_tokens'"),
+        ("5", "no JSON object"),
+        ("[" * 100_000, "no JSON object"),
+    ],
+)
 def test_damaged_generation_defaults_are_named(folder: Path, text: str, message: str) -> None:
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(WeightsError, match=message):

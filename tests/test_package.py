@@ -65,9 +65,11 @@ def test_public_names() -> None:
         "find_model",
         "find_model_async",
         "is_handle",
+        "path_of_file_url",
         "read_each",
         "server_address",
         "server_key",
+        "split_references",
         "wait_for",
     }
     import minigpt4_serve.model as model

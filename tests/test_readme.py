@@ -24,6 +24,9 @@ PAGES = [
     ROOT / "minigpt4_serve/weights/tiny/README.md",
 ]
 
+GENERATED = {"minigpt4_hub.py"}
+"""Written into a converted folder."""
+
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_pages_link_to_exist(page: Path) -> None:
@@ -39,7 +42,7 @@ def test_source_files_that_a_page_names_exist(page: Path) -> None:
         for folder in ("minigpt4_serve", "integrations", "bots", "tools", "tests")
         for path in (ROOT / folder).rglob("*.py")
     ]
-    named = re.findall(r"(?<![\w./…])([\w/]+\.py)\b", page.read_text(encoding="utf-8"))
+    named = set(re.findall(r"(?<![\w./…])([\w/]+\.py)\b", page.read_text(encoding="utf-8"))) - GENERATED
     assert [name for name in named if not any(f"/{source}".endswith(f"/{name}") for source in sources)] == []
 
 
@@ -51,6 +54,7 @@ def test_python_blocks_are_those_that_tests_run() -> None:
         "docs/agents.md": 4,
         "docs/api.md": 1,
         "docs/checkpoints.md": 2,
+        "docs/clients.md": 7,
     }
 
 

@@ -24,6 +24,13 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     assert settings.model.device == "cpu"
 
 
+def _nested_aliases(levels: int, width: int) -> str:
+    """Lists of ``width`` aliases of the list before."""
+    lines = [f"a0: &a0 [{', '.join('x' * width)}]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -47,6 +54,21 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         ("cors_origins: ['https://chat.example/']", "isn't an origin"),
         ("cors_origins: ['https://*.example']", "isn't an origin"),
         ("cors_origins: ['null']", "isn't an origin"),
+        ("port: " + "9" * 5000, "can't be read as YAML"),
+        ("port: -0x" + "f" * 5000, "port"),
+        ("[" * 5000, "can't be read as YAML"),
+        ("{a: " * 5000, "can't be read as YAML"),
+        ("a: !!timestamp x", "can't be read as YAML"),
+        ("a: !!bool x", "can't be read as YAML"),
+        ("a: 2001-99-99", "can't be read as YAML"),
+        ("? [a]\n: b", "can't be read as YAML"),
+        ("port: 1\n---\nport: 2", "can't be read as YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "can't be read as YAML"),
+        ("a: &a [*a]", "contains itself"),
+        ("a: &a {b: *a}", "contains itself"),
+        (_nested_aliases(9, 9), "more than 50,000 values"),
+        (_nested_aliases(2, 300), "more than 50,000 values"),
+        ("a: " + "x" * 2**20, "larger than 1 MiB"),
     ],
 )
 def test_a_bad_file_gives_one_sentence_that_names_the_setting(
@@ -59,6 +81,16 @@ def test_a_bad_file_gives_one_sentence_that_names_the_setting(
         read_serve_settings(file, {})
     assert message in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_aliases_work_in_settings(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("model: &m {device: cpu}\nport: &p 9000\nmetrics_port: *p\n")
+    assert read_serve_settings(file, {}).metrics_port == 9000
+    file.write_text("model:\n  <<: {device: cpu}\n  dtype: float32\n")
+    assert read_serve_settings(file, {}).model.device == "cpu"
+    file.write_text("# nothing\n")
+    assert read_serve_settings(file, {}).port == 8000
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ import sys
 from coverage import Coverage
 
 FLOORS = {
-    "minigpt4_serve/*.py": 85,
-    "minigpt4_serve/engine/*": 94,
-    "minigpt4_serve/server/*": 85,
-    "minigpt4_serve/model/*": 96,
-    "minigpt4_serve/weights/*": 95,
-    "minigpt4_serve/client/*": 97,
+    "minigpt4_serve/*.py": 80,
+    "minigpt4_serve/engine/*": 91,
+    "minigpt4_serve/server/*": 82,
+    "minigpt4_serve/model/*": 92,
+    "minigpt4_serve/weights/*": 91,
+    "minigpt4_serve/client/*": 93,
     "minigpt4_serve/evaluation/*": 85,
-    "integrations/langchain_minigpt4/*": 96,
-    "integrations/mcp_minigpt4/*": 76,
-    "bots/minigpt4_bots/*": 78,
+    "integrations/langchain_minigpt4/*": 93,
+    "integrations/mcp_minigpt4/*": 72,
+    "bots/minigpt4_bots/*": 76,
 }
 """Percent of branches and lines by package, a little below what a run measures: threads and processes vary."""
 

@@ -25,6 +25,7 @@ _TOKENS_PER_MESSAGE = 5  # a role's name and a separator
 _TOKENS_PER_IMAGE = 256
 """What MiniGPT-v2 takes; others take fewer."""
 _CONNECTIONS = frozenset({"client", "async_client", "root_client", "root_async_client"})
+_HTTP_CLIENTS = frozenset({"http_client", "http_async_client"})
 
 
 class ChatMiniGPT4(BaseChatOpenAI):
@@ -143,10 +144,14 @@ class ChatMiniGPT4(BaseChatOpenAI):
         return count
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "ChatMiniGPT4":
-        return _rebuild(type(self), copy.deepcopy(self._settings(), memo))
+        """A copy that shares the HTTP clients."""
+        shared = {id(client): client for client in (self.http_client, self.http_async_client)}
+        return _rebuild(type(self), copy.deepcopy(self._settings(), {**(memo or {}), **shared}))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._settings())
+        """Without the HTTP clients, which can't be pickled: the new model makes its own."""
+        settings = self._settings()
+        return _rebuild, (type(self), {name: settings[name] for name in settings.keys() - _HTTP_CLIENTS})
 
     def _settings(self) -> dict[str, Any]:
         """The fields that were given, without connections."""

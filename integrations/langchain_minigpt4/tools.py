@@ -25,6 +25,7 @@ from minigpt4_serve.client import (
     split_references,
     wait_for,
 )
+from minigpt4_serve.client.references import HANDLE_IN_TEXT
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
 from minigpt4_serve.images import EncodedImage, ImageLimits
 
@@ -39,7 +40,6 @@ _BAD_ARGUMENTS = "Call this tool with 'question', a text, and 'images', a list o
 
 _MAX_NAMES = 20
 
-_HANDLE = re.compile(r"\bimage_\d+\b", re.IGNORECASE)
 # The line that replaces an image in the conversation, copied with more of it than the handle.
 _COPIED = re.compile(r"[\s\[\"'`]*(image_\d+)(?:: .*|[\s\]\"'`]*)", re.IGNORECASE | re.DOTALL)
 
@@ -214,4 +214,4 @@ def _without_handles(question: str, references: Sequence[str]) -> str:
             return found[0]
         return "the picture" if len(names) == 1 else f"picture {names.index(handle) + 1}"
 
-    return _HANDLE.sub(words, question)
+    return HANDLE_IN_TEXT.sub(words, question)

@@ -15,11 +15,11 @@ from minigpt4_serve.entry_point import run_program
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.settings import is_loopback
 
-__all__ = ["MAX_SESSIONS", "SESSION_IDLE_S", "main"]
+__all__ = ["main"]
 
-SESSION_IDLE_S = 1800.0
+_SESSION_IDLE_S = 1800.0
 """A session without requests for this long ends; its client begins another."""
-MAX_SESSIONS = 500
+_MAX_SESSIONS = 500
 """Sessions over HTTP at a time; a further client is refused with status 503."""
 
 
@@ -84,8 +84,8 @@ def serve(
             "streamable-http",
             host=host,
             port=port,
-            session_idle_timeout=SESSION_IDLE_S,
-            max_sessions=MAX_SESSIONS,
+            session_idle_timeout=_SESSION_IDLE_S,
+            max_sessions=_MAX_SESSIONS,
         )
 
 

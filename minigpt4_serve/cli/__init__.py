@@ -28,7 +28,7 @@ _EXTRAS = {
 
 app = typer.Typer(
     name="minigpt4",
-    help="Run MiniGPT-4: ask about pictures, chat about them, serve the model to others.",
+    help="Ask MiniGPT-4 about pictures, chat about them, or serve it to others.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

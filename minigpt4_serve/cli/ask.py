@@ -24,7 +24,10 @@ _DEFAULT_QUESTION = "What is in this picture?"
 
 
 def ask(
-    words: Annotated[list[str], typer.Argument(metavar="PICTURE... [QUESTION]", show_default=False)],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURE|QUESTION", show_default=False, help="Picture files, then the question."),
+    ],
     server: ServerOption = None,
     api_key: KeyOption = None,
     model: ModelOption = TINY_MODEL,
@@ -32,7 +35,7 @@ def ask(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
 ) -> None:
-    """Ask one question about one or several pictures.
+    """Ask one question about pictures.
 
     Example: minigpt4 ask photo.jpg "What is in this picture?"
     """

@@ -22,7 +22,7 @@ __all__ = ["chat"]
 
 
 def chat(
-    picture: Annotated[list[Path], typer.Argument(metavar="PICTURE...", show_default=False)],
+    picture: Annotated[list[Path], typer.Argument(metavar="PICTURE", show_default=False, help="Picture files.")],
     server: ServerOption = None,
     api_key: KeyOption = None,
     model: ModelOption = TINY_MODEL,
@@ -30,7 +30,10 @@ def chat(
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
 ) -> None:
-    """Talk about one or more pictures. Ctrl-C stops an answer; an empty line or Ctrl-D ends the chat."""
+    """Chat about pictures.
+
+    Ctrl-C stops an answer; an empty line or Ctrl-D ends the chat.
+    """
     from minigpt4_serve.cli.sources import open_source, user_message
 
     image_parts = user_message("", picture)["content"][:-1]  # without the empty text, the last part

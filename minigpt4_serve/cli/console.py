@@ -73,7 +73,7 @@ def print_answer(events: "Generator[Event]", answer: Answer) -> None:
 
 
 class Step:
-    """Prints the name of a long step, and at its end the seconds it took."""
+    """Prints the name of a long step, and at its end the seconds it took; nothing more if a signal stops it."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -84,7 +84,10 @@ class Step:
         self._one_line = sys.stderr.isatty()
         typer.echo(f"• {self._what} …", err=True, nl=not self._one_line)
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            typer.echo("", err=True, nl=self._one_line)
+            return
         result = "failed" if kind else f"{time.perf_counter() - self._started:.1f} s"
         typer.echo(f" {result}" if self._one_line else f"• {self._what}: {result}", err=True)
 

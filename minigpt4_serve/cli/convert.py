@@ -14,34 +14,52 @@ __all__ = ["convert"]
 
 def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", show_default=False, help="The folder to make.")],
-    variant: Annotated[str | None, typer.Option(help=f"One of {', '.join(VARIANTS)}.", show_default=False)] = None,
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"The model: {', '.join(VARIANTS)}.", show_default=False)
+    ] = None,
     llm: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The LLM's folder in Hugging Face layout.", show_default=False)
     ] = None,
-    vit: Annotated[Path | None, typer.Option(metavar="FILE", help="eva_vit_g.pth", show_default=False)] = None,
+    vit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The vision encoder, eva_vit_g.pth.", show_default=False)
+    ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="MiniGPT-4's own .pth", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="MiniGPT-4's own .pth file.", show_default=False)
     ] = None,
     qformer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="blip2_pretrained_flant5xxl.pth (vicuna only)")
+        Path | None, typer.Option(metavar="FILE", help="The Q-Former, blip2_pretrained_flant5xxl.pth (vicuna only).")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float16",
-    keep_lora: Annotated[bool, typer.Option("--keep-lora", help="v2: keep LoRA beside the weights.")] = False,
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="Of the weights: float32, bfloat16 or float16.")
+    ] = "float16",
+    keep_lora: Annotated[bool, typer.Option("--keep-lora", help="Keep LoRA beside the weights (v2 only).")] = False,
     from_hub: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Fetch what is public of vicuna-7b, vicuna-13b, llama2-7b or v2-7b."),
     ] = None,
     parts: Annotated[Path, typer.Option(metavar="DIR", help="Where --from-hub keeps the parts.")] = Path("parts"),
-    vit_heads: Annotated[int | None, typer.Option(help="Only for files of other sizes than the published.")] = None,
-    vit_depth: Annotated[int | None, typer.Option(help="Likewise: blocks that are used.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Likewise: pixels.")] = None,
-    qformer_heads: Annotated[int | None, typer.Option(help="Likewise.")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Likewise.")] = None,
+    vit_heads: Annotated[
+        int | None, typer.Option(metavar="N", help="Attention heads of the vision encoder, for unpublished sizes.")
+    ] = None,
+    vit_depth: Annotated[
+        int | None, typer.Option(metavar="N", help="Blocks of the vision encoder that are used, likewise.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Width and height of images in pixels, likewise.")
+    ] = None,
+    qformer_heads: Annotated[
+        int | None, typer.Option(metavar="N", help="Attention heads of the Q-Former, likewise.")
+    ] = None,
+    lora_alpha: Annotated[float | None, typer.Option(metavar="NUMBER", help="Scale of LoRA, likewise.")] = None,
 ) -> None:
-    """Turn the original's files into one folder that `serve` and transformers load.
+    """Convert published checkpoints.
+
+    The result is one folder that `serve` and transformers load.
 
     Example: minigpt4 convert models/minigpt4-7b --from-hub vicuna-7b
     """
+    from minigpt4_serve.serving_memory import check_memory
+    from minigpt4_serve.settings import ModelSettings
     from minigpt4_serve.weights.convert import convert as convert_files
     from minigpt4_serve.weights.infer_config import Hyperparameters
 
@@ -73,6 +91,10 @@ def convert(
     )
     for note in conversion.notes:
         typer.echo(f"Note: {note}", err=True)
+    try:
+        check_memory(ModelSettings(path=out))
+    except InvalidRequest as error:
+        typer.echo(f"Note: on this machine it can't be served with default settings. {error.message}", err=True)
     typer.echo(f"{out} is ready. Serve it: minigpt4 serve --model {out}")
 
 

@@ -4,7 +4,6 @@ Findings are yielded one by one, because some checks take minutes.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -16,12 +15,15 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from minigpt4_serve.errors import MiniGPT4Error
+from minigpt4_serve.errors import MiniGPT4Error, WeightsError
 from minigpt4_serve.images import ImageLimits, decode_image, validate_image
+from minigpt4_serve.memory import available_memory, gib, total_memory
 from minigpt4_serve.model import Turn
 from minigpt4_serve.model.stopping import StopAtText
+from minigpt4_serve.model_folder import read_json_object
+from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights.footprint import Footprint, footprint, gib, published_footprints
+from minigpt4_serve.weights.footprint import Footprint, footprint, published_footprints
 from minigpt4_serve.weights.load import load_model, read_config, resolve_device, resolve_dtype
 from minigpt4_serve.weights.reader import model_files, sha256
 from minigpt4_serve.weights.shapes import check_tensors
@@ -63,8 +65,8 @@ def versions() -> Iterator[Finding]:
 
 def devices() -> Iterator[Finding]:
     """Processors, GPUs and their memory."""
-    free = _free_memory()
-    total = _total_memory()
+    free = available_memory()
+    total = total_memory()
     if free:
         memory = f"{gib(free)} free"
     elif total:
@@ -89,7 +91,7 @@ def memory_table(available: int | None = None) -> list[list[str]]:
     """
     if available is None:
         on_gpu = torch.cuda.is_available()
-        available = torch.cuda.mem_get_info(0)[0] if on_gpu else _free_memory() or _total_memory()
+        available = torch.cuda.mem_get_info(0)[0] if on_gpu else available_memory() or total_memory()
     rows = [["model", "format", "weights", "with one full chat", f"in {gib(available)}" if available else "here"]]
     for name, kind, needed in published_footprints():
         rows.append([name, kind, gib(needed.weights), gib(needed.one_chat), _fits(needed, available)])
@@ -111,7 +113,8 @@ def model(settings: ModelSettings) -> Iterator[Finding]:
     try:
         config = read_config(folder)
         check_tensors(folder, config)
-        dtype = resolve_dtype(settings.dtype, resolve_device(settings.device))
+        device = resolve_device(settings.device)
+        dtype = resolve_dtype(settings.dtype, device)
     except MiniGPT4Error as error:
         yield Finding("model", str(error), "problem")
         return
@@ -122,14 +125,21 @@ def model(settings: ModelSettings) -> Iterator[Finding]:
     kv_cache = f"{needed.kv_per_token / 2**10:.0f} KiB of KV cache per token"
     yield Finding("memory", f"{gib(needed.weights)} of weights as {kind}, {kv_cache}")
     yield from _digests(folder)
-    yield self_test(settings)
+    try:
+        check_memory(settings, on_cpu=device.type == "cpu")
+    except MiniGPT4Error as error:
+        yield Finding("fits", error.message, "problem")
+    else:
+        yield self_test(settings)
 
 
 def _digests(folder: Path) -> Iterator[Finding]:
     """SHA-256 of every weight file, compared with what the conversion recorded."""
     try:
-        recorded = dict(json.loads((folder / "sources.json").read_text(encoding="utf-8"))["outputs"])
-    except (OSError, ValueError, KeyError, TypeError):
+        recorded = read_json_object(folder / "sources.json").get("outputs")
+    except WeightsError:
+        recorded = None
+    if not isinstance(recorded, dict):
         recorded = {}
     for path in model_files(folder):
         digest = sha256(path)
@@ -149,14 +159,14 @@ def self_test(settings: ModelSettings) -> Finding:
     if not path.is_file():
         return Finding("self-test", f"skipped: {settings.path} has no {SELF_TEST}", "note")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json_object(path)
         data = (settings.path / stored["image"]).read_bytes()
         image = decode_image(validate_image(data, ImageLimits()).data)
         expected = stored["answer"]
         answer = _ask(settings, image, stored["question"])
     except MiniGPT4Error as error:
         return Finding("self-test", error.message, "problem")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Finding("self-test", f"{path} or its picture is missing or damaged", "problem")
     if answer == expected:
         return Finding("self-test", f"{stored['question']} → {answer}")
@@ -166,38 +176,17 @@ def self_test(settings: ModelSettings) -> Finding:
 def _ask(settings: ModelSettings, image: Image.Image, question: str) -> str:
     """The greedy answer of ``generate``, the reference implementation for the faster engine."""
     loaded, processor = load_model(settings)
-    ids = torch.tensor([processor.encode_chat([Turn("user", question, images=1)]).token_ids])
+    prompt = processor.encode_chat([Turn("user", question, images=1)]).token_ids
     pixels = processor.image_processor.to_tensor(image)[None]
     stop = StoppingCriteriaList([StopAtText(processor.tokenizer, processor.format.stop)])
     special_tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     config = GenerationConfig(do_sample=False, max_new_tokens=64, **special_tokens)  # type: ignore[no-untyped-call]
     device = loaded.device
-    new = loaded.generate(ids.to(device), pixels.to(device), stopping_criteria=stop, generation_config=config)
-    return processor.decode_answer(new[0].tolist())
+    ids = torch.tensor([prompt], device=device)
+    answered = loaded.generate(ids, pixels.to(device), stopping_criteria=stop, generation_config=config)
+    return processor.decode_answer(answered[0, len(prompt) :].tolist())
 
 
 def _cores() -> int:
     """Cores that this process may use; all of them on systems without CPU affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_MEMINFO = Path("/proc/meminfo")
-
-
-def _free_memory() -> int | None:
-    """Bytes that can be used without swapping; None if unknown, as on all systems but Linux."""
-    try:
-        lines = _MEMINFO.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
-
-
-def _total_memory() -> int | None:
-    """Bytes of memory in all; None if unknown."""
-    try:
-        pages = os.sysconf("SC_PHYS_PAGES")
-        size = os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems lack the names
-        return None
-    return pages * size if pages > 0 and size > 0 else None

@@ -115,6 +115,7 @@ class _RemoteSubject:
         from minigpt4_serve.client import ChatClient
 
         key = SecretStr(api_key) if api_key else None
+        self._has_key = key is not None
         model = os.environ.get(MODEL_VARIABLE)
         self._client = ChatClient(server, key, model=model, timeout_s=_TIMEOUT_S, patience_s=_PATIENCE_S)
 
@@ -130,7 +131,7 @@ class _RemoteSubject:
     def describe(self, error: MiniGPT4Error) -> str:
         from minigpt4_serve.cli.sources import describe_failure
 
-        return describe_failure(error, self._client.base_url)
+        return describe_failure(error, self._client.base_url, self._has_key)
 
     async def close(self) -> None:
         await self._client.aclose()

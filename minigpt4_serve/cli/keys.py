@@ -10,7 +10,7 @@ from minigpt4_serve.settings import KEYS_FILE_VARIABLE
 __all__ = ["keys"]
 
 keys = typer.Typer(
-    help="API keys: who may use a server, and how much. A running server sees changes within seconds.",
+    help="Make, list and revoke API keys.\n\nA running server applies changes within seconds.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -23,13 +23,23 @@ Limit = Annotated[int | None, typer.Option(min=1, show_default="no limit")]
 
 @keys.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Whose key it is, for your own list.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Whose key it is, for your own list.", show_default=False)
+    ],
     keys_file: FileOption = Path("minigpt4-keys.json"),
-    requests_per_minute: Limit = None,
-    concurrent_requests: Limit = None,
-    images_per_day: Annotated[int | None, typer.Option(min=0, show_default="no limit")] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(metavar="N", help="Most requests per minute.", min=1, show_default="no limit")
+    ] = None,
+    concurrent_requests: Annotated[
+        int | None, typer.Option(metavar="N", help="Most requests at the same time.", min=1, show_default="no limit")
+    ] = None,
+    images_per_day: Annotated[
+        int | None, typer.Option(metavar="N", help="Most pictures per day.", min=0, show_default="no limit")
+    ] = None,
 ) -> None:
-    """Make a key. It is printed once, and only its hash is kept.
+    """Make a key.
+
+    It is printed once, and only its hash is kept.
 
     Example: minigpt4 keys add alice --requests-per-minute 60 --images-per-day 1000
     """
@@ -47,7 +57,10 @@ def add(
 
 @keys.command("list")
 def show(keys_file: FileOption = Path("minigpt4-keys.json")) -> None:
-    """Show names and limits; the keys themselves are not stored."""
+    """List the names and limits of all keys.
+
+    The keys themselves are not stored.
+    """
     from minigpt4_serve.server.keys.key_ring import read_keys
 
     rows: list[tuple[str, ...]] = [("NAME", "ID", "CREATED", "REQUESTS/MIN", "CONCURRENT", "IMAGES/DAY")]
@@ -62,11 +75,14 @@ def show(keys_file: FileOption = Path("minigpt4-keys.json")) -> None:
 
 @keys.command()
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME|ID", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME|ID", help="One of 'minigpt4 keys list'.", show_default=False)],
     keys_file: FileOption = Path("minigpt4-keys.json"),
 ) -> None:
-    """Take a key away. Requests in progress are finished."""
+    """Revoke a key.
+
+    Requests in progress are finished.
+    """
     from minigpt4_serve.server.keys.key_ring import revoke_key
 
     key = revoke_key(keys_file, name)
-    typer.echo(f"The key of {key.name} ({key.id}) is no longer valid; running servers know within seconds.")
+    typer.echo(f"The key of {key.name} ({key.id}) is no longer valid; running servers refuse it within seconds.")

@@ -29,16 +29,22 @@ _RESTART_REQUIRED = ("host", "port", "metrics_port")
 """Settings that can't be changed while the server runs."""
 
 
-ModelOption = Annotated[Path | None, typer.Option("--model", metavar="DIR", show_default="the embedded model")]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="YAML settings; command-line options override them.")
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="The model's folder.", show_default="the embedded model")
 ]
-HostOption = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
-PortOption = Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings in YAML; options override them.")
+]
+HostOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Address to listen on.", show_default="127.0.0.1")
+]
+PortOption = Annotated[
+    int | None, typer.Option(metavar="PORT", help="Port to listen on.", min=1, max=65535, show_default="8000")
+]
 KeysFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--keys-file", metavar="FILE", help="API keys that may use the server; see 'minigpt4 keys'.", show_default=False
+        "--keys-file", metavar="FILE", help="API keys of the server; see 'minigpt4 keys'.", show_default=False
     ),
 ]
 
@@ -50,7 +56,9 @@ def serve(
     port: PortOption = None,
     model_name: Annotated[
         list[str] | None,
-        typer.Option(help="Name that clients use; may be given several times.", show_default="the folder's"),
+        typer.Option(
+            metavar="NAME", help="The model's name in the API; may be given several times.", show_default="the folder's"
+        ),
     ] = None,
     keys_file: KeysFileOption = None,
     allow_host: Annotated[
@@ -62,13 +70,14 @@ def serve(
         ),
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.", show_default="info")
+        str | None,
+        typer.Option(metavar="LEVEL", help="Lowest level to log: debug, info, warning or error.", show_default="info"),
     ] = None,
     status: Annotated[
-        bool, typer.Option("--status", help="Watch the server at --host and --port; start none.")
+        bool, typer.Option("--status", help="Show the load of the server at --host and --port; start none.")
     ] = False,
 ) -> None:
-    """Serve the model over an OpenAI-compatible HTTP API, on Ray Serve.
+    """Serve a model over an OpenAI-compatible API.
 
     On SIGHUP, rereads the settings and replaces the processes one by one; requests wait if there is only one process.
     """
@@ -128,7 +137,7 @@ def run_server(
 
 def _roll_over(server: "LocalServer", running: "ServeSettings", config: Path | None, overrides: dict[str, Any]) -> None:
     """Deploy new settings to a running server, unless they are invalid or require a restart."""
-    from minigpt4_serve.server.ray.local_server import check_settings
+    from minigpt4_serve.server.start_checks import check_settings
     from minigpt4_serve.settings import read_serve_settings
 
     try:

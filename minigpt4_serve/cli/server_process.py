@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -38,7 +39,13 @@ def start_server(settings: "ServeSettings") -> "LocalServer":
     """Start a server and return when it answers. From then on stop signals raise ``StopSignal``.
 
     While it starts there is no answer to finish: a signal ends this process and all that it started at once.
+
+    Raises:
+        MiniGPT4Error: the server can't start; what can be checked at once is checked before Ray is imported.
     """
+    from minigpt4_serve.server.start_checks import check_start
+
+    check_start(settings)
     _set_handlers(_kill_all)
     with ExitStack() as step:
 
@@ -59,7 +66,11 @@ def stop_server(server: "LocalServer") -> None:
     """Finish the running answers, then stop; a second signal kills all processes at once."""
     _set_handlers(_kill_all)
     typer.echo("Stopping …")
-    server.stop()
+    server.stop(on_answers=_show_answers)
+
+
+def _show_answers(count: int) -> None:
+    typer.echo(f"Finishing {count} {'answer' if count == 1 else 'answers'}; Ctrl-C again stops at once.")
 
 
 def handle_stop_signals() -> None:
@@ -79,6 +90,8 @@ def _raise_stop_signal(number: int, _: FrameType | None) -> None:
 
 
 def _kill_all(number: int, _: FrameType | None) -> None:
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\n")  # the terminal shows ^C in the line of the step
     _end(EXIT_BY_SIGNAL + number)
 
 

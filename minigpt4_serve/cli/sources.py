@@ -4,10 +4,14 @@ Both take messages in OpenAI's shape and give the client's events.
 """
 
 import asyncio
+import logging
 import os
+import signal
+import sys
+import threading
 import uuid
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,10 +19,11 @@ import openai
 from pydantic import SecretStr
 
 from minigpt4_serve.cli.console import Step
-from minigpt4_serve.cli.options import MODEL_VARIABLE
+from minigpt4_serve.cli.options import MODEL_VARIABLE, describe_key_refusal
 from minigpt4_serve.client import Completed, Event, SyncChatClient, TextDelta
 from minigpt4_serve.client.failures import server_message
 from minigpt4_serve.client.sync import iterate
+from minigpt4_serve.entry_point import EXIT_BY_SIGNAL, end_at_once
 from minigpt4_serve.errors import (
     InvalidImage,
     InvalidRequest,
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["AnswerSource", "LocalModel", "RemoteModel", "describe_failure", "open_source", "user_message"]
 
 Message = dict[str, Any]
+
+_client_log = logging.getLogger("minigpt4_serve.client")
 
 _TIMEOUT_S = 600.0
 _PATIENCE_S = 60.0
@@ -66,8 +73,27 @@ def open_source(server: str | None, api_key: str | None, model: Path) -> AnswerS
     """
     if server:
         return RemoteModel(server, api_key=api_key, model=os.environ.get(MODEL_VARIABLE))
-    with Step("loading the model"):
+    with Step("loading the model"), _ended_by_interrupts():
         return LocalModel(ServeSettings(model=ModelSettings(path=model)))
+
+
+@contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Ctrl-C ends this process at once and quietly: libraries turn an exception in their imports into others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\n")
+        os._exit(EXIT_BY_SIGNAL + number)
+
+    handler = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:
@@ -142,6 +168,7 @@ class LocalModel:
         """Stop the engine."""
         self._engine.shutdown()
         self._loop.close()
+        end_at_once()
 
 
 class RemoteModel:
@@ -158,23 +185,29 @@ class RemoteModel:
 
     def __init__(self, base_url: str, *, api_key: str | None = None, model: str | None = None) -> None:
         key = SecretStr(api_key) if api_key else None
+        self._has_key = key is not None
         self._client = SyncChatClient(base_url, key, model=model, timeout_s=_TIMEOUT_S, patience_s=_PATIENCE_S)
+        self._log_level = _client_log.level
+        _client_log.setLevel(logging.CRITICAL + 1)  # its errors are sentences for the person already
 
     def answer(self, messages: Sequence[Message], **options: Any) -> Generator[Event]:
         """See ``AnswerSource``."""
         try:
             yield from self._client.answer(messages, **options)
         except MiniGPT4Error as error:
-            error.reword(describe_failure(error, self._client.base_url))
+            error.reword(describe_failure(error, self._client.base_url, self._has_key))
             raise
 
     def close(self) -> None:
         """Close the connections."""
+        _client_log.setLevel(self._log_level)
         self._client.close()
 
 
-def describe_failure(error: MiniGPT4Error, url: str) -> str:
-    """The server's own sentence if it sent one, else one that names its address."""
+def describe_failure(error: MiniGPT4Error, url: str, has_key: bool) -> str:
+    """The server's own sentence if it sent one that helps here, else one that names its address."""
+    if isinstance(error.__cause__, openai.AuthenticationError):
+        return describe_key_refusal(url, has_key)
     if sentence := server_message(error.__cause__):
         return sentence
     if isinstance(error, ServerUnreachable) and not isinstance(error, StreamInterrupted):

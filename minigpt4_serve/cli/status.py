@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from minigpt4_serve.cli.options import describe_key_refusal
 from minigpt4_serve.client.connection import check_key, make_http_client
 from minigpt4_serve.errors import AuthenticationFailed, ServerUnreachable
 
@@ -46,7 +47,7 @@ def fetch(base_url: str, api_key: str | None) -> Status:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerUnreachable(f"There is no response from {base_url}. Start a server: minigpt4 serve") from error
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        raise AuthenticationFailed("The server requires a valid API key: set MINIGPT4_API_KEY.")
+        raise AuthenticationFailed(describe_key_refusal(base_url, bool(api_key), option=""))
     if response.is_error:
         failure = f"GET {base_url}/status failed with HTTP status {response.status_code}"
         raise ServerUnreachable(f"{failure}: this isn't a minigpt4 server, or it is failing.")

@@ -17,6 +17,7 @@ from minigpt4_serve.cli.serve import (
     read_settings,
     run_server,
 )
+from minigpt4_serve.cli.server_process import server_url
 from minigpt4_serve.errors import InvalidRequest
 
 __all__ = ["web"]
@@ -29,12 +30,15 @@ def web(
     port: PortOption = None,
     keys_file: KeysFileOption = None,
 ) -> None:
-    """Start the server and open its page in the browser. Settings without an option go in the file of --config."""
+    """Serve a model and open its chat page.
+
+    Settings without an option go in the file of --config.
+    """
     options = {"model": {"path": model} if model else None, "host": host, "port": port, "keys_file": keys_file}
     settings, overrides = read_settings(config, options)
     if not settings.page:
         raise InvalidRequest(f"{config} switches the page off (page: false); remove that line.", param="page")
-    url = f"http://{_browsable_host(settings.host)}:{settings.port}/"
+    url = f"{server_url(settings.model_copy(update={'host': _browsable_host(settings.host)}))}/"
 
     def open_page(_: str) -> None:
         typer.echo(f"Open {url}   (Ctrl-C stops)")
@@ -52,8 +56,8 @@ def _browsable_host(host: str) -> str:
     except ValueError:
         return host
     if address.is_unspecified:
-        return "127.0.0.1" if address.version == 4 else "[::1]"
-    return host if address.version == 4 else f"[{host}]"
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return host
 
 
 def _has_display() -> bool:

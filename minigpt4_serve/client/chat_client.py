@@ -20,7 +20,7 @@ from minigpt4_serve.client.failures import to_minigpt4_error
 from minigpt4_serve.client.models import ModelCard, fetch_card
 from minigpt4_serve.client.retries import RetryBudget
 from minigpt4_serve.client.stream import read_response
-from minigpt4_serve.errors import MiniGPT4Error, ModelNotFound, ServerUnreachable
+from minigpt4_serve.errors import MiniGPT4Error, ModelNotFound, ServerUnreachable, StreamInterrupted
 
 __all__ = ["ChatClient", "Completed", "Event", "ModelCard", "Queued", "Retrying", "TextDelta"]
 
@@ -120,17 +120,15 @@ class ChatClient:
         budget = RetryBudget(self._patience_s)
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(self._connection())
-            has_text = False
             while True:
                 try:
                     response = await self._open(client, stack, messages, options)
                     async with aclosing(read_response(response)) as events:
                         async for event in events:
-                            has_text = has_text or isinstance(event, TextDelta)
                             yield event
                     return
                 except ServerUnreachable as error:  # the connection broke
-                    delay_s = None if has_text else budget.next_delay(error)
+                    delay_s = None if isinstance(error, StreamInterrupted) else budget.next_delay(error)
                     if delay_s is None:
                         raise
                 except _FAILED as error:

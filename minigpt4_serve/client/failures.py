@@ -121,6 +121,11 @@ def connection_lost(*, in_answer: bool, timed_out: bool) -> MiniGPT4Error:
     return ServerUnreachable(_TIMED_OUT if timed_out else _UNREACHABLE)
 
 
+def is_read_timeout(error: BaseException | None) -> bool:
+    """Whether an error is the ``ReadTimeout`` of one of the HTTP libraries, httpx or httpcore."""
+    return type(error).__name__.endswith("Timeout")
+
+
 def server_message(error: BaseException | None) -> str | None:
     """The sentence of the server's own error, for people who run the server; None if it sent none.
 

@@ -30,14 +30,16 @@ from minigpt4_serve.images import (
 from minigpt4_serve.images.fetch import ImageFetcher
 from minigpt4_serve.images.pasted import find_pasted_images
 
-__all__ = ["MAX_IMAGES", "PictureSources", "is_handle", "read_each", "split_references"]
+__all__ = ["HANDLE_IN_TEXT", "MAX_IMAGES", "PictureSources", "is_handle", "read_each", "split_references"]
 
 MAX_IMAGES = 8
 """Most images of one question."""
 
+HANDLE_IN_TEXT = re.compile(r"\bimage_\d+\b", re.IGNORECASE)
+"""A handle within other text."""
+
 _OUTSIDE = "This path is outside the folders whose pictures may be read; use another picture."
 _HANDLE = re.compile(r"image_[1-9][0-9]{0,5}")
-_HANDLE_IN_TEXT = re.compile(r"\bimage_\d+\b", re.IGNORECASE)
 _HANDLES = re.compile(r"[\s\[\]\"',]*(?:image_\d+[\s\[\]\"',]*)+", re.IGNORECASE)
 
 
@@ -70,7 +72,7 @@ class PictureSources:
     def lacks_file(self, reference: str) -> bool:
         """Whether a reference is a path, and no file in the allowed folders has it."""
         given = strip_quotes(reference)
-        if is_data_url(given) or ("://" in given and given[:5].lower() != "file:") or _bare_base64(given) is not None:
+        if ("://" in given and given[:5].lower() != "file:") or _as_data_url(given) is not None:
             return False
         found = find_file(self.folders, reference.strip())
         return found is None or not found[1].exists()
@@ -83,10 +85,7 @@ class PictureSources:
             InvalidImage, PayloadTooLarge: it can't be used.
         """
         given = strip_quotes(reference)
-        if is_data_url(given):
-            return await run_image_work(lambda: self._checked(parse_data_url(given, self.limits)))
-        if (pasted := _bare_base64(given)) is not None:
-            url = f"data:;base64,{pasted}"
+        if (url := _as_data_url(given)) is not None:
             return await run_image_work(lambda: self._checked(parse_data_url(url, self.limits)))
         is_file_url = given[:5].lower() == "file:"
         if not self.folders if is_file_url else "://" in given:
@@ -98,8 +97,10 @@ class PictureSources:
     @staticmethod
     def _checked(picture: EncodedImage) -> EncodedImage:
         """An image that can be decoded, in a format that every server supports; others are never sent to a server."""
-        decode_pixels(picture.data)
-        return to_portable(picture)
+        portable = to_portable(picture)  # decodes what it encodes again
+        if portable is picture:
+            decode_pixels(picture.data)
+        return portable
 
     async def _fetch(self, url: str) -> bytes:
         if not url.lower().startswith("https://"):
@@ -128,6 +129,14 @@ class PictureSources:
         return data
 
 
+def _as_data_url(given: str) -> str | None:
+    """A reference that holds the image itself, as a ``data:`` URL; None for any other reference."""
+    if is_data_url(given):
+        return given
+    pasted = _bare_base64(given)
+    return None if pasted is None else f"data:;base64,{pasted}"
+
+
 def _bare_base64(text: str) -> str | None:
     """Base64 of an image that is the whole text; None if the text is anything else."""
     found = next(find_pasted_images(text), None)
@@ -139,7 +148,7 @@ def split_references(written: Any) -> Any:
     if not isinstance(written, str):
         return written
     if _HANDLES.fullmatch(written):
-        return _HANDLE_IN_TEXT.findall(written)
+        return HANDLE_IN_TEXT.findall(written)
     if written.lstrip().startswith("["):
         try:
             listed = json.loads(written)

@@ -2,7 +2,7 @@
 
 import openai
 
-from minigpt4_serve.client.failures import retry_after
+from minigpt4_serve.client.failures import is_read_timeout, retry_after
 from minigpt4_serve.errors import ServerUnreachable
 
 __all__ = ["RetryBudget"]
@@ -56,5 +56,4 @@ class RetryBudget:
 
 def _is_timeout(error: Exception) -> bool:
     """Whether the server was silent for too long."""
-    # ReadTimeout of either HTTP library
-    return isinstance(error, openai.APITimeoutError) or type(error.__cause__).__name__.endswith("Timeout")
+    return isinstance(error, openai.APITimeoutError) or is_read_timeout(error.__cause__)

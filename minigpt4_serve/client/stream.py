@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt4_serve.client.events import Completed, Event, Queued, TextDelta
-from minigpt4_serve.client.failures import connection_lost, error_of_code, unreadable_response
+from minigpt4_serve.client.failures import connection_lost, error_of_code, is_read_timeout, unreadable_response
 from minigpt4_serve.client.json_fields import get_int, get_mapping, get_number
 from minigpt4_serve.errors import MiniGPT4Error
 
@@ -127,8 +127,7 @@ class _ChunkReader:
         return text
 
     def lost(self, error: Exception | None = None) -> MiniGPT4Error:
-        timed_out = type(error).__name__.endswith("Timeout")  # ReadTimeout of either HTTP library
-        return connection_lost(in_answer=self.has_text, timed_out=timed_out)
+        return connection_lost(in_answer=self.has_text, timed_out=is_read_timeout(error))
 
     def completed(self) -> Completed:
         seconds = {name: float(value) for name, value in self.timings.items() if isinstance(value, (int, float))}

@@ -9,9 +9,9 @@ from minigpt4_serve.engine.attention import SequenceAttention, store
 from minigpt4_serve.engine.decoder import Attend, Decoder
 from minigpt4_serve.engine.scheduler import ScheduledChunk
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.memory import gib
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration
 from minigpt4_serve.settings import EngineSettings
-from minigpt4_serve.weights.footprint import gib
 
 __all__ = ["ModelRunner"]
 

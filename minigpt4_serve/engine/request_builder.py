@@ -93,6 +93,7 @@ class RequestBuilder:
             prompt.images,
             image_token_id=self.image_token_id,
             num_image_tokens=self.num_image_tokens,
+            cache_salt=prompt.cache_salt,
         )
         room = self.context_length - len(prompt.token_ids)
         limited = replace(

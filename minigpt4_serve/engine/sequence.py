@@ -72,13 +72,18 @@ class Sequence:
 
 
 def make_content_ids(
-    token_ids: tuple[int, ...], images: tuple[EncodedImage, ...], *, image_token_id: int, num_image_tokens: int
+    token_ids: tuple[int, ...],
+    images: tuple[EncodedImage, ...],
+    *,
+    image_token_id: int,
+    num_image_tokens: int,
+    cache_salt: str = "",
 ) -> list[int]:
     """Identify what each position holds: two prompts share a block only if these ids are equal up to its end.
 
     Text ids stay as they are. All image tokens have the same token id, so each is replaced by a 63-bit hash of its
     image's digest and its index in the image, larger than any text id. Otherwise one image's cached features would be
-    used for another.
+    used for another. ``cache_salt`` is part of the first id, and thereby of each block's hash.
     """
     content_ids = list(token_ids)
     image_tokens = 0
@@ -86,6 +91,12 @@ def make_content_ids(
         if token == image_token_id:
             digest = images[image_tokens // num_image_tokens].digest
             key = f"{digest}:{image_tokens % num_image_tokens}".encode()
-            content_ids[position] = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1 | 1 << 62
+            content_ids[position] = _hash_id(key)
             image_tokens += 1
+    if cache_salt and content_ids:
+        content_ids[0] = _hash_id(f"{cache_salt}:{content_ids[0]}".encode())
     return content_ids
+
+
+def _hash_id(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1 | 1 << 62

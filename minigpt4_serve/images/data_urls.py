@@ -7,8 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from minigpt4_serve.errors import InvalidImage, InvalidRequest
 from minigpt4_serve.images.decoding import encode_portable
-from minigpt4_serve.images.formats import find_format
-from minigpt4_serve.images.validation import EncodedImage, ImageLimits, unsupported_format, validate_image
+from minigpt4_serve.images.validation import EncodedImage, ImageLimits, require_format, validate_image
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionContentPartImageParam
@@ -62,9 +61,7 @@ def to_data_url(data: bytes) -> str:
     Raises:
         InvalidImage: unsupported format.
     """
-    found = find_format(data)
-    if found is None:
-        raise unsupported_format(data)
+    found = require_format(data)
     return f"data:{found.mime_type};base64,{base64.b64encode(data).decode()}"
 
 

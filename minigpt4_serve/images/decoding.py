@@ -9,13 +9,13 @@ from PIL import Image
 
 from minigpt4_serve.errors import InvalidImage
 from minigpt4_serve.images.containers import Container
-from minigpt4_serve.images.formats import ImageFormat, find_format
+from minigpt4_serve.images.formats import ImageFormat
 from minigpt4_serve.images.validation import (
     EncodedImage,
     ignored_pillow_warnings,
     open_container,
     open_image,
-    unsupported_format,
+    require_format,
 )
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "encode_portable",
     "load_container",
     "to_portable",
-    "to_rgb",
 ]
 
 _TRANSPOSITIONS = {
@@ -84,24 +83,18 @@ class DecodedImage:
         try:
             if self.scale_16_bits and part.mode.startswith("I"):
                 part = part.convert("I").point(lambda value: value / 256).convert("L")
-            return to_rgb(part)
+            return _to_rgb(part)
         except (ValueError, OSError) as error:  # a mode without a conversion to RGB
             raise _undecodable() from error
 
-    def rows(self) -> Iterator[tuple[Box, Image.Image]]:
-        """Strips of rows of the upright image, and their boxes."""
+    def strips(self, *, of_columns: bool) -> Iterator[tuple[Box, Image.Image]]:
+        """Strips of rows, or of columns, of the upright image, and their boxes."""
         width, height = self.size
-        step = max(1, _STRIP_PIXELS // width)
-        for top in range(0, height, step):
-            box = (0, top, width, min(top + step, height))
-            yield box, self.crop(box)
-
-    def columns(self) -> Iterator[tuple[Box, Image.Image]]:
-        """Strips of columns of the upright image, and their boxes."""
-        width, height = self.size
-        step = max(1, _STRIP_PIXELS // height)
-        for left in range(0, width, step):
-            box = (left, 0, min(left + step, width), height)
+        length, across = (width, height) if of_columns else (height, width)
+        step = max(1, _STRIP_PIXELS // across)
+        for begin in range(0, length, step):
+            end = min(begin + step, length)
+            box = (begin, 0, end, height) if of_columns else (0, begin, width, end)
             yield box, self.crop(box)
 
 
@@ -170,9 +163,7 @@ def encode_portable(data: bytes) -> bytes:
     Raises:
         InvalidImage: unsupported format, or the data is damaged.
     """
-    found = find_format(data)
-    if found is None:
-        raise unsupported_format(data)
+    found = require_format(data)
     if found.sent_as is None:
         return data
     file = io.BytesIO()
@@ -186,7 +177,7 @@ def to_portable(image: EncodedImage) -> EncodedImage:
     return image if data is image.data else EncodedImage(hashlib.sha256(data).hexdigest(), data)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB and drop transparency, without compositing; an RGB image is returned as it is.
 
     Palettes with transparency are converted to RGBA first, which gives the same colors without a warning of Pillow's.

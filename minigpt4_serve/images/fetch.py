@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
@@ -19,11 +20,26 @@ from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, P
 
 __all__ = ["ImageFetcher", "is_public"]
 
+_MAX_LOOKUPS = 32
+_LOOKUP_S = 5.0
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
-# IPv6 ranges (6to4, Teredo) that embed an IPv4 address, which may be private.
-_EMBEDDED_IPV4 = tuple(map(ipaddress.IPv6Network, ("2002::/16", "2001::/32")))
-_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")  # older Pythons consider it public
+# Not on the public internet, although some Pythons consider them global: 6to4 and Teredo embed an IPv4 address, which
+# may be private; metadata services of clouds are at 192.0.0.192 (Oracle) and 168.63.129.16 (Azure).
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",
+            "192.0.0.0/24",  # protocol assignments
+            "192.88.99.0/24",  # 6to4 relays
+            "2001::/23",  # protocol assignments, Teredo
+            "2001:db8::/32",  # documentation
+            "2002::/16",  # 6to4
+            "3fff::/20",  # documentation
+        ),
+    )
+)
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")  # the only allocated unicast range
 
 Resolve = Callable[[str, int], Awaitable[Collection[str]]]
@@ -35,12 +51,10 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if (
-            ip.scope_id is not None
-            or ip not in _GLOBAL_IPV6
-            or any(ip in net for net in (*_EMBEDDED_IPV4, _DOCUMENTATION))
-        ):
+        if ip.scope_id is not None or ip not in _GLOBAL_IPV6:
             return False
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
@@ -50,8 +64,16 @@ def _ssl_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
+@functools.cache
+def _lookup_threads() -> ThreadPoolExecutor:
+    """Threads for lookups alone: one that isn't answered occupies its thread until the system gives up."""
+    return ThreadPoolExecutor(_MAX_LOOKUPS, thread_name_prefix="minigpt4-lookup")
+
+
 async def _resolve(host: str, port: int) -> Collection[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    async with asyncio.timeout(_LOOKUP_S):
+        found = await asyncio.get_running_loop().run_in_executor(_lookup_threads(), look_up)
     return [str(entry[4][0]) for entry in found]
 
 

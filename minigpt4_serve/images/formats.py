@@ -1,6 +1,5 @@
 """The supported image formats, in one table."""
 
-import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,7 +133,6 @@ def name_unsupported(data: bytes) -> str | None:
     return "MP4 or MOV" if data[4:8] == b"ftyp" else None
 
 
-@functools.cache
 def format_names() -> str:
     """All formats, as part of a sentence: ``PNG, JPEG or WEBP``."""
     *others, last = (one.name for one in IMAGE_FORMATS)

@@ -25,7 +25,7 @@ __all__ = [
     "ignored_pillow_warnings",
     "open_container",
     "open_image",
-    "unsupported_format",
+    "require_format",
     "validate_image",
 ]
 
@@ -93,9 +93,7 @@ def open_container(data: bytes, max_frames: int = 1) -> tuple[ImageFormat, Conta
     """
     if not data:
         raise InvalidImage("The picture is empty.")
-    found = find_format(data)
-    if found is None:
-        raise unsupported_format(data)
+    found = require_format(data)
     try:
         return found, found.read(data, max_frames)
     except (struct.error, IndexError, KeyError):  # it ends early, or lacks something
@@ -124,11 +122,18 @@ def _pixels_sentence(width: int, height: int, limits: ImageLimits) -> str:
     return f"The picture has {width} × {height} pixels; at most {limits.max_pixels / 1e6:.0f} million are allowed."
 
 
-def unsupported_format(data: bytes) -> InvalidImage:
-    """The error for data without the signature of a supported format; it names the format if that is known."""
+def require_format(data: bytes) -> ImageFormat:
+    """The format of an image by its signature.
+
+    Raises:
+        InvalidImage: it isn't supported; the message names the format if it is known.
+    """
+    found = find_format(data)
+    if found is not None:
+        return found
     name = name_unsupported(data)
     what = f"{name} files can't be read here" if name else "This is not a picture in a supported format"
-    return InvalidImage(f"{what}. Send a {format_names()}.")
+    raise InvalidImage(f"{what}. Send a {format_names()}.")
 
 
 def open_image(found: ImageFormat, container: Container) -> Image.Image:

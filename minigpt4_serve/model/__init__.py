@@ -2,6 +2,7 @@
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -31,4 +32,5 @@ __all__ = [
 AutoConfig.register("minigpt4", MiniGPT4Config, exist_ok=True)
 AutoModelForImageTextToText.register(MiniGPT4Config, MiniGPT4ForConditionalGeneration, exist_ok=True)
 AutoTokenizer.register(MiniGPT4Config, slow_tokenizer_class=MiniGPT4Tokenizer, exist_ok=True)
+AutoImageProcessor.register(MiniGPT4Config, slow_image_processor_class=MiniGPT4ImageProcessor, exist_ok=True)
 AutoProcessor.register(MiniGPT4Config, MiniGPT4Processor, exist_ok=True)

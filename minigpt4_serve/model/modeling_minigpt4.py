@@ -80,6 +80,9 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embeddings of images ``[N, 3, H, W]`` for the LLM: ``[N, num_image_tokens, text hidden size]``."""
         # [N, 1 + patches, width]; the first row is the class token's.
@@ -91,7 +94,8 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # Four consecutive patches in raster order, not a 2 × 2 square; the class token is dropped.
             patches = states[:, 1:]
             states = patches.reshape(len(states), -1, patches.shape[-1] * self.config.patches_per_token)
-        return self.language_projection(states.to(self.language_projection.weight.dtype))
+        # The bias has the dtype of computation; a quantized weight is stored in integers.
+        return self.language_projection(states.to(self.language_projection.bias.dtype))
 
     def embed_prompt(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
         """Input embeddings ``[B, T, hidden]``, with image features in place of the image tokens.
@@ -126,11 +130,16 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits ``[B, T, vocabulary]``; with ``labels`` (-100 is ignored) also the token-mean cross-entropy."""
+        """Logits ``[B, T, vocabulary]``; with ``labels`` also the token-mean cross-entropy.
+
+        Labels of -100 and of image tokens are ignored, so ``labels=input_ids`` works.
+        """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give input_ids or inputs_embeds.")
             inputs_embeds = self.embed_prompt(input_ids, pixel_values)
+        if labels is not None:
+            labels = labels.masked_fill(labels == self.config.image_token_id, -100)
         if attention_mask is not None and "position_ids" not in kwargs and "past_key_values" not in kwargs:
             # Positions are counted without padding, so that a left-padded row gives the same result as the row alone.
             kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -144,15 +153,24 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        """New ids only, ``[B, ≤ max_new_tokens]``.
+    ) -> Any:
+        """Prompt and new ids, ``[B, T + ≤ max_new_tokens]``; without ``input_ids`` the new ids only.
+
+        As in transformers, ``inputs`` is another name of ``input_ids``, and ``return_dict_in_generate`` returns an
+        object whose ``sequences`` are these ids.
 
         The LLM gets the prompt as embeddings (``inputs_embeds`` ``[B, T, hidden]``, computed if not given), so a
-        repetition penalty covers generated ids only, not the prompt, as in the original.
+        repetition penalty covers generated ids only, not the prompt, as in the original. Stopping criteria and logits
+        processors get the generated ids only, too.
+
+        Raises:
+            ValueError: neither ids nor embeddings, or not as many image tokens as the images have.
         """
+        input_ids = kwargs.pop("inputs", input_ids)
         embeds = inputs_embeds
         if embeds is None:
-            assert input_ids is not None
+            if input_ids is None:
+                raise ValueError("Give input_ids or inputs_embeds.")
             embeds = self.embed_prompt(input_ids, pixel_values)
         if attention_mask is None:
             attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
@@ -161,6 +179,18 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with warnings.catch_warnings():
             # transformers warns that the penalty doesn't cover the prompt, which is intended.
             warnings.filterwarnings("ignore", message="Passing `repetition_penalty`")
-            return self.language_model.generate(
+            generated = self.language_model.generate(
                 inputs_embeds=embeds, attention_mask=attention_mask, generation_config=config, **model_kwargs
             )
+        if input_ids is None:
+            return generated
+        if isinstance(generated, torch.Tensor):
+            return _after_prompt(input_ids, generated)
+        generated.sequences = _after_prompt(input_ids, generated.sequences)
+        return generated
+
+
+def _after_prompt(prompt: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Prompts ``[B, T]`` and the answers ``[B · n, new]``, n to each prompt, as ``[B · n, T + new]``."""
+    repeated = prompt.repeat_interleave(len(new) // len(prompt), dim=0)
+    return torch.cat([repeated.to(new.device), new], dim=1)

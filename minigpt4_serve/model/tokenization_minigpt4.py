@@ -20,6 +20,7 @@ class MiniGPT4Tokenizer(PreTrainedTokenizer):
 
     vocab_files_names = {"vocab_file": VOCABULARY_FILE}
     model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "left"  # for generation
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
         self.prompt_tokenizer = PromptTokenizer(vocab_file)

@@ -118,7 +118,7 @@ export class AnswerView {
     const { question, answer } = this;
     openDialog("Share this answer", { className: "small", children: [
       choice("link", "Copy a link to its settings", "Fills in the question and the settings; the picture stays here", async () =>
-        (await copyText(linkTo(question.text, answer.options))) ? "The link is on the clipboard." : "The browser does not allow to copy."),
+        (await copyText(linkTo(question.text, answer.options))) ? "The link is on the clipboard." : "The browser does not allow copying."),
       choice("download", "Download as HTML", "A page with picture, question and answer", async () => {
         download(fileName(question, "html"), "text/html", toHtml({ ...(await this.#exported()), said: this.#staticWords() }));
         return "Saved.";
@@ -195,13 +195,14 @@ function describeWaiting(waiting) {
 }
 
 /** The small print below an answer. */
-function describeEnd({ state, end, text, firstS, seconds }) {
+function describeEnd({ state, end, text, firstS, seconds, varied }) {
   const notes = state === "stopped" ? ["Stopped."] : [];
   if (!end) return notes;
   const parts = [text ? `First words after ${describeSeconds(firstS)}` : "No words"];
   if (end.completionTokens) parts.push(`${end.completionTokens} tokens in ${describeSeconds(seconds)}`);
   if (end.promptTokens && end.cachedTokens !== null) parts.push(`${end.cachedTokens} of ${end.promptTokens} prompt tokens from the cache`);
   notes.push(parts.join(" · "));
+  if (varied) notes.push(`${varied}.`);
   if (end.reason === "length") notes.push("Cut at the longest answer that the settings allow.");
   if (end.droppedMessages) notes.push(`The chat is long: the words of its oldest ${end.droppedMessages} messages were left out.`);
   return notes;

@@ -1,8 +1,12 @@
 // The server's own API: the model's card, and one answer as a stream of events. No DOM.
 
 const PATIENCE_MS = 30_000; // a full server is asked again for this long
+const CARD_TIMEOUT_MS = 10_000;
 const API = new URL("v1/", document.baseURI);
 const KEY = "minigpt4.key";
+
+export const NO_ANSWER = "The server does not answer.";
+const WHAT_TO_DO = "Check that it is running and that this device is online, then try again.";
 
 /** A failure with a sentence for people. `code` is the server's, or `server_unreachable` or `cut_short`. */
 export class ServerError extends Error {
@@ -21,7 +25,7 @@ export const key = {
 
 /** What the server says about its model, as in `GET /v1/models`. */
 export async function fetchCard() {
-  const response = await request("models", { signal: AbortSignal.timeout(10_000) });
+  const response = await request("models", { signal: AbortSignal.timeout(CARD_TIMEOUT_MS) });
   if (!response.ok) throw await readError(response);
   const listed = await response.json().catch(() => ({}));
   const card = listed.data?.[0];
@@ -63,8 +67,12 @@ async function request(path, options) {
     return await fetch(new URL(path, API), { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
   } catch (error) {
     if (options.signal?.aborted && error.name === "AbortError") throw error;
-    throw new ServerError("server_unreachable", "The server does not answer.");
+    throw unreachable();
   }
+}
+
+function unreachable() {
+  return new ServerError("server_unreachable", `${NO_ANSWER} ${WHAT_TO_DO}`);
 }
 
 async function* readAnswer(response, signal) {
@@ -104,8 +112,8 @@ async function* readAnswer(response, signal) {
   }
   if (reason === null) {
     throw begun
-      ? new ServerError("cut_short", "The connection was lost in the middle of the answer.")
-      : new ServerError("server_unreachable", "The server does not answer.");
+      ? new ServerError("cut_short", `The connection was lost in the middle of the answer. ${WHAT_TO_DO}`)
+      : unreachable();
   }
   yield {
     type: "completed",
@@ -160,7 +168,7 @@ function toError({ code, message }, retryAfter = 0) {
     return new ServerError(code, `Your share of the server is used up. Try again in ${describeWait(retryAfter)}.`, retryAfter);
   }
   if (code === "overloaded") return new ServerError(code, `The server is full. Try again in ${describeWait(retryAfter)}.`, retryAfter);
-  if (code === "server_unreachable") return new ServerError(code, "The server does not answer.");
+  if (code === "server_unreachable") return unreachable();
   if (code === "invalid_api_key" && !key.get()) return new ServerError(code, "This server needs a key.");
   const own = typeof message === "string" && message ? message.slice(0, 300) : "The server refused this question.";
   return new ServerError(String(code), SENTENCES[code] ?? own, retryAfter);

@@ -7,7 +7,7 @@ import { DEFAULT_QUESTION, TAGS, TASKS, exampleUrl } from "./tasks.js";
 const NARROW = "(max-width: 40rem)";
 
 export class Composer {
-  #tray = []; // { image, url, ready, element }
+  #tray = []; // { image, ready }
   #editing = null; // the question that is being edited
   #busy = false;
   #boxes = false;
@@ -107,7 +107,7 @@ export class Composer {
     this.#editing = question;
     this.editingNote.hidden = false;
     this.words.value = question.text;
-    this.#tray = images.map((image) => this.#entry(image, Promise.resolve(true)));
+    this.#tray = images.map((image) => ({ image, ready: Promise.resolve(true) }));
     this.#showTray();
     this.words.focus();
   }
@@ -128,7 +128,7 @@ export class Composer {
         added.push(false);
         break;
       }
-      const entry = this.#entry(null, null);
+      const entry = { image: null, ready: null };
       this.#tray.push(entry);
       entry.ready = this.#prepare(entry, file);
       added.push(entry.ready);
@@ -204,10 +204,6 @@ export class Composer {
       this.tell(`${file.name ? `${file.name}: ` : ""}${error.message}`);
       return false;
     }
-  }
-
-  #entry(image, ready) {
-    return { image, ready, element: null };
   }
 
   #drop(entry) {
@@ -317,9 +313,10 @@ export class Composer {
  */
 function markBox(image, use) {
   const marked = make("i");
-  const help = "Drag over the part. With the keyboard: arrows move the mark, Shift and arrows resize it.";
+  const drag = "Drag over the part.";
+  const keys = "With the keyboard: arrows move the mark, Shift and arrows resize it.";
   const picture = image?.width ? make("img", { src: image.url, alt: "", draggable: false, width: image.width, height: image.height }) : null;
-  const frame = make("div", { className: "mark", tabIndex: 0, role: "application", "aria-label": `The picture. ${help}` }, picture, marked);
+  const frame = make("div", { className: "mark", tabIndex: 0, role: "application", "aria-label": `The picture. ${drag} ${keys}` }, picture, marked);
   const done = make("button", { type: "button", className: "main wide", disabled: true }, "Ask what is there");
   let start = null;
   let box = null;
@@ -359,7 +356,7 @@ function markBox(image, use) {
       : [left + step[0], top + step[1], right + step[0], bottom + step[1]];
     if (next.every((edge) => edge >= 0 && edge <= 100) && next[2] > next[0] && next[3] > next[1]) show(next);
   });
-  const dialog = openDialog("Mark a part of the picture", { children: [frame, make("p", { className: "note" }, help), done] });
+  const dialog = openDialog("Mark a part of the picture", { children: [frame, make("p", { className: "note" }, drag, make("span", { className: "by-mouse" }, ` ${keys}`)), done] });
   done.addEventListener("click", () => {
     dialog.close();
     use(`{<${box.join("><")}>}`);

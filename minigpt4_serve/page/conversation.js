@@ -7,7 +7,8 @@ import { randomId } from "./dom.js";
  * first). Of several children the node's `chosen` one is shown.
  *
  * A question: `{ id, kind, parent, chosen, text, images }` with ids of images. An answer: `{ id, kind, parent, chosen,
- * text, state, problem, end, options, model, firstS, seconds }`; `state` is asked, writing, done, stopped or failed.
+ * text, state, problem, end, options, varied, model, firstS, seconds }`; `varied` says how its options differ from the
+ * settings, and why; `state` is asked, writing, done, stopped or failed.
  */
 export class Conversation {
   constructor(saved = {}) {

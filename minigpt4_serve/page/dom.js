@@ -24,7 +24,6 @@ const ICONS = {
   add: "M12 5v14M5 12h14",
   again: "M19 12a7 7 0 1 1-2.2-5.1M19 4v4h-4",
   camera: "M4 8h3l2-3h6l2 3h3v11H4zM12 10a3.5 3.5 0 1 0 0 7 3.5 3.5 0 0 0 0-7z",
-  chat: "M5 5h14v11H11l-4 3.5V16H5z",
   close: "M6 6l12 12M18 6L6 18",
   copy: "M9 9h10v11H9zM5 15V4h10",
   download: "M12 4v11M7 10l5 5 5-5M5 20h14",

@@ -1,6 +1,6 @@
 // Puts the parts together: one chat per tab, asked of the server that this page came from.
 
-import { ServerError, fetchCard, key, streamAnswer } from "./api.js";
+import { NO_ANSWER, ServerError, fetchCard, key, streamAnswer } from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
 import { button, icon, make, openDialog, randomId } from "./dom.js";
@@ -12,12 +12,15 @@ import { takeLink } from "./share.js";
 import { EXAMPLES, exampleUrl, nextTask } from "./tasks.js";
 
 const TAB = "minigpt4.tab"; // this tab's chat and settings, in sessionStorage
-const CARD_RETRY_MS = 3000; // while the server does not answer
+const CHECK_EVERY_MS = 5000; // whether the server answers, while the tab is visible
+const VARIED_TEMPERATURE = 0.7; // of another answer where the settings would give the same words
+const TINY_MODEL = "minigpt4-tiny";
 const SAVE_EVERY_MS = 1000; // while an answer arrives
 
 class App {
   card = null;
   #trouble = "";
+  #checking = false;
   #needsKey = false;
   #conversation = new Conversation();
   #images = new Map(); // id → ChatImage
@@ -37,6 +40,7 @@ class App {
     this.composer = new Composer(document.querySelector(".composer"), this.#composerApp());
     this.model = document.querySelector(".model");
     this.modelName = document.querySelector(".model span");
+    this.modelNote = document.querySelector(".model-note");
     this.overButton = document.querySelector(".over");
     this.overButton.addEventListener("click", () => this.startOver());
     document.querySelector(".open-settings").addEventListener("click", () => this.#openSettings());
@@ -61,25 +65,35 @@ class App {
       if (link.question) this.composer.tell("The link filled in a question and its settings. Add a picture and send it.");
     }
     this.composer.focus();
-    setInterval(() => {
-      const away = !this.card && !this.#needsKey && !this.#writing;
-      if (away && document.visibilityState === "visible") this.refreshCard();
-    }, CARD_RETRY_MS);
+    const check = () => {
+      if (document.visibilityState === "visible" && !this.#needsKey && !this.#writing) this.refreshCard();
+    };
+    setInterval(check, CHECK_EVERY_MS);
+    document.addEventListener("visibilitychange", check);
   }
 
   /** Ask the server what it serves; ask the person for a key if it wants one. */
   async refreshCard() {
+    if (this.#checking) return;
+    this.#checking = true;
     try {
       this.card = await fetchCard();
       this.#trouble = "";
+      this.#needsKey = false;
       this.settings.card = this.card;
     } catch (error) {
-      this.card = null;
-      this.#trouble = error.message;
+      this.#showTrouble(error);
       this.#needsKey = error.code === "invalid_api_key";
       if (this.#needsKey) this.#askKey();
+    } finally {
+      this.#checking = false;
     }
     this.show();
+  }
+
+  #showTrouble({ code, message }) {
+    this.card = null;
+    this.#trouble = ["server_unreachable", "cut_short"].includes(code) ? NO_ANSWER : message;
   }
 
   // What the log's views use.
@@ -110,7 +124,9 @@ class App {
   }
 
   again(question) {
-    if (!this.#writing) this.#answer(this.#conversation.again(question));
+    if (this.#writing) return;
+    const before = this.#conversation.nodes.get(question.chosen);
+    this.#answer(this.#conversation.again(question), { varied: Boolean(before.text) });
   }
 
   // What the person does.
@@ -154,6 +170,7 @@ class App {
     const last = path.at(-1);
     this.model.classList.toggle("away", Boolean(this.#trouble));
     this.modelName.textContent = this.card?.id ?? (this.#trouble || "Looking for the server …");
+    this.modelNote.hidden = this.card?.root !== TINY_MODEL;
     this.overButton.disabled = path.length === 0;
     this.log.show(path, this.#writing !== null);
     this.composer.show({
@@ -164,29 +181,42 @@ class App {
     });
   }
 
-  async #answer(exchange) {
+  /** Options of another answer to the same question: where the settings would repeat the words, a temperature above 0. */
+  #variedOptions() {
+    const { beams, ...options } = this.settings.options;
+    const temperature = options.temperature ?? this.card?.defaults?.temperature;
+    if (beams > 1) return [{ ...options, temperature: VARIED_TEMPERATURE }, "a beam search"];
+    if (temperature === 0) return [{ ...options, temperature: VARIED_TEMPERATURE }, "temperature 0"];
+    return [this.settings.options, ""];
+  }
+
+  async #answer(exchange, { varied = false } = {}) {
     const { answer } = exchange;
     const conversation = this.#conversation;
     const writing = new AbortController();
     const began = performance.now();
     const elapsedS = () => (performance.now() - began) / 1000;
+    let unsure = false; // whether the server still runs
     this.#writing = writing;
-    answer.options = this.settings.options;
+    const [options, repeats] = varied ? this.#variedOptions() : [this.settings.options, ""];
+    answer.options = options;
+    if (repeats) answer.varied = `Temperature ${VARIED_TEMPERATURE} for this answer: ${repeats} would repeat the same words`;
     this.log.follow();
     this.show();
     this.#saveTab();
     this.#save();
     try {
-      this.card ??= await fetchCard();
-      this.settings.card = this.card;
+      const card = this.card ?? await fetchCard();
+      this.card = card;
+      this.settings.card = card;
       this.#trouble = "";
-      answer.model = this.card.id;
+      answer.model = card.id;
       const urls = new Map(await Promise.all(this.images(conversation.images(exchange.question)).map(async (image) => [image.id, await image.dataUrl()])));
       if (urls.size < new Set(conversation.images(exchange.question)).size) {
         throw new ServerError("invalid_image", "A picture of this chat is no longer in this browser. Start over and add it again.");
       }
       const messages = conversation.messages(exchange, (id) => urls.get(id));
-      for await (const event of streamAnswer({ model: this.card.id, messages, ...answer.options }, writing.signal)) {
+      for await (const event of streamAnswer({ model: card.id, messages, ...answer.options }, writing.signal)) {
         if (event.type === "delta") {
           answer.firstS ||= elapsedS();
           answer.state = "writing";
@@ -210,9 +240,9 @@ class App {
         if (!(error instanceof ServerError)) console.error(error);
         this.#needsKey = error.code === "invalid_api_key";
         if (this.#needsKey) this.#askKey();
-        if (["server_unreachable", "model_not_found", "invalid_api_key"].includes(error.code)) {
-          this.card = null;
-          this.#trouble = error.message;
+        if (["server_unreachable", "cut_short", "model_not_found", "invalid_api_key"].includes(error.code)) {
+          this.#showTrouble(error);
+          unsure = error.code === "cut_short";
         }
       }
     }
@@ -220,6 +250,7 @@ class App {
     answer.seconds = elapsedS();
     if (this.#writing === writing) this.#writing = null;
     this.show();
+    if (unsure) this.refreshCard();
     if (this.#conversation === conversation) this.#save();
   }
 
@@ -294,7 +325,7 @@ class App {
     const wrong = key.get() !== "";
     const input = make("input", { type: "password", id: "api-key", autocomplete: "off", required: true, spellcheck: false });
     const form = make("form", { className: "key-form" },
-      make("p", {}, "This server answers those who have a key. It stays in this tab and is gone when the tab is closed."),
+      make("p", {}, "This server requires a key. The key stays in this tab and is deleted when the tab is closed."),
       make("label", { htmlFor: "api-key" }, "API key"), input,
       wrong ? make("p", { className: "problem", role: "alert" }, "The server does not accept this key.") : null,
       make("button", { className: "main wide" }, "Use this key"));

@@ -32,7 +32,7 @@ function splitPage(text) {
   return [{ kind: "words", text: text.slice(0, page.index) }, { kind: "page", text: page[0], language: "html" }, { kind: "words", text: text.slice(end) }];
 }
 
-/** Blocks of a `words` segment: `{ kind, lines }` with the kinds paragraph, heading, rule, quote, list and ordered. */
+/** Blocks of a `words` segment: `{ kind, source }` with the kinds paragraph, heading, rule, quote, list and ordered. */
 export function splitBlocks(text) {
   const blocks = [];
   let open = null;

@@ -65,7 +65,7 @@ export class Settings {
   #show() {
     const shown = SLIDERS.filter((slider) => slider.name !== "beams" || this.#range(slider).high > 1);
     const rows = shown.map((slider) => this.#row(slider));
-    const reset = button("again", "Back to the model's own", () => { this.options = {}; });
+    const reset = button("again", "Back to the model's defaults", () => { this.options = {}; });
     this.element.replaceChildren(...rows.map((row) => row.element), reset);
     const refresh = () => {
       for (const { slider, input, element } of rows) {

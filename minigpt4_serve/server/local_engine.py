@@ -2,8 +2,11 @@
 
 import atexit
 import gc
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt4_serve.settings import ServeSettings
@@ -21,6 +24,8 @@ def loading() -> Iterator[None]:
 
     Nearly all of these objects live until the process ends, so later collections skip them, too (``gc.freeze``). They
     are collected at exit: libraries made with nanobind, such as Triton, list the objects that outlive Python.
+
+    PyTorch's empty folder for compiled kernels, which it makes while it is imported, is removed: nothing is compiled.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -31,6 +36,16 @@ def loading() -> Iterator[None]:
         atexit.register(gc.unfreeze)
         if enabled:
             gc.enable()
+        _remove_empty_kernel_cache()
+
+
+def _remove_empty_kernel_cache() -> None:
+    module = sys.modules.get("torch._inductor.runtime.cache_dir_utils")
+    default = getattr(module, "default_cache_dir", None)
+    # PyTorch sets the variable as well; another value is the user's own folder.
+    if default is not None and os.environ.get("TORCHINDUCTOR_CACHE_DIR", default()) == default():
+        with suppress(OSError):  # it isn't empty, or has been removed
+            Path(default()).rmdir()
 
 
 def load_engine(settings: ServeSettings) -> "tuple[Engine, ChatService]":

@@ -12,13 +12,18 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from minigpt4_serve.settings import LogFormat, LogLevel
 
-__all__ = ["JsonFormatter", "LogReceiver", "TextFormatter", "configure_logging"]
+__all__ = ["REQUEST_LOGGER", "JsonFormatter", "LogReceiver", "TextFormatter", "configure_logging", "resolve_log_format"]
+
+REQUEST_LOGGER = "minigpt4_serve.requests"
+"""Of the lines of requests."""
+_REQUEST_FIELDS = {"method", "path", "status", "seconds", "request_id"}
 
 _SEND_TIMEOUT_S = 0.1  # a line that isn't taken by then is dropped: requests go on
 _BACKLOG = 64
@@ -43,22 +48,32 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A log record as a line of text: time in UTC, level, logger, event, and the record's own fields."""
+    """A log record as a line of text: time in UTC, level, logger, event, and the record's own fields.
+
+    The line of a request is a sentence without its times; JSON has them all.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Exceptions follow with their traceback, on lines of their own."""
-        fields = "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in _fields(record).items())
+        values = _fields(record)
+        if record.name == REQUEST_LOGGER and values.keys() >= _REQUEST_FIELDS:
+            return f"{_utc_time(record)}Z {_describe_request(values)}"
+        fields = "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
         line = f"{_utc_time(record)}Z {record.levelname} {record.name}: {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-_FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {"json": JsonFormatter, "text": TextFormatter}
+def resolve_log_format(log_format: LogFormat) -> LogFormat:
+    """``json`` or ``text``; what ``auto`` is depends on this process's stderr."""
+    if log_format != "auto":
+        return log_format
+    return "text" if sys.stderr.isatty() else "json"
 
 
 def configure_logging(level: LogLevel, log_format: LogFormat, socket_path: str | None = None) -> None:
     """Send what this package logs to stderr, or to the ``LogReceiver`` at ``socket_path``."""
     handler = logging.StreamHandler(sys.stderr) if socket_path is None else _SocketHandler(socket_path)
-    handler.setFormatter(_FORMATTERS[log_format]())
+    handler.setFormatter(TextFormatter() if resolve_log_format(log_format) == "text" else JsonFormatter())
     logger = logging.getLogger("minigpt4_serve")
     logger.handlers = [handler]
     logger.propagate = False
@@ -160,6 +175,18 @@ def _open_socket(key: selectors.SelectorKey) -> socket.socket:
 
 def _utc_time(record: logging.LogRecord) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{record.msecs:03.0f}"
+
+
+def _describe_request(line: Mapping[str, Any]) -> str:
+    """Such as ``POST /v1/chat/completions 200, 0.21 s, 14 tokens (req-1a2b)``."""
+    parts = [f"{line['method']} {line['path']} {line['status']}", f"{line['seconds']:.2f} s"]
+    if "completion_tokens" in line:
+        parts.append(f"{line['completion_tokens']} tokens")
+    if "refusal" in line:
+        parts.append(str(line["refusal"]))
+    if line.get("cut_short"):
+        parts.append("cut short")
+    return f"{', '.join(parts)} ({line['request_id']})"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class PrivateFolder:
         path: short enough for Unix sockets in it, whatever the length of the temporary folder's.
 
     Raises:
-        EngineFailed: no folder can be made.
+        EngineFailed: no folder can be made, or its disk is full.
     """
 
     def __init__(self) -> None:
@@ -59,6 +59,9 @@ class PrivateFolder:
                 self.path.symlink_to(self._folders[0], target_is_directory=True)
         except OSError as error:
             raise EngineFailed(_explain(error, base)) from error
+        if is_full(self.path):
+            self.close()
+            raise EngineFailed(f"The disk of {base} is full: free space there, or set TMPDIR to another folder.")
 
     def _make(self, base: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base.absolute()))  # mode 700

@@ -5,6 +5,7 @@ Each function changes a mapping of key → ``LazyTensor`` in place; the arithmet
 
 import torch
 
+from minigpt4_serve.errors import WeightsError
 from minigpt4_serve.model import MiniGPT4Config
 from minigpt4_serve.weights.reader import LazyTensor
 
@@ -57,6 +58,9 @@ def merge_lora(tensors: dict[str, LazyTensor], *, scaling: float) -> None:
     """Replace W by W + scaling · B A in every layer that has both A and B.
 
     An A without its B, or the reverse, remains and becomes an unexpected key.
+
+    Raises:
+        WeightsError: their shapes don't fit.
     """
     for a_key in [key for key in tensors if key.endswith(".lora_A.weight")]:
         layer = a_key.removesuffix(".lora_A.weight")
@@ -67,6 +71,8 @@ def merge_lora(tensors: dict[str, LazyTensor], *, scaling: float) -> None:
         a = tensors.pop(a_key)
         b = tensors.pop(b_key)
         weight = tensors[weight_key]
+        if a.shape[:1] != b.shape[1:] or (*b.shape[:1], *a.shape[1:]) != weight.shape:
+            raise WeightsError(f"The LoRA weights of {layer} have shapes that don't fit the LLM's.")
 
         def merge(weight: LazyTensor = weight, a: LazyTensor = a, b: LazyTensor = b) -> torch.Tensor:
             return weight.read().float() + scaling * (b.read().float() @ a.read().float())

@@ -12,7 +12,9 @@ from typing import Any, Literal
 from transformers import GenerationConfig
 
 from minigpt4_serve import __version__
+from minigpt4_serve.downloads import reject_wrong_download
 from minigpt4_serve.errors import InvalidRequest, WeightsError
+from minigpt4_serve.memory import available_memory, gib
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ImageProcessor, MiniGPT4Processor, MiniGPT4Tokenizer
 from minigpt4_serve.prompt.variants import VARIANTS, Variant
 from minigpt4_serve.weights.hub_code import add_hub_code
@@ -95,13 +97,15 @@ def convert(
     config = plan.config
     processor = _make_processor(plan, llm)
     size = total_bytes(plan.tensors, DTYPES[dtype])
+    shard = max_shard_bytes or min(max(size // 8, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES)
+    _check_memory(shard)
     with atomic_folder(out, needs=size) as folder:
         sources = _describe_inputs(files.by_role(), on_progress)
         write_shards(
             plan.tensors,
             folder,
             dtype=DTYPES[dtype],
-            max_bytes=max_shard_bytes or min(max(size // 8, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES),
+            max_bytes=shard,
             on_bytes=lambda key, done, total: on_progress(Progress("writing", key, done, total)),
         )
         check_tensors(folder, config)
@@ -125,6 +129,16 @@ def convert(
         config.save_pretrained(folder)
         add_hub_code(folder)
     return Conversion(out, config, plan.notes)
+
+
+def _check_memory(shard: int) -> None:
+    """Check that a shard fits into memory; inputs are mapped from the disk."""
+    available = available_memory()
+    if available is not None and shard > available:
+        raise InvalidRequest(
+            f"The conversion takes {gib(shard)} of memory, {gib(available)} are available: close other programs or use "
+            "a larger machine."
+        )
 
 
 def _generation_config(variant: Variant) -> GenerationConfig:
@@ -161,6 +175,7 @@ def _make_processor(plan: Plan, llm: Path) -> MiniGPT4Processor:
     if not path.is_file():
         raise WeightsError(f"{llm} has no tokenizer.model (its vocabulary); download it from the LLM's model page.")
     try:
+        reject_wrong_download(path)
         tokenizer = MiniGPT4Tokenizer(str(path))
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} is damaged or isn't LLaMA's vocabulary.") from error

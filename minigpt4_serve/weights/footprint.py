@@ -12,7 +12,7 @@ from minigpt4_serve.prompt.variants import VARIANTS
 from minigpt4_serve.weights.hub import MODELS
 from minigpt4_serve.weights.shapes import Shapes, model_shapes
 
-__all__ = ["FORMATS", "Footprint", "footprint", "gib", "published_config", "published_footprints"]
+__all__ = ["FORMATS", "Footprint", "footprint", "published_config", "published_footprints"]
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 """float16 takes as much as bfloat16. With int8 and int4, only the LLM's inner layers are quantized, the rest is
@@ -91,8 +91,3 @@ def published_footprints() -> Iterator[tuple[str, str, Footprint]]:
         shapes = model_shapes(config)
         for kind in FORMATS:
             yield name, kind, _footprint(config, shapes, kind)
-
-
-def gib(count: int) -> str:
-    """A number of bytes as text, in GiB or MiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -1,18 +1,18 @@
 """Infers a model's configuration from the shapes of the original's tensors."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4Config
+from minigpt4_serve.model_folder import read_json_object
 from minigpt4_serve.prompt.variants import Variant
+from minigpt4_serve.weights.config_values import plain_values
 from minigpt4_serve.weights.reader import LazyTensor
 
 __all__ = ["Hyperparameters", "infer_config", "read_llm_config"]
@@ -80,20 +80,23 @@ def read_llm_config(folder: Path) -> LlamaConfig:
     Raises:
         WeightsError: not a LLaMA, or a quantized one.
     """
-    try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        # AutoConfig would offer to run the folder's Python code if the file has an auto_map.
-        config = LlamaConfig.from_pretrained(folder, local_files_only=True) if model_type == "llama" else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise WeightsError(f"{folder / 'config.json'} is damaged; download it again.") from error
-    if config is None:
+    path = folder / "config.json"
+    values = read_json_object(path)
+    model_type = values.get("model_type")
+    if model_type != "llama":
         raise WeightsError(
             f"{folder} contains an LLM of type {model_type!r}; MiniGPT-4 needs a LLaMA: Vicuna v0 or Llama-2 chat."
         )
-    if getattr(config, "quantization_config", None) is not None:
+    if values.get("quantization_config") is not None:
         raise WeightsError(
             f"{folder} holds quantized weights. Convert the full ones (float16) and choose int8 or int4 when you serve."
         )
+    values = plain_values(values, path)
+    try:
+        # AutoConfig would offer to run the folder's Python code if the file has an auto_map.
+        config = LlamaConfig.from_dict(values)
+    except Exception as error:  # transformers raises any kind for values of the wrong type
+        raise WeightsError(f"{path} is damaged; download it again.") from error
     config.name_or_path = ""
     config.bos_token_id = 1
     config.eos_token_id = 2
@@ -155,6 +158,8 @@ def _infer_qformer_config(tensors: Mapping[str, LazyTensor], hyperparameters: Hy
     layer = "Qformer.bert.encoder.layer."
     hidden = _shape(tensors, "query_tokens", _QFORMER_FILE)[-1]
     layers = {int(key.removeprefix(layer).partition(".")[0]) for key in tensors if key.startswith(layer)}
+    if layers != set(range(len(layers))):
+        raise WeightsError(f"{_QFORMER_FILE} is damaged: its layers aren't numbered from 0 without gaps.")
     with_cross_attention = sorted(i for i in layers if f"{layer}{i}.crossattention.self.key.weight" in tensors)
     if len(with_cross_attention) > 1:
         frequency = with_cross_attention[1] - with_cross_attention[0]

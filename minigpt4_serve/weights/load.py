@@ -8,16 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
+from minigpt4_serve.memory import gib
 from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4_serve.model.lora import merge_lora
-from minigpt4_serve.model_folder import check_model_type
+from minigpt4_serve.model_folder import (
+    check_model_type,
+    read_generation_defaults,
+    read_prompt_encoder,
+    reject_disagreement,
+)
+from minigpt4_serve.serving_memory import check_memory
 from minigpt4_serve.settings import ModelSettings
-from minigpt4_serve.weights.footprint import footprint, gib
+from minigpt4_serve.weights.config_values import plain_values
+from minigpt4_serve.weights.footprint import footprint
 from minigpt4_serve.weights.quantize import quantize
 from minigpt4_serve.weights.shapes import check_tensors
 
@@ -38,21 +44,29 @@ def load_model(
 
     Raises:
         WeightsError: the folder isn't a complete MiniGPT-4 model; has the missing and unexpected keys.
-        InvalidRequest: the device or the quantization isn't available, its memory is too small, or a file can't be
-            read.
+        InvalidRequest: the device or the quantization isn't available, memory is too small, or a file can't be read.
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     config = read_config(settings.path)
     check_tensors(settings.path, config)
+    read_prompt_encoder(settings.path)
+    read_generation_defaults(settings.path)
+    check_memory(settings, on_cpu=device.type == "cpu")
     with _quiet_transformers():
         try:
             model = MiniGPT4ForConditionalGeneration.from_pretrained(
-                settings.path, config=config, dtype=dtype, attn_implementation=attention, local_files_only=True
+                settings.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
             )
             processor = MiniGPT4Processor.from_pretrained(settings.path, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except Exception as error:  # transformers raises any kind for values of the wrong type
             raise WeightsError(f"{settings.path} can't be loaded; convert it again.") from error
+    _check_processor(processor, config, settings.path)
     model = model.eval().requires_grad_(False)
     merge_lora(model.language_model)
     model.config.lora_config = None
@@ -76,13 +90,31 @@ def read_config(folder: Path) -> MiniGPT4Config:
     Raises:
         WeightsError: there is no such folder, or it contains something else.
     """
-    check_model_type(folder)
-    try:
-        return MiniGPT4Config.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+    read = check_model_type(folder)
+    path = folder / "config.json"
+    if (folder / "adapter_config.json").exists():
+        # transformers would load the model that it names instead of this folder's.
+        raise WeightsError(f"{folder} holds an adapter (adapter_config.json): merge it into the model first.")
+    values = plain_values(read, path)
+    if values.get("quantization_config") is not None:
         raise WeightsError(
-            f"{folder / 'config.json'} describes no MiniGPT-4 model that this version supports."
-        ) from error
+            f"{folder} holds quantized weights. Convert the full ones and choose int8 or int4 when you serve."
+        )
+    try:
+        return MiniGPT4Config.from_dict(values)
+    except Exception as error:  # transformers raises any kind for values of the wrong type
+        raise WeightsError(f"{path} describes no MiniGPT-4 model that this version supports.") from error
+
+
+def _check_processor(processor: MiniGPT4Processor, config: MiniGPT4Config, folder: Path) -> None:
+    """Check that the processor makes the images and image tokens that the model takes."""
+    made_and_taken = {
+        "image_size": (processor.image_processor.image_size, config.vision_config.image_size),
+        "num_image_tokens": (processor.num_image_tokens, config.num_image_tokens),
+        "image_token_id": (processor.image_token_id, config.image_token_id),
+        "conversation_format": (processor.conversation_format, config.conversation_format),
+    }
+    reject_disagreement(folder, made_and_taken)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from minigpt4_serve.errors import InvalidRequest, WeightsError
+from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error, WeightsError
 from minigpt4_serve.model import MiniGPT4Config
 from minigpt4_serve.prompt.variants import VARIANTS, Variant
 from minigpt4_serve.weights import assemble, key_maps
@@ -102,7 +102,17 @@ def make_plan(
     if not variant.has_qformer and files.qformer is not None:
         # The file also has BLIP-2's ln_vision, which the original doesn't load without a Q-Former.
         raise InvalidRequest(f"The {variant.name} variant has no Q-Former: leave --qformer out.")
-    hyperparameters = hyperparameters or Hyperparameters()
+    try:
+        return _plan(files, variant, keep_lora=keep_lora, hyperparameters=hyperparameters or Hyperparameters())
+    except MiniGPT4Error:
+        raise
+    except (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:  # shapes that fit nothing
+        raise WeightsError(
+            "The files' tensors have shapes that no MiniGPT-4 has: one of the files is damaged or another model's."
+        ) from error
+
+
+def _plan(files: Files, variant: Variant, *, keep_lora: bool, hyperparameters: Hyperparameters) -> Plan:
     checkpoint = _open(files.checkpoint, "llama_proj.weight", "--checkpoint")
     vision = _open(files.vit, "cls_token", "--vit")
     qformer = None if files.qformer is None else _open(files.qformer, "query_tokens", "--qformer")
@@ -186,19 +196,23 @@ def _check_llm(mapped: _Mapped, text: LlamaConfig, llm: Path, variant: Variant) 
         raise WeightsError(
             f"{llm} contains no complete LLaMA.", missing=["model.embed_tokens.weight", "model.norm.weight"]
         )
+    if len(embedding.shape) != 2:
+        raise WeightsError(f"{llm} is damaged: model.embed_tokens.weight has shape {list(embedding.shape)}.")
+    rows, width = embedding.shape
+    if width != text.hidden_size:
+        raise WeightsError(f"{llm}/config.json has hidden size {text.hidden_size}, but the embedding's is {width}.")
+    if norm.shape != (width,):
+        raise WeightsError(f"{llm} is damaged: model.norm.weight has shape {list(norm.shape)}, not [{width}].")
     if norm.read().float().abs().mean() < _MAX_DELTA_NORM:
         raise WeightsError(
             f"{llm} contains delta weights: the difference between Vicuna and LLaMA, not Vicuna itself. Add them to "
             "the LLaMA weights first (FastChat's apply_delta), or use merged weights."
         )
-    rows, width = embedding.shape
     if rows != text.vocab_size:
         mapped.notes.append(
             f"The LLM's config.json has a vocabulary of {text.vocab_size}, its embedding has {rows} rows."
         )
         text.vocab_size = rows
-    if width != text.hidden_size:
-        raise WeightsError(f"{llm}/config.json has hidden size {text.hidden_size}, but the embedding's is {width}.")
     is_llama2 = text.max_position_embeddings >= _LLAMA2_CONTEXT
     if is_llama2 != (variant.context_length >= _LLAMA2_CONTEXT):
         base = "Llama-2, like Vicuna v1.5" if is_llama2 else "the first LLaMA"

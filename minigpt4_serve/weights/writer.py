@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
-from minigpt4_serve.weights.footprint import gib
+from minigpt4_serve.memory import gib
 from minigpt4_serve.weights.reader import LazyTensor
 
 if sys.platform != "win32":

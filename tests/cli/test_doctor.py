@@ -63,11 +63,36 @@ def test_problems_are_reported(folder: Path) -> None:
     assert findings(folder)["model"].state == "problem"
 
 
+@pytest.mark.parametrize(
+    ("sources", "selftest"),
+    [
+        ("[]", "[]"),
+        ("[" * 100_000, "[" * 100_000),
+        ('{"outputs": 5}', '{"image": 5}'),
+        ("", '{"image": "selftest.json"}'),
+    ],
+)
+def test_damaged_records_are_findings(folder: Path, sources: str, selftest: str) -> None:
+    (folder / "sources.json").write_text(sources)
+    (folder / "selftest.json").write_text(selftest)
+    found = findings(folder)
+    assert found["self-test"].state == "problem"
+    assert found["model.safetensors"].state == "ok"
+
+
 def test_reported_memory_is_that_of_the_loaded_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "selftest.json").unlink()
     assert "as float32" in findings(folder)["memory"].text
     monkeypatch.setattr(diagnosis, "resolve_device", lambda _: torch.device("cuda"))
     assert "as bfloat16" in {f.topic: f for f in diagnosis.model(ModelSettings(path=folder))}["memory"].text
+
+
+def test_a_model_that_does_not_fit_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4_serve.serving_memory.available_memory", lambda: 2**10)
+    found = findings(folder)
+    assert found["fits"].state == "problem"
+    assert "are available" in found["fits"].text
+    assert "self-test" not in found
 
 
 def test_memory_of_the_published_models() -> None:
@@ -89,7 +114,7 @@ def test_what_fits_is_said_for_every_model_and_format(monkeypatch: pytest.Monkey
     fits = {(model, kind): text for model, kind, _, _, text in rows}
     assert fits["vicuna-13b", "bfloat16"] == "does not fit"
     assert fits["vicuna-7b", "bfloat16"] == "8 full chats"
-    monkeypatch.setattr(diagnosis, "_free_memory", lambda: 2**20)
+    monkeypatch.setattr(diagnosis, "available_memory", lambda: 2**20)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert {row[-1] for row in memory_table()[1:]} == {"does not fit"}
 
@@ -117,11 +142,10 @@ def test_memory_where_there_is_no_meminfo(
     cpu: str,
     header: str,
     fits: str,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(diagnosis, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(diagnosis, "available_memory", lambda: None)
     if sysconf is None:
         monkeypatch.delattr(os, "sysconf")
     else:

@@ -2,21 +2,24 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from processes import free_port
 from ray import serve
 from typer.testing import CliRunner
 
-from minigpt4_serve import process_tree
+from minigpt4_serve import process_tree, serving_memory
 from minigpt4_serve.cli import app, server_process
 from minigpt4_serve.cli import serve as serve_command
-from minigpt4_serve.errors import EngineFailed
+from minigpt4_serve.errors import EngineFailed, InvalidRequest
+from minigpt4_serve.server.ray import local_server
 from minigpt4_serve.server.ray.local_server import LocalServer
 from minigpt4_serve.settings import read_serve_settings
 
@@ -89,7 +92,7 @@ class Stopped:
 
     drained = False
 
-    def drain(self, _: float) -> None:
+    def drain(self, *_: object) -> None:
         self.drained = True
 
     def close(self) -> None:
@@ -127,7 +130,7 @@ def test_the_server_ends_with_its_raylet_or_gcs(
 
 def test_a_start_that_takes_too_long_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.provide_token", lambda _: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.kill_descendants", lambda **_: None)
     monkeypatch.setattr(LocalServer, "_open_sockets", lambda *_: None)
@@ -136,7 +139,7 @@ def test_a_start_that_takes_too_long_is_one_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(serve, "start", lambda **_: threading.Event().wait(60))
     handler = signal.getsignal(signal.SIGALRM)
     with pytest.raises(EngineFailed, match=r"within 0.2 s \(start_timeout_s\)"):
-        server_process.start_server(read_serve_settings(None, {"start_timeout_s": 0.2}))
+        server_process.start_server(read_serve_settings(None, {"start_timeout_s": 0.2, "port": free_port()}))
     assert list(tmp_path.iterdir()) == [], "Ray has left no logs"
     assert signal.getsignal(signal.SIGALRM) == handler
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -182,17 +185,25 @@ def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "_exit", sys.exit)
     monkeypatch.setattr(process_tree, "kill_descendants", lambda: calls.append("killed"))
     monkeypatch.setattr(LocalServer, "_open_sockets", lambda *_: None)
-    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.protect_token", lambda: None)
+    monkeypatch.setattr("minigpt4_serve.server.ray.local_server.provide_token", lambda _: None)
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "start", lambda **_: None)
     monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(LocalServer, "stop", lambda _: calls.append("stop"))
     with pytest.raises(SystemExit) as stopped:
-        server_process.start_server(read_serve_settings(None, {}))
+        server_process.start_server(read_serve_settings(None, {"port": free_port()}))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert calls[0] == "killed"
     assert "Ray's handler" not in calls
+
+
+def test_ray_is_not_started_for_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_server, "_start_cluster", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(serving_memory, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(serving_memory, "_gpu_devices", lambda: iter(()))
+    with pytest.raises(InvalidRequest, match=r"1\.0 MiB are available"):
+        LocalServer(read_serve_settings(None, {})).start()
 
 
 @pytest.mark.parametrize(
@@ -246,3 +257,49 @@ def test_options_that_may_be_given_several_times(monkeypatch: pytest.MonkeyPatch
         CliRunner().invoke(app, ["serve", "--config", str(file), *options])
     assert [settings.model_names for settings in started] == [("a", "gpt-4o"), ("other",)]
     assert [settings.allowed_hosts for settings in started] == [("x.example", "y.example"), ("*",)]
+
+
+@pytest.mark.parametrize(
+    ("home", "given", "folder"),
+    [
+        ("{home}", None, None),
+        ("/nonexistent", None, "{server}/triton"),
+        ("/dev/null/home", None, "{server}/triton"),
+        ("/nonexistent", "/elsewhere", "/elsewhere"),
+    ],
+)
+def test_kernels_are_kept_where_home_cannot_be_written(
+    home: str, given: str | None, folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home.format(home=tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", given or "")
+    if given is None:
+        monkeypatch.delenv("TRITON_CACHE_DIR")
+    local_server._replace_unwritable_home(tmp_path)
+    assert os.environ.get("TRITON_CACHE_DIR") == (folder and folder.format(server=tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_stop_says_how_many_answers_it_finishes(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    class Stopping:
+        def stop(self, *, on_answers: Callable[[int], None]) -> None:
+            on_answers(count)
+
+    server_process.stop_server(Stopping())  # type: ignore[arg-type]
+    words = "1 answer" if count == 1 else "3 answers"
+    assert capsys.readouterr().out == f"Stopping …\nFinishing {words}; Ctrl-C again stops at once.\n"
+
+
+def test_nothing_of_ray_is_written_to_stdout_at_exit() -> None:
+    """Colorama, which Ray brings, would reset the terminal's colors."""
+    code = (
+        "import ray, colorama; from minigpt4_serve.server.ray.local_server import LocalServer\n"
+        "from minigpt4_serve.settings import ServeSettings\n"
+        "colorama.init(strip=False); LocalServer(ServeSettings()).stop()"
+    )
+    terminal, stdout = os.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as shown:
+        subprocess.run([sys.executable, "-c", code], stdout=stdout, timeout=280, check=True)
+        os.write(stdout, b"end")
+        os.close(stdout)
+        assert shown.read(100) == b"end"

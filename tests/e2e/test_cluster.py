@@ -260,27 +260,14 @@ async def test_an_engine_aborts_requests_of_clients_that_left(client: httpx.Asyn
 async def test_a_killed_engine_loses_only_started_answers(cluster: Server, client: httpx.AsyncClient) -> None:
     before = {engine["name"] for engine in await _all_idle(client)}
     killed = cluster.replicas("engine")[0]
-    # Two engines have sixteen slots: with more answers in progress that do not end, the third is answering, too.
-    endless = [Outcome() for _ in range(20)]
-    async with _asking(client, workers=3, first=3000, tokens=80) as load:
-        streams = [
-            asyncio.create_task(_ask(client, _body(3500 + number) | ENDLESS, outcome))
-            for number, outcome in enumerate(endless)
-        ]
-        await wait_until(lambda: sum(outcome.started for outcome in endless) > 16, within_s=240)
+    async with _asking(client, workers=20, first=3000) as load:
+        # Two engines have sixteen slots: with more answers in progress, the third is answering, too.
+        await wait_until(lambda: sum(outcome.started for outcome in load.running.values()) > 16, within_s=240)
         os.kill(killed, signal.SIGKILL)
-        await wait_until(
-            lambda: any(stream.done() and outcome.error for stream, outcome in zip(streams, endless, strict=True)),
-            within_s=240,
-        )
-        ended = [outcome for stream, outcome in zip(streams, endless, strict=True) if stream.done()]
-        for stream in streams:
-            stream.cancel()
-        await asyncio.gather(*streams, return_exceptions=True)
+        await wait_until(lambda: any(outcome.error for outcome in load.outcomes), within_s=240)
         answered = len(load.outcomes)
         await wait_until(lambda: len(load.outcomes) > answered + 6, within_s=240)
-    cut = [outcome for outcome in ended if not outcome.whole]
-    cut += [outcome for outcome in load.outcomes if not outcome.whole]
+    cut = [outcome for outcome in load.outcomes if not outcome.whole]
     assert cut, "no answer was in progress on the killed engine"
     assert {(outcome.status, outcome.error) for outcome in cut} == {(200, "engine_failed")}
     for outcome in cut:

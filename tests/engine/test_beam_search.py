@@ -34,7 +34,7 @@ def reference_beams(small_model: Any, asked: Prompt, rules: SamplingParams) -> l
         repetition_penalty=rules.repetition_penalty,
         stopping_criteria=StoppingCriteriaList([StopAtText(processor.tokenizer, rules.stop)] if rules.stop else []),
     )
-    return [[int(token) for token in row] for row in out]
+    return [[int(token) for token in row[len(asked.token_ids) :]] for row in out]
 
 
 def random_question(small_model: Any, rng: random.Random) -> Prompt:

@@ -438,13 +438,16 @@ class FakeTelegram:
             message["entities" if where == "text" else "caption_entities"] = [entity]
         return message
 
-    async def push(self, update: Json, secret: str | None) -> int:
-        """Post an update to the bot's webhook as its https proxy does; returns the status."""
-        headers = {} if secret is None else {"X-Telegram-Bot-Api-Secret-Token": secret}
+    async def push(self, update: Json | bytes, secret: str | None) -> int:
+        """Post an update, or a body, to the bot's webhook as its https proxy does; returns the status."""
+        body = update if isinstance(update, bytes) else json.dumps(update).encode()
+        headers = {"content-type": "application/json"}
+        if secret is not None:
+            headers["X-Telegram-Bot-Api-Secret-Token"] = secret
         address = f"{self.webhook_proxy}{urlsplit(self.has_webhook).path}"
         async with (
             aiohttp.ClientSession() as session,
-            session.post(address, json=update, headers=headers) as response,
+            session.post(address, data=body, headers=headers) as response,
         ):
             return response.status
 

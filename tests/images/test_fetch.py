@@ -2,7 +2,9 @@
 
 import asyncio
 import datetime
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, PayloadTooLarge
+from minigpt4_serve.images import fetch
 from minigpt4_serve.images.fetch import ImageFetcher, is_public
 
 PUBLIC = "93.184.216.34"
@@ -61,6 +64,15 @@ def test_public(address: str) -> None:
         "192.0.2.1",
         "224.0.0.1",
         "240.0.0.1",
+        "168.63.129.16",
+        "192.0.0.192",
+        "192.0.0.8",
+        "192.88.99.1",
+        "100.100.100.200",
+        "::ffff:168.63.129.16",
+        "::ffff:192.0.0.192",
+        "2001:2::1",
+        "2001:10::1",
         "255.255.255.255",
         "::",
         "::1",
@@ -281,3 +293,29 @@ async def test_the_certificate_must_be_for_the_host_name(tmp_path: Path) -> None
         assert backend.addresses == [PUBLIC]
         with pytest.raises(InvalidImage):
             await fetcher().fetch("https://other.example/a")
+
+
+async def test_slow_lookups_delay_only_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host.startswith("slow"):
+            answered.wait(60)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    fetcher = ImageFetcher(100, timeout_s=60)
+    slow = [asyncio.create_task(fetcher.fetch(f"https://slow{i}.example/")) for i in range(12)]
+    try:
+        with pytest.raises(InvalidImage, match="typos"):
+            async with asyncio.timeout(30):
+                await fetcher.fetch("https://other.example/")
+        async with asyncio.timeout(30):
+            assert await asyncio.to_thread(lambda: "the default threads are free") is not None
+        assert not any(task.done() for task in slow)
+        monkeypatch.setattr(fetch, "_LOOKUP_S", 0.1)
+        with pytest.raises(InvalidImage, match="in time"):
+            await fetcher.fetch("https://slow.example/")
+    finally:
+        answered.set()
+        await asyncio.gather(*slow, return_exceptions=True)

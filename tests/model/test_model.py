@@ -1,14 +1,24 @@
+import base64
+import copy
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from drawing import draw
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from minigpt4_serve.errors import ContextLengthExceeded
-from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, MiniGPT4Processor, Turn
+from minigpt4_serve.model import (
+    MiniGPT4ForConditionalGeneration,
+    MiniGPT4ImageProcessor,
+    MiniGPT4Processor,
+    Turn,
+)
 from minigpt4_serve.prompt.variants import VARIANTS
+from minigpt4_serve.settings import TINY_MODEL
 
 Pair = tuple[MiniGPT4ForConditionalGeneration, MiniGPT4Processor]
 
@@ -46,11 +56,11 @@ def test_padded_batches_equal_single_rows(small_model: Pair) -> None:
     model, processor = small_model
     chats = [_chat("red"), _chat("green", "blue", question="Compare the two pictures, please."), _chat(question="Hi")]
     batch = processor.apply_chat_template(chats, tokenize=True)
-    together = model.generate(**batch, max_new_tokens=12, do_sample=False, eos_token_id=511)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 511}
+    together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
     for row, chat in zip(together, chats, strict=True):
-        alone = model.generate(
-            **processor.apply_chat_template(chat, tokenize=True), max_new_tokens=12, do_sample=False, eos_token_id=511
-        )[0]
+        single = processor.apply_chat_template(chat, tokenize=True)
+        alone = model.generate(**single, **options)[0, single["input_ids"].shape[1] :]
         assert row[: len(alone)].tolist() == alone.tolist()
 
 
@@ -180,3 +190,167 @@ def test_images_can_be_given_after_the_template(small_model: Pair) -> None:
 def test_unsupported_messages_are_rejected(small_model: Pair, message: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         small_model[1].apply_chat_template([message], tokenize=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [({}, 1), ({"num_beams": 3, "num_return_sequences": 2}, 2), ({"return_dict_in_generate": True}, 1)],
+)
+def test_generate_returns_prompt_and_answer(small_model: Pair, options: dict[str, Any], rows: int) -> None:
+    model, processor = small_model
+    inputs = processor.apply_chat_template(_chat("red"), tokenize=True)
+    prompt = inputs["input_ids"]
+    fixed = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    out = model.generate(**inputs, **fixed, **options)
+    ids = out if isinstance(out, torch.Tensor) else out.sequences
+    assert ids.shape == (rows, prompt.shape[1] + 4)
+    assert torch.equal(ids[:, : prompt.shape[1]], prompt.expand(rows, -1))
+    embeds = model.embed_prompt(prompt, inputs["pixel_values"])
+    new = model.generate(inputs_embeds=embeds, **fixed, **options)
+    assert torch.equal(new if isinstance(new, torch.Tensor) else new.sequences, ids[:, prompt.shape[1] :])
+
+
+def test_the_recipe_of_model_pages_gives_the_answer() -> None:
+    model = AutoModelForImageTextToText.from_pretrained(TINY_MODEL, dtype="float32")
+    processor = AutoProcessor.from_pretrained(TINY_MODEL)
+    content = [{"type": "image", "path": TINY_MODEL / "example.png"}, {"type": "text", "text": "What is this?"}]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
+    out = model.generate(**inputs, max_new_tokens=30, do_sample=False)
+    answer = processor.decode(out[0][inputs["input_ids"].shape[-1] :], skip_special_tokens=True)
+    assert "moon" in answer
+    assert "###Human" not in answer
+    assert processor.decode(out[0], skip_special_tokens=True).endswith(answer.strip())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("last", "options", "ending"),
+    [
+        ("user", {}, "Q{separator}{assistant}"),
+        ("user", {"add_generation_prompt": True}, "Q{separator}{assistant}"),
+        ("user", {"add_generation_prompt": False}, "Q{separator}"),
+        ("user", {"continue_final_message": True}, "Q"),
+        ("assistant", {}, "{assistant}A{end}"),
+        ("assistant", {"add_generation_prompt": False}, "{assistant}A{end}"),
+        ("assistant", {"add_generation_prompt": True}, "{assistant}A{separator}{assistant}"),
+        ("assistant", {"continue_final_message": True}, "{assistant}A"),
+    ],
+)
+def test_how_a_rendered_chat_ends(
+    small_model: Pair, name: str, last: str, options: dict[str, bool], ending: str
+) -> None:
+    plain = small_model[1]
+    processor = MiniGPT4Processor(plain.image_processor, plain.tokenizer, name, 8, plain.image_token_id)
+    variant = VARIANTS[name]
+    template = variant.template
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    end = template.separator or variant.answer_end
+    expected = ending.format(separator=template.separator, assistant=template.assistant, end=end)
+    assert processor.apply_chat_template(messages[: 1 if last == "user" else 2], **options).endswith(expected)
+
+
+def test_a_chat_is_either_continued_or_answered(small_model: Pair) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        small_model[1].apply_chat_template(_chat("red"), add_generation_prompt=True, continue_final_message=True)
+
+
+def test_every_form_of_an_image_gives_the_same_inputs(small_model: Pair, tmp_path: Path) -> None:
+    _, processor = small_model
+    image = draw("red")
+    path = tmp_path / "red.png"
+    image.save(path)
+    data = base64.b64encode(path.read_bytes()).decode()
+    array = numpy.array(image)
+    url = f"data:image/png;base64,{data}"
+    forms: list[Any] = [[image], [[image]], path, str(path), url, array, array[None], array / 255.0, [[array]]]
+    forms += [torch.tensor(array), torch.tensor(array).permute(2, 0, 1), torch.tensor(array).permute(2, 0, 1) / 255]
+    expected = processor(images=image, text="<ImageHere>")
+    for form in forms:
+        given = processor(images=form, text="<ImageHere>")
+        assert all(torch.equal(given[name], expected[name]) for name in expected)
+    parts: list[dict[str, Any]] = [{"image": form} for form in forms[3:]]
+    parts += [{"path": path}, {"url": url}, {"base64": data}, {"type": "image_url", "image_url": {"url": url}}]
+    for part in parts:
+        chat = [{"role": "user", "content": [{"type": "image", **part}]}]
+        pixels = processor.apply_chat_template(chat, tokenize=True)["pixel_values"]
+        assert torch.equal(pixels, expected["pixel_values"])
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1), (9, 7, 4), (4, 9, 7), (1, 9, 7)])
+def test_gray_and_transparent_arrays_are_images(small_model: Pair, shape: tuple[int, ...]) -> None:
+    pixels = small_model[1].image_processor(numpy.full(shape, 255, numpy.uint8), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels[0], small_model[1].image_processor.to_tensor(Image.new("RGB", (7, 9), "white")))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (5, "not int"),
+        ("https://example.org/a.png", "not fetched"),
+        (numpy.zeros((9, 7, 2)), "shape"),
+        (numpy.full((9, 7, 3), -1.0), "0 to 1"),
+        (numpy.full((9, 7, 3), 300), "0 to 255"),
+        (numpy.array([["a"]]), "numbers"),
+    ],
+)
+def test_what_is_no_image_is_refused(small_model: Pair, wrong: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        small_model[1](images=wrong, text="<ImageHere>")
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "first"),
+    [
+        ({}, 0, 3),
+        ({"padding_side": "right"}, 0, 1),
+        ({"padding": "max_length", "max_length": 50}, 50, 3),
+        ({"truncation": True, "max_length": 6}, 6, 3),
+        ({"add_special_tokens": False}, -1, 3),
+        ({"return_tensors": "np"}, 0, 3),
+        ({"return_tensors": None}, 0, 3),
+    ],
+)
+def test_tokenizer_options_of_the_processor(small_model: Pair, options: dict[str, Any], width: int, first: int) -> None:
+    _, processor = small_model
+    longest = len(processor.encode_prompt("a red circle and a blue square"))
+    inputs = processor(text=["a", "a red circle and a blue square"], **options)
+    rows = [list(row) for row in inputs["input_ids"]]
+    assert {len(row) for row in rows} == {width if width > 0 else longest + width}
+    assert (rows[0][0] == processor.tokenizer.pad_token_id) == (first != 1)
+    assert sum(map(int, inputs["attention_mask"][1])) == min(len(rows[1]), longest)
+
+
+def test_the_image_processor_has_an_auto_class(small_model: Pair, tmp_path: Path) -> None:
+    small_model[1].save_pretrained(tmp_path)
+    small_model[0].config.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is MiniGPT4ImageProcessor
+    assert loaded.image_size == small_model[1].image_processor.image_size
+
+
+def test_labels_equal_to_the_inputs_ignore_image_tokens(small_model: Pair) -> None:
+    model, processor = small_model
+    inputs = processor.apply_chat_template(_chat("red"), tokenize=True)
+    ids = inputs["input_ids"]
+    masked = ids.masked_fill(ids == processor.image_token_id, -100)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, labels=ids).loss, model(**inputs, labels=masked).loss)
+    assert processor.image_token_id in ids  # not changed in place
+
+
+@pytest.mark.parametrize("rows", [500, 520])
+def test_resized_embeddings_answer_and_are_saved(small_model: Pair, tmp_path: Path, rows: int) -> None:
+    model, processor = small_model
+    inputs = processor.apply_chat_template(_chat("red"), tokenize=True)
+    inputs["input_ids"] = inputs["input_ids"].where(inputs["input_ids"] == processor.image_token_id, 3)
+    resized = copy.deepcopy(model)
+    resized.resize_token_embeddings(rows)
+    assert resized.get_output_embeddings().weight.shape[0] == rows
+    with torch.no_grad():
+        logits = resized(**inputs, labels=inputs["input_ids"]).logits
+        kept = min(rows, 512)
+        assert torch.allclose(logits[..., :kept], model(**inputs).logits[..., :kept], atol=1e-5)
+        resized.save_pretrained(tmp_path)
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+        assert torch.equal(again(**inputs).logits, logits)

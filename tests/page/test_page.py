@@ -253,6 +253,76 @@ def test_an_outage_is_shown_and_survived(
         answered(page, "I see red. You asked: Are you there? | And now?")
 
 
+@pytest.mark.parametrize("question", [None, "lost at once", "cut in the middle"])
+def test_the_dot_turns_red_when_the_server_is_gone(
+    question: str | None, visit: Visit, scripted: ScriptedServer
+) -> None:
+    visit.expected += ("Failed to load resource: net::ERR_",)
+    page = visit()
+    expect(page.locator(".model.away")).to_have_count(0)
+    page.route("**/v1/models", lambda route: route.abort())
+    if question:
+        half = 'data: {"choices": [{"index": 0, "delta": {"content": "A red"}}]}\n\n'
+        page.route(
+            "**/v1/chat/completions",
+            lambda route: (
+                route.fulfill(body=half, content_type="text/event-stream") if "cut" in question else route.abort()
+            ),
+        )
+        ask(page, question)
+        expect(answers(page).last.locator(".problem")).to_contain_text("Check that it is running")
+    expect(page.locator(".model.away")).to_have_text("The server does not answer.")
+    page.unroute("**/v1/models")
+    expect(page.locator(".model.away")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("slider", "value", "note"),
+    [
+        ("Temperature", "0", "temperature 0 would repeat the same words."),
+        ("Beams", "3", "a beam search would repeat the same words."),
+        ("Temperature", "1.2", None),
+    ],
+)
+def test_answering_again_varies_the_words(
+    slider: str, value: str, note: str | None, visit: Visit, scripted: ScriptedServer
+) -> None:
+    page = visit()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label(slider).fill(value)
+    page.keyboard.press("Escape")
+    ask(page, "Hello")
+    answered(page, "Hello")
+    name = slider.lower()
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.get_by_text("2/2")).to_be_visible()
+    answered(page, "Hello")
+    ask(page, "And then")
+    answered(page, "And then")
+    first, again, later = (request.body for request in scripted.requests)
+    assert first[name] == later[name] == float(value), "the settings stay"
+    assert again["temperature"] == (0.7 if note else float(value))
+    assert "beams" not in again
+    expect(page.get_by_text("would repeat the same words")).to_have_count(1 if note else 0)
+    if note:
+        expect(page.get_by_text(f"Temperature 0.7 for this answer: {note}")).to_be_visible()
+
+
+@pytest.mark.parametrize("device", [DESKTOP, PHONE])
+def test_a_phone_reads_nothing_about_dropping_files(
+    device: dict[str, Any], visit: Visit, scripted: ScriptedServer
+) -> None:
+    page = visit(**device)
+    expect(page.get_by_text("Drop one here")).to_be_visible(visible=device is DESKTOP)
+    expect(page.get_by_text("Add one below or take a photo.")).to_be_visible(visible=device is PHONE)
+
+
+@pytest.mark.parametrize("tiny", [True, False])
+def test_the_embedded_model_names_its_limits(tiny: bool, visit: Visit, tiny_url: str, scripted: ScriptedServer) -> None:
+    page = visit(tiny_url if tiny else scripted.url)
+    expect(page.get_by_text("of a photograph it invents an answer")).to_be_visible(visible=tiny)
+
+
 def test_one_click_tasks_need_an_image(visit: Visit, scripted: ScriptedServer) -> None:
     page = visit()
     page.get_by_role("button", name="Tell a story").click()
@@ -335,7 +405,7 @@ def test_only_moved_sliders_are_sent(visit: Visit, scripted: ScriptedServer, scr
     assert scripted.requests[-1].body["beams"] == 3
     assert "temperature" not in scripted.requests[-1].body
     page.get_by_role("button", name="Settings").click()
-    page.get_by_role("button", name="Back to the model's own").click()
+    page.get_by_role("button", name="Back to the model's defaults").click()
     page.keyboard.press("Escape")
     ask(page, "Hello again")
     answered(page, "Hello again")

@@ -100,8 +100,8 @@ def test_modules_use_no_html_sinks(module: Path) -> None:
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", code) == []
 
 
-def test_with_keys_only_the_page_and_the_probes_are_open(tiny_service: ChatService, tmp_path: Path) -> None:
-    open_paths = {"/health", "/ready", *read_page()}
+def test_with_keys_the_page_probes_and_api_document_are_open(tiny_service: ChatService, tmp_path: Path) -> None:
+    open_paths = {"/health", "/ready", "/docs", "/openapi.json", *read_page()}
     app = _keyed_app(tiny_service, tmp_path, page=True)
     paths = {route.path for route in app.routes if isinstance(route, Route)} | open_paths
     with run_app(app) as url:

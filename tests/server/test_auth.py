@@ -1,6 +1,7 @@
 """Who gets in: keys on every route, limits in the answers, and a server without keys that answers this machine only."""
 
 import asyncio
+import base64
 import copy
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from drawing import draw, encode
 from pydantic import SecretStr
 from serving_app import few_steps, serving
 
@@ -158,6 +160,46 @@ async def test_a_long_wait_for_a_quota_is_given_in_hours() -> None:
     with pytest.raises(RateLimited, match="0 are left; try again in 24 hours") as refused:
         await reservation.consume(1)
     assert refused.value.retry_after == 86400
+
+
+@pytest.mark.parametrize(
+    ("status", "handed_over", "counted"),
+    [
+        (200, True, 2),
+        (400, False, 0),  # refused before an image was decoded
+        (408, False, 0),
+        (413, False, 0),
+        (400, True, 2),  # a damaged image is decoded up to the damage
+        (408, True, 2),
+        (0, True, 2),  # the client disconnected
+        (429, True, 0),  # a full queue refuses before it decodes
+        (500, True, 0),  # the server's fault
+        (503, True, 0),
+    ],
+)
+async def test_images_that_were_decoded_count(status: int, handed_over: bool, counted: int) -> None:
+    key = ApiKey(id="1", name="guest", sha256="0" * 64, created=datetime.now(UTC), limits=KeyLimits(images_per_day=5))
+    quotas = LocalQuotas()
+    reservation = QuotaReservation(key, quotas)
+    await reservation.reserve()
+    await reservation.consume(2)
+    if handed_over:
+        reservation.keep_images()
+    reservation.release(status)
+    following = QuotaReservation(key, quotas)
+    await following.reserve()
+    assert following.headers["x-ratelimit-remaining-images"] == str(5 - counted)
+
+
+def test_a_deadline_does_not_refund_images(small_model: Any, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    key = add_key(file, "guest", KeyLimits(images_per_day=2))
+    url = "data:image/png;base64," + base64.b64encode(encode(draw("red"))).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    asked = {"messages": [{"role": "user", "content": content}], "max_tokens": 400, "min_tokens": 400, "timeout": 0.5}
+    with serving(small_model, keys_file=file) as (client, service), few_steps(service):
+        answers = [client.post(CHAT, json=asked, headers=_bearer(key)) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [408, 408, 429]
 
 
 def test_a_stream_is_in_progress_until_its_end_or_the_clients(small_model: Any, tmp_path: Path) -> None:

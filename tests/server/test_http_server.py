@@ -117,9 +117,11 @@ async def test_idle_connections_close_at_once_on_stop(shared: SharedSocket, port
         await idle.send("/")
         await idle.head()
         assert await idle.body(6) == b"first."
-        stopping = asyncio.create_task(asyncio.to_thread(shared.drain, LONG_S))
+        counts: list[int] = []
+        stopping = asyncio.create_task(asyncio.to_thread(shared.drain, LONG_S, counts.append))
         assert (await idle.rest(), await unused.rest()) == (b"", b"")
         assert await stopping
+        assert counts == []
 
 
 async def test_answers_in_progress_survive_the_stop(shared: SharedSocket, port: int) -> None:
@@ -129,12 +131,38 @@ async def test_answers_in_progress_survive_the_stop(shared: SharedSocket, port: 
         await client.send("/slow")
         assert b" 200 " in await client.head()
         assert await client.body(3) == b"fir"
-        stopping = asyncio.create_task(asyncio.to_thread(shared.drain, LONG_S))
-        await wait_until(lambda: _is_refused(port))
+        counts: list[int] = []
+        stopping = asyncio.create_task(asyncio.to_thread(shared.drain, LONG_S, counts.append))
+        await wait_until(lambda: _is_refused(port) and bool(counts))
+        assert counts == [1], "the number of answers is reported while they are finished"
         assert not stopping.done()
         application.gate.set()
         assert await client.rest() == b"st."
         assert await stopping
+        assert counts == [1]
+
+
+async def test_answers_of_all_processes_are_counted(shared: SharedSocket, port: int) -> None:
+    applications = [GatedApp(), GatedApp()]
+    servers = [_started(applications[0], shared)]
+    async with _connected(port) as first, _connected(port) as second, _connected(port) as third:
+        for client in (first, second):
+            await client.send("/slow")
+            await client.head()
+        # The second process gets the third request, as the first no longer accepts.
+        await servers[0]._close_listeners()
+        servers.append(_started(applications[1], shared))
+        async with _connected(port) as fourth:
+            await fourth.send("/slow")
+            await fourth.head()
+            counts: list[int] = []
+            stopping = asyncio.create_task(asyncio.to_thread(shared.drain, LONG_S, counts.append))
+            await wait_until(lambda: bool(counts))
+            for application in applications:
+                application.gate.set()
+            assert await stopping
+            assert counts == [3]
+            assert await third.rest() == b""
 
 
 async def test_answers_are_cut_off_after_the_drain_time(shared: SharedSocket, port: int) -> None:

@@ -1,5 +1,6 @@
 """Log lines: their formats, their levels, and their way from other processes to this one's stderr."""
 
+import io
 import json
 import logging
 import subprocess
@@ -7,10 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from minigpt4_serve.server.logs import LogReceiver, TextFormatter, configure_logging
+from minigpt4_serve.server.logs import LogReceiver, TextFormatter, configure_logging, resolve_log_format
+from minigpt4_serve.settings import LogFormat
 
 LOGGER = "minigpt4_serve.requests"
 
@@ -81,3 +84,52 @@ def test_text_lines_are_followed_by_tracebacks() -> None:
     lines = TextFormatter().format(record).splitlines()
     assert lines[0].endswith("ERROR minigpt4_serve.requests: failed")
     assert lines[-1] == "ValueError: broken"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"completion_tokens": 14, "timings": {"first_s": 0.1}}, "200, 0.25 s, 14 tokens (req-1)"),
+        ({"status": 400, "refusal": "invalid_image"}, "400, 0.25 s, invalid_image (req-1)"),
+        ({"cut_short": True}, "200, 0.25 s, cut short (req-1)"),
+    ],
+)
+def test_a_request_is_a_sentence_in_text(
+    fields: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "text")
+    line = {"request_id": "req-1", "method": "POST", "path": "/v1/responses", "status": 200, "seconds": 0.2512}
+    logging.getLogger(LOGGER).info("request", extra={"fields": line | fields})
+    assert capsys.readouterr().err.rstrip("\n").partition("Z ")[2] == f"POST /v1/responses {words}"
+
+
+@pytest.mark.parametrize(
+    ("given", "terminal", "used"),
+    [
+        ("auto", True, "text"),
+        ("auto", False, "json"),
+        ("json", True, "json"),
+        ("json", False, "json"),
+        ("text", True, "text"),
+        ("text", False, "text"),
+    ],
+)
+def test_lines_are_text_on_a_terminal_only(
+    given: LogFormat, terminal: bool, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream := Terminal(terminal))
+    configure_logging("info", given)
+    logging.getLogger(LOGGER).info("line")
+    assert resolve_log_format(given) == used
+    assert stream.getvalue().startswith("{") == (used == "json")
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal, or isn't."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal

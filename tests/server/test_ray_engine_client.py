@@ -1,5 +1,6 @@
 """RayEngineClient with a fake handle."""
 
+import asyncio
 import pickle
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -32,13 +33,16 @@ LOST = ActorUnavailableError("gone", None)
 
 @dataclass
 class Stream:
-    """One attempt: its deltas; an exception among them is raised."""
+    """One attempt: its deltas; an exception among them is raised, an event is waited for."""
 
     pieces: list[Any]
     cancelled: bool = False
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         for piece in self.pieces:
+            if isinstance(piece, asyncio.Event):
+                await piece.wait()
+                continue
             if isinstance(piece, Exception) and not isinstance(piece, MiniGPT4Error):
                 raise piece
             yield [piece]
@@ -196,10 +200,10 @@ class Router:
 async def test_capacity_is_exhausted_by_this_processs_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     router = Router()
     monkeypatch.setattr("minigpt4_serve.server.ray.replica_stats._routers", [router])
-    engine, _, _ = _engine(*[[Delta(text="a"), Delta(text="b")]] * 6)
-    asking = [engine.generate(PROMPT, SamplingParams(), request_id=str(i)) for i in range(6)]
-    for deltas in asking:
-        await anext(deltas)
+    over = asyncio.Event()
+    engine, _, _ = _engine(*[[Delta(text="a"), over, Delta(text="b")]] * 6)
+    asking = [asyncio.create_task(_texts(engine)) for _ in range(6)]
+    await asyncio.sleep(0.01)
     await engine.check_capacity()  # as long as no engine is known there is nothing to be full
     router.stats = {"x": {}, "y": {"seconds_per_request": 4.0}}  # 2 answered, 1 waiting: three places each
     router.stats["x"] = {"seconds_per_request": 9.0}
@@ -211,8 +215,30 @@ async def test_capacity_is_exhausted_by_this_processs_requests(monkeypatch: pyte
     with pytest.raises(Overloaded):
         await engine.check_capacity(2)
     router.sent = {}
-    await asking[0].aclose()  # type: ignore[attr-defined]
+    asking[0].cancel()
+    await asyncio.wait(asking[:1])
     await engine.check_capacity()
+    over.set()
+    assert await asyncio.gather(*asking[1:]) == [["a", "b"]] * 5
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_answers_that_are_not_read_take_no_capacity(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    monkeypatch.setattr("minigpt4_serve.server.ray.replica_stats._routers", [Router({"x": {}})])
+    engine, _, streams = _engine(*[[Delta(text="a"), Delta(text="b")]] * 6)
+    unread = [engine.generate(PROMPT, SamplingParams(), request_id=str(i), whole=whole) for i in range(6)]
+    for deltas in unread:
+        assert (await anext(deltas)).text == "a"
+        await engine.check_capacity()
+    await engine.check_capacity(2)
+    with pytest.raises(Overloaded):
+        await engine.check_capacity(3)
+    for deltas in unread:
+        assert [delta.text async for delta in deltas] == ["b"]
+    assert all(stream.cancelled for stream in streams)
+    await engine.check_capacity(2)
+    with pytest.raises(Overloaded):
+        await engine.check_capacity(3)
 
 
 async def test_a_full_engine_is_retried_once_on_another(

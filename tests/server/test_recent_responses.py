@@ -1,7 +1,6 @@
 """Recent responses: conversations continue by reference, within a key, a time and a size."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +90,6 @@ def test_memory_of_all_keys_together_is_bounded(monkeypatch: pytest.MonkeyPatch)
     recent.add("key19", "large", None, _words("x" * 60_000))
     with pytest.raises(InvalidRequest):
         recent.of_key("key19").items_until("large")
-
-
-@pytest.fixture(scope="module")
-def served(small_model: Any) -> Iterator[httpx.Client]:
-    with serving(small_model) as (client, _):
-        yield client
 
 
 def _ask(client: httpx.Client, key: str | None = None, **fields: Any) -> httpx.Response:

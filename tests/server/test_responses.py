@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,18 +20,6 @@ QUESTION = [
         "content": [{"type": "input_image", "image_url": PICTURE}, {"type": "input_text", "text": "What is it?"}],
     }
 ]
-
-
-@pytest.fixture(scope="module")
-def served(small_model: Any) -> Iterator[httpx.Client]:
-    with serving(small_model) as (client, _):
-        yield client
-
-
-@pytest.fixture(scope="module")
-def client(served: httpx.Client) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_the_openai_client_gets_what_chat_completions_give(client: openai.OpenAI) -> None:
@@ -116,6 +103,22 @@ def test_earlier_answers_instructions_and_words_of_several_kinds(client: openai.
     assert second.usage.input_tokens > first.usage.input_tokens
     assert second.usage.input_tokens_details.cached_tokens > 0
     assert second.instructions == "Be short."
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status"),
+    [
+        ({"k" * 64: "v" * 512}, 200),
+        ({"k" * 65: "v"}, 400),
+        ({"k": "v" * 513}, 400),
+        ({str(number): "v" for number in range(17)}, 400),
+        ({"a": "x" * 3_000_000}, 400),
+    ],
+)
+def test_metadata_has_limits(served: httpx.Client, metadata: dict[str, str], status: int) -> None:
+    answer = served.post(RESPONSES, json={"input": "Hello", "max_output_tokens": 2, "metadata": metadata})
+    assert answer.status_code == status
+    assert len(answer.content) < 4000
 
 
 def test_logprobs_metadata_and_json(client: openai.OpenAI) -> None:

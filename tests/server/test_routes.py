@@ -17,8 +17,9 @@ from drawing import draw, encode
 from serving_app import few_steps, local_engine, serving, settled, wait_until_abort_is_sent
 
 from minigpt4_serve.engine.admission import Admission
-from minigpt4_serve.errors import Overloaded
+from minigpt4_serve.errors import EngineFailed, Overloaded
 from minigpt4_serve.images import EncodedImage
+from minigpt4_serve.server.http import chat_service
 from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.openai.chat_request import parse_chat_request
 from minigpt4_serve.settings import EngineSettings
@@ -459,3 +460,31 @@ def test_every_request_fails_when_the_engine_dies(small_model: Any, monkeypatch:
         assert "secret" not in answer.text
         assert client.get("/health").status_code == 503
         assert client.post(CHAT, json=_question()).status_code == 503
+
+
+async def test_health_checks_share_one_question(
+    served: tuple[httpx.Client, ChatService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, service = served
+    asked = 0
+    failure: list[Exception] = []
+
+    async def check_health() -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.01)
+        for error in failure:
+            raise error
+
+    monkeypatch.setattr(service.engine, "check_health", check_health)
+    monkeypatch.setattr(service, "_health", None)
+    await asyncio.gather(*(service.check_health() for _ in range(300)))
+    assert asked == 1
+    monkeypatch.setattr(chat_service, "_HEALTH_S", 0.0)
+    failure.append(EngineFailed("gone"))
+    results = await asyncio.gather(*(service.check_health() for _ in range(300)), return_exceptions=True)
+    assert {type(result) for result in results} == {EngineFailed}
+    assert asked == 2
+    failure.clear()
+    await service.check_health()
+    monkeypatch.setattr(service, "_health", None)

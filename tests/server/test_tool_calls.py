@@ -1,14 +1,12 @@
 """Tools of a request: accepted where the model may answer in words, called by grammar where a call is demanded."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from pydantic import TypeAdapter
-from serving_app import serving
 
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.protocol import Delta, Timings, Usage
@@ -49,18 +47,6 @@ def _check_call(name: str, arguments: str) -> None:
         assert found in [{"count": count} for count in range(10)]
     else:
         assert (name, found) == ("stop", {})
-
-
-@pytest.fixture(scope="module")
-def served(small_model: Any) -> Iterator[httpx.Client]:
-    with serving(small_model) as (client, _):
-        yield client
-
-
-@pytest.fixture(scope="module")
-def client(served: httpx.Client) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.mark.parametrize(

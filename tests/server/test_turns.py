@@ -8,6 +8,7 @@ import pytest
 from minigpt4_serve.errors import InvalidRequest
 from minigpt4_serve.prompt.templates import Turn
 from minigpt4_serve.server.openai.chat_request import parse_chat_request
+from minigpt4_serve.server.openai.recent_responses import ResponseHistory
 from minigpt4_serve.server.openai.responses_request import parse_responses_request
 from minigpt4_serve.server.openai.turns import read_turns
 
@@ -147,5 +148,5 @@ def test_a_picture_of_the_assistants_is_refused() -> None:
     ],
 )
 def test_items_of_other_models_responses_are_read(items: list[dict[str, Any]], turns: list[Turn]) -> None:
-    request = parse_responses_request(json.dumps({"input": items}).encode())
+    request = parse_responses_request(json.dumps({"input": items}).encode(), ResponseHistory(2**20, 60).of_key(""))
     assert read_turns(request.as_chat().messages)[0] == turns

@@ -40,6 +40,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_engines_benchmark_measures_all_ways(tmp_path: Path) -> None:
     done = run("--preset", "smoke", "--skip-transformers", "--roofline", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -88,6 +89,7 @@ def test_engines_run_one_at_a_time_and_each_stage_is_saved(tmp_path: Path, monke
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_short_soak_leaks_nothing(tmp_path: Path) -> None:
     done = run("soak", "--minutes", "0.05", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]

@@ -81,8 +81,8 @@ def test_the_folder_needs_nothing_but_transformers_auto_classes(golden: Path, tm
     seen: list[Progress] = []
     conversion = run(golden, out=tmp_path / "m", on_progress=seen.append)
     assert {path.name for path in (tmp_path / "m").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "processor_config.json", "sources.json",
-        "tokenizer.model", "tokenizer_config.json",
+        "config.json", "generation_config.json", "minigpt4_hub.py", "model.safetensors", "processor_config.json",
+        "sources.json", "tokenizer.model", "tokenizer_config.json",
     }  # fmt: skip
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
     assert type(model) is MiniGPT4ForConditionalGeneration
@@ -309,7 +309,9 @@ def test_damaged_safetensors(files: Path) -> None:
 def test_something_that_is_no_checkpoint(files: Path) -> None:
     page = files / "page.pth"
     page.write_text("<html>Sign in to continue</html>")  # what drives deliver instead of large files
-    assert "not a PyTorch checkpoint" in refused(files, checkpoint=page).message
+    assert "is a web page, not a PyTorch checkpoint" in refused(files, checkpoint=page).message
+    page.write_text("something else")
+    assert "is not a PyTorch checkpoint" in refused(files, checkpoint=page).message
     torch.save({"epoch": 3}, page)
     assert "contains no tensors" in refused(files, checkpoint=page).message
     assert "no file" in refused(files, checkpoint=files / "nowhere.pth").message

@@ -12,55 +12,9 @@ import torch
 from minigpt4_serve.prompt.variants import VARIANTS
 from minigpt4_serve.weights.plan import Files, Plan, make_plan
 from minigpt4_serve.weights.shapes import model_shapes
+from tools.rehearsal import Sizes, llm_shapes, qformer_shapes, vision_shapes
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-def vision() -> Shapes:
-    """``eva_vit_g.pth``: 40 blocks, of which 39 are used."""
-    shapes: Shapes = {"cls_token": (1, 1, 1408), "pos_embed": (1, 257, 1408)}
-    shapes |= {"patch_embed.proj.weight": (1408, 3, 14, 14), "patch_embed.proj.bias": (1408,)}
-    for i in range(40):
-        b = f"blocks.{i}"
-        shapes |= {f"{b}.{norm}.{part}": (1408,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
-        shapes |= {f"{b}.attn.q_bias": (1408,), f"{b}.attn.v_bias": (1408,), f"{b}.attn.qkv.weight": (4224, 1408)}
-        shapes |= {f"{b}.attn.proj.weight": (1408, 1408), f"{b}.attn.proj.bias": (1408,)}
-        shapes |= {f"{b}.mlp.fc1.weight": (6144, 1408), f"{b}.mlp.fc1.bias": (6144,)}
-        shapes |= {f"{b}.mlp.fc2.weight": (1408, 6144), f"{b}.mlp.fc2.bias": (1408,)}
-    return shapes | {"norm.weight": (1408,), "norm.bias": (1408,), "head.weight": (1024, 1408), "head.bias": (1024,)}
-
-
-def qformer() -> Shapes:
-    """``blip2_pretrained_flant5xxl.pth``."""
-    shapes: Shapes = {"query_tokens": (1, 32, 768), "ln_vision.weight": (1408,), "ln_vision.bias": (1408,)}
-    bert = "Qformer.bert."
-    norm = ("LayerNorm.weight", "LayerNorm.bias")
-    shapes |= {f"{bert}embeddings.{part}": (768,) for part in norm} | {f"{bert}embeddings.position_ids": (1, 512)}
-    for i in range(12):
-        for attention in ("attention", "crossattention")[: 2 - i % 2]:
-            width = 1408 if attention == "crossattention" else 768
-            a = f"{bert}encoder.layer.{i}.{attention}"
-            for name in ("query", "key", "value"):
-                inner = 768 if name == "query" else width
-                shapes |= {f"{a}.self.{name}.weight": (768, inner), f"{a}.self.{name}.bias": (768,)}
-            shapes |= {f"{a}.output.dense.weight": (768, 768), f"{a}.output.dense.bias": (768,)}
-            shapes |= {f"{a}.output.{part}": (768,) for part in norm}
-        f = f"{bert}encoder.layer.{i}"
-        shapes |= {f"{f}.intermediate_query.dense.weight": (3072, 768), f"{f}.intermediate_query.dense.bias": (3072,)}
-        shapes |= {f"{f}.output_query.dense.weight": (768, 3072), f"{f}.output_query.dense.bias": (768,)}
-        shapes |= {f"{f}.output_query.{part}": (768,) for part in norm}
-    return shapes | {"t5_proj.weight": (4096, 768), "t5_proj.bias": (4096,)}
-
-
-def llm(layers: int, hidden: int, mlp: int, rows: int) -> Shapes:
-    shapes: Shapes = {"model.embed_tokens.weight": (rows, hidden), "lm_head.weight": (rows, hidden)}
-    for i in range(layers):
-        p = f"model.layers.{i}"
-        shapes |= {f"{p}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
-        shapes |= {f"{p}.mlp.gate_proj.weight": (mlp, hidden), f"{p}.mlp.up_proj.weight": (mlp, hidden)}
-        shapes |= {f"{p}.mlp.down_proj.weight": (hidden, mlp), f"{p}.self_attn.rotary_emb.inv_freq": (64,)}
-        shapes |= {f"{p}.{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
-    return shapes
 
 
 def lora(layers: int) -> Shapes:
@@ -84,24 +38,28 @@ def plan(golden: Path, tmp_path: Path) -> Callable[..., Plan]:
     def make(variant: str, *, layers: int, hidden: int, mlp: int, rows: int, context: int, image: int) -> Plan:
         folder = tmp_path / "llm"
         folder.mkdir()
-        sizes = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "vocab_size": rows}
         config = {
             "model_type": "llama",
-            **sizes,
+            "hidden_size": hidden,
+            "intermediate_size": mlp,
+            "num_hidden_layers": layers,
+            "vocab_size": rows,
             "num_attention_heads": hidden // 128,
             "max_position_embeddings": context,
         }
         (folder / "config.json").write_text(json.dumps(config))
         shutil.copy(golden / "llm" / "vicuna-tiny" / "tokenizer.model", folder)
-        norm = torch.ones(hidden)  # read to detect delta weights
-        save(folder / "pytorch_model.bin", llm(layers, hidden, mlp, rows), **{"model.norm.weight": norm})
+        sizes = Sizes(llm_layers=layers, llm_width=hidden, llm_mlp=mlp, llm_heads=hidden // 128, rows=rows)
+        shapes = llm_shapes(sizes)
+        norm = torch.ones(shapes.pop("model.norm.weight"))  # read to detect delta weights
+        save(folder / "pytorch_model.bin", shapes, **{"model.norm.weight": norm})
         trained: Shapes = {"llama_proj.weight": (hidden, image), "llama_proj.bias": (hidden,)}
         if VARIANTS[variant].has_lora:
             trained |= lora(layers)
         files = Files(
             llm=folder,
-            vit=save(tmp_path / "vit.pth", vision()),
-            qformer=save(tmp_path / "qformer.pth", qformer()) if VARIANTS[variant].has_qformer else None,
+            vit=save(tmp_path / "vit.pth", vision_shapes(sizes)),
+            qformer=save(tmp_path / "qformer.pth", qformer_shapes(sizes)) if VARIANTS[variant].has_qformer else None,
             checkpoint=save(tmp_path / "checkpoint.pth", trained),
         )
         return make_plan(files, VARIANTS[variant])

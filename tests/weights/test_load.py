@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.model import MiniGPT4ForConditionalGeneration, Turn
-from minigpt4_serve.settings import ModelSettings
+from minigpt4_serve.settings import TINY_MODEL, ModelSettings
 from minigpt4_serve.weights import load
 from minigpt4_serve.weights.load import load_model, resolve_device, resolve_dtype
 
@@ -126,7 +126,7 @@ def test_too_little_memory_has_advice(
 def test_quantized_answers_stay_close(small_model: tuple, tmp_path: Path, kind: str, limit: float) -> None:
     from transformers import LlamaConfig
 
-    from minigpt4_serve.model import MiniGPT4Config, MiniGPT4ForConditionalGeneration
+    from minigpt4_serve.model import MiniGPT4Config, MiniGPT4Processor
 
     _, processor = small_model
     torch.manual_seed(0)
@@ -135,7 +135,8 @@ def test_quantized_answers_stay_close(small_model: tuple, tmp_path: Path, kind: 
     )
     config = MiniGPT4Config(vision_config=small_model[0].config.vision_config, text_config=text)
     MiniGPT4ForConditionalGeneration(config).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    parts = (processor.image_processor, processor.tokenizer, config.conversation_format)
+    MiniGPT4Processor(*parts, config.num_image_tokens, config.image_token_id).save_pretrained(tmp_path)
     plain, _ = load_model(ModelSettings(path=tmp_path, device="cpu"))
     small, _ = load_model(ModelSettings(path=tmp_path, device="cpu", quantization=kind))
     ids = torch.arange(3, 60)[None]
@@ -147,7 +148,50 @@ def test_quantized_answers_stay_close(small_model: tuple, tmp_path: Path, kind: 
     bits = 8 * small.state_dict()[inner].nbytes / plain.state_dict()[inner].numel()
     assert bits == {"int8": 8, "int4": 4}[kind]
     assert torch.equal(small.language_projection.weight, plain.language_projection.weight)
-    assert small.generate(ids[:, :5], max_new_tokens=2, do_sample=False).shape == (1, 2)
+    assert small.generate(ids[:, :5], max_new_tokens=2, do_sample=False).shape == (1, 7)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_quantized_projection_sees_the_image(kind: str) -> None:
+    from bitsandbytes import nn
+
+    plain, processor = load_model(ModelSettings(device="cpu"))
+    quantized, _ = load_model(ModelSettings(device="cpu"))
+    layer = plain.language_projection
+    sizes = (layer.in_features, layer.out_features)
+    if kind == "int4":
+        replaced = nn.Linear4bit(*sizes, compute_dtype=torch.float32)
+    else:
+        replaced = nn.Linear8bitLt(*sizes, has_fp16_weights=False)
+    replaced.load_state_dict(layer.state_dict())
+    quantized.language_projection = replaced.to("cpu")
+    assert not quantized.language_projection.weight.is_floating_point()
+    pixels = processor.image_processor.to_tensor(draw("red"))[None]
+    with torch.no_grad():
+        seen = quantized.get_image_features(pixels).float().flatten()
+        assert torch.cosine_similarity(seen, plain.get_image_features(pixels).flatten(), dim=0) > 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"load_in_4bit": True}, {"load_in_8bit": True}], ids=["int4", "int8"])
+def test_transformers_own_quantization_answers_and_trains(options: dict[str, bool]) -> None:
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+    plain, processor = load_model(ModelSettings(device="cpu"))
+    quantization = BitsAndBytesConfig(**options)
+    quantized = AutoModelForImageTextToText.from_pretrained(
+        TINY_MODEL, dtype=torch.float32, quantization_config=quantization, device_map="cpu"
+    )
+    content = [{"type": "image", "path": TINY_MODEL / "example.png"}, {"type": "text", "text": "What is this?"}]
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)
+    with torch.no_grad():
+        seen = quantized.get_image_features(inputs["pixel_values"]).float().flatten()
+        expected = plain.get_image_features(inputs["pixel_values"]).flatten()
+        assert torch.cosine_similarity(seen, expected, dim=0) > 0.95
+        losses = [model(**inputs, labels=inputs["input_ids"]).loss.item() for model in (plain, quantized)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.3)
+    out = quantized.generate(**inputs, max_new_tokens=20, do_sample=False)
+    assert "moon" in processor.decode(out[0], skip_special_tokens=True)
 
 
 def test_devices_and_dtypes() -> None:

@@ -66,7 +66,8 @@ def batched_answers(subject: Subject) -> Iterator[Comparison]:
     images = [subject.images[i] for i in subject.image_indices(recorded["texts"], recorded)]
     inputs = subject.processor(images=images, text=recorded["texts"])
     config = GenerationConfig(**_GREEDY, max_new_tokens=recorded["max_new_tokens"])
-    answers = subject.model.generate(**inputs, generation_config=config).tolist()
+    sequences = subject.model.generate(**inputs, generation_config=config)
+    answers = sequences[:, inputs["input_ids"].shape[-1] :].tolist()
     pairs = zip(answers, recorded["sequences"], strict=True)
     yield exact_matches("batch ids", [(_without_special(ours), _without_special(theirs)) for ours, theirs in pairs])
 

@@ -109,7 +109,8 @@ def answers(
             prompts.append(render(turns, processor.format))
         inputs = processor([image for image, _ in part], prompts)
         ids = model.generate(**inputs, max_new_tokens=100, do_sample=False, eos_token_id=separator, pad_token_id=2)
-        texts += [processor.decode_answer(row) for row in ids.tolist()]
+        answered = ids[:, inputs["input_ids"].shape[-1] :]
+        texts += [processor.decode_answer(row) for row in answered.tolist()]
     return [text for _, text in sorted(zip(order, texts, strict=True))]
 
 

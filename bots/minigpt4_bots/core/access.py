@@ -3,6 +3,7 @@
 ``AccessControl`` reads lists and limits again when the settings file changes. The storage holds pseudonyms, never ids.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -84,6 +85,7 @@ class AccessControl:
         self._file = file
         self._file_version = self._read_file_version()
         self._clock = clock
+        self._counting = asyncio.Lock()
 
     @property
     def limits(self) -> LimitSettings:
@@ -94,25 +96,42 @@ class AccessControl:
         """The person's pseudonym in logs and storage."""
         return self._pseudonyms.pseudonym(requester.platform, "user", requester.user)
 
-    def check(self, requester: Requester) -> Denial | None:
-        """Check lists and limits; None if the person may ask now. Doesn't count the question."""
+    async def check(self, requester: Requester) -> Denial | None:
+        """Check lists and limits; None if the person may ask now. Doesn't count the question.
+
+        Raises:
+            sqlite3.Error: the storage failed.
+        """
+        denial = self.check_lists(requester)
+        if denial is not None or self.is_admin(requester):
+            return denial
+        return await self._check_limits(requester)
+
+    async def admit(self, requester: Requester) -> Denial | int:
+        """Count a question if lists and limits allow it; its number is what ``withdraw_question`` takes.
+
+        Raises:
+            sqlite3.Error: the storage failed.
+        """
+        async with self._counting:  # otherwise several questions could pass before the first one is counted
+            return await self.check(requester) or await self.count_question(requester)
+
+    def check_lists(self, requester: Requester) -> Denial | None:
+        """Check the lists, regardless of limits."""
         self._reload()
-        if requester.user in self._access.admins:
-            return None
-        return self._check_lists(requester) or self._check_limits(requester)
+        return None if self.is_admin(requester) else self._check_lists(requester)
 
     def is_allowed(self, requester: Requester) -> bool:
         """Whether the lists admit the person, regardless of limits."""
-        self._reload()
-        return requester.user in self._access.admins or self._check_lists(requester) is None
+        return self.check_lists(requester) is None
 
     def is_admin(self, requester: Requester) -> bool:
         """Whether the person may stop and regenerate other people's answers, exempt from lists and limits."""
         return requester.user in self._access.admins
 
-    def count_question(self, requester: Requester) -> int:
-        """Count a question; returns the number that ``withdraw_question`` takes."""
-        return self._storage.record_question(
+    async def count_question(self, requester: Requester) -> int:
+        """Count a question, whether or not it is allowed; returns the number that ``withdraw_question`` takes."""
+        return await self._storage.record_question(
             user=self.pseudonym(requester), chat=self._chat_pseudonym(requester), at=self._clock()
         )
 
@@ -147,12 +166,12 @@ class AccessControl:
         )
         return None if person_allowed and place_allowed else Denial(DenialReason.NO_ACCESS)
 
-    def _check_limits(self, requester: Requester) -> Denial | None:
+    async def _check_limits(self, requester: Requester) -> Denial | None:
         now = self._clock()
         midnight = now - now % _DAY_S
         since = min(midnight, now - 60)
-        user = self._storage.user_times(self.pseudonym(requester), since)
-        chat = self._storage.chat_times(self._chat_pseudonym(requester), since)
+        user = await self._storage.user_times(self.pseudonym(requester), since)
+        chat = await self._storage.chat_times(self._chat_pseudonym(requester), since)
         limits = self._limits
         for times, limit, reason in (
             (user, limits.user_per_day, DenialReason.USER_PER_DAY),

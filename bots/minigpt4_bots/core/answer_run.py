@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
+from minigpt4_bots.core.access import Denial, Requester
 from minigpt4_bots.core.conversation import ConversationScope, MessageKey, Turn
 from minigpt4_bots.core.prompt_builder import BuiltPrompt
 from minigpt4_bots.core.question import Question
@@ -70,6 +72,8 @@ class AnswerRun:
         self._streaming: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._stop_note = StopNote.STOPPED
+        self._stop_requested = False
+        self._is_building = False
         self._is_discarded = False
         self._continues = True
         requester = question.requester
@@ -82,6 +86,16 @@ class AnswerRun:
         """Set by the owner of the run once it has ended in any way."""
 
     @property
+    def requester(self) -> Requester:
+        """Who asks."""
+        return self._question.requester
+
+    @property
+    def target(self) -> MessageTarget:
+        """Where the answer appears."""
+        return self._target
+
+    @property
     def question_key(self) -> MessageKey | None:
         """The message with the question; None after ``discard``."""
         return None if self._is_discarded else self._question.key
@@ -92,15 +106,23 @@ class AnswerRun:
         return self._message.finished
 
     def stop(self, note: StopNote = StopNote.STOPPED) -> None:
-        """Abort the request and put ``note`` below the text so far."""
+        """Abort the request and put ``note`` below the text so far.
+
+        Images that are being read are still read, so that the question can be asked again.
+        """
         self._stop_note = note
-        if self._streaming is not None:
+        self._stop_requested = True
+        if self._is_building and not self._message.finished:
+            self._message.finish(self._texts(note))
+        elif self._streaming is not None:
             self._streaming.cancel()
 
     def discard(self) -> None:
         """Stop, and keep nothing of the answer in memory."""
         self._is_discarded = True
         self.stop()
+        if self._streaming is not None:
+            self._streaming.cancel()
 
     def end_conversation(self) -> None:
         """Don't let the next question continue from this answer."""
@@ -111,22 +133,18 @@ class AnswerRun:
         if self._task is not None and not self.done.is_set():
             self._task.cancel()
 
-    async def run(self) -> None:
-        """Write the answer and return after its last edit. Nothing is awaited before the question is counted.
+    async def run(self) -> Denial | None:
+        """Write the answer and return after its last edit. If the question isn't allowed, return why not.
 
         Raises:
-            sqlite3.Error: the storage failed.
+            sqlite3.Error: the question couldn't be counted; nothing was written.
         """
         services = self._services
         self._task = asyncio.current_task()
         writing: asyncio.Task[list[str]] | None = None
         try:
-            self._question_number = services.access.count_question(self._question.requester)
-            # This record is removed only once the answer is complete or can't be completed. If the process ends
-            # before that, the next start finds the record and tells the user.
-            self._record_id = services.storage.begin_answer(
-                platform=services.platform, user=self.scope.owner, note=self._sealed_record(None)
-            )
+            if (denial := await self._begin()) is not None or self._is_stopped():
+                return denial
             first: str | None = None
             if self._replaces:
                 first = self._replaces[0].message
@@ -146,6 +164,8 @@ class AnswerRun:
             if not self._message.finished:
                 self._message.finish(self._texts(self._stop_note))
             messages = await writing
+            if self._is_building:
+                await asyncio.wait({self._streaming})
             if not self._is_discarded:
                 self._store_answer(messages)
             services.storage.finish_answer(self._record_id)
@@ -158,6 +178,34 @@ class AnswerRun:
             for task in (self._streaming, writing):
                 if task is not None:
                     task.cancel()
+        return None
+
+    def _is_stopped(self) -> bool:
+        return self._stop_requested
+
+    async def _begin(self) -> Denial | None:
+        """Count the question and record that its answer begins; why not, if it isn't allowed."""
+        services = self._services
+        admitted = await services.access.admit(self._question.requester)
+        if isinstance(admitted, Denial):
+            return admitted
+        self._question_number = admitted
+        if self._is_stopped():
+            self._withdraw_question()
+            return None
+        # This record is removed only once the answer is complete or can't be completed. If the process ends before
+        # that, the next start finds the record and tells the user.
+        try:
+            self._record_id = await services.storage.begin_answer(
+                platform=services.platform, user=self.scope.owner, note=self._sealed_record(None)
+            )
+        except sqlite3.Error:
+            self._withdraw_question()
+            raise
+        if self._is_stopped():
+            self._withdraw_question()
+            services.storage.finish_answer(self._record_id)
+        return None
 
     def _add_message(self, message: str) -> None:
         self.messages.add(self._target.key_for(message))
@@ -171,15 +219,20 @@ class AnswerRun:
         """Stream the server's answer into the message. Unless it is canceled, it always finishes the message."""
         texts = self._texts
         try:
+            self._is_building = True
             prompt = await self._build_prompt()
+            self._is_building = False
+            if self._is_stopped():
+                if prompt.has_images:
+                    self._keep_question(prompt)
+                return
             if not prompt.has_images:
                 self._withdraw_question()
                 hint = texts("hint.forgotten" if prompt.history_expired else "hint.nothing_usable")
                 self._message.finish("\n".join([*prompt.notes, hint]), buttons=Buttons.NONE)
                 return
             self._message.spoiler = any(turn.spoiler for turn in prompt.turns)
-            self._services.conversations.put(self._question.key, prompt.turns[-1])
-            self._services.conversations.set_latest(self.scope, self._question.key)
+            self._keep_question(prompt)
             notes = await self._ask_server(prompt)
             if not self._message.has_text:
                 notes.insert(0, texts("answer.empty"))
@@ -194,11 +247,19 @@ class AnswerRun:
                 )
             else:
                 _log.warning("an answer failed: %s", error.code)
-            self._message.finish(_error_text(texts, error))
+            self._finish_failed(_error_text(texts, error))
         except Exception:
             self._withdraw_question()
             _log.exception("an answer failed")
-            self._message.finish(texts("error.internal_error"))
+            self._finish_failed(texts("error.internal_error"))
+
+    def _finish_failed(self, text: str) -> None:
+        if not self._message.finished:  # it is, if it was stopped while its images were read
+            self._message.finish(text)
+
+    def _keep_question(self, prompt: BuiltPrompt) -> None:
+        self._services.conversations.put(self._question.key, prompt.turns[-1])
+        self._services.conversations.set_latest(self.scope, self._question.key)
 
     async def _ask_server(self, prompt: BuiltPrompt) -> list[str]:
         """Stream the server's answer into the message; returns the notes that go below it."""

@@ -10,6 +10,8 @@ Adapters build a ``Question``, implement ``MessageTarget`` and call
 import asyncio
 import contextlib
 import json
+import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -23,13 +25,16 @@ from minigpt4_bots.core.question import Question
 from minigpt4_bots.core.send_queue import Priority, Rate, SendQueue
 from minigpt4_bots.core.services import BotServices
 from minigpt4_bots.core.settings import BotSettings, LimitSettings
-from minigpt4_bots.core.storage import Storage
+from minigpt4_bots.core.storage import Storage, UnfinishedAnswer
 from minigpt4_bots.core.streaming import ChatGone, Content, MessageTarget, TryLater
 from minigpt4_bots.core.texts import Texts
 
 __all__ = ["AnswerService", "StopOutcome"]
 
+_log = logging.getLogger(__name__)
+
 _PRUNE_EVERY_S = 30.0
+_STORAGE_RETRY_S = 10.0
 _CLOSE_WITHIN_S = 5.0
 _MESSAGE_ID_WITHIN_S = 1.5
 """How long a pressed button waits for the id of its message. Discord drops an interaction after 3 s."""
@@ -115,7 +120,7 @@ class AnswerService:
             # A complete answer only has its last edits left and doesn't block the next question.
             run.stop()
             await run.done.wait()
-        denial = Denial(DenialReason.BUSY) if run is not None else self._services.access.check(requester)
+        denial = Denial(DenialReason.BUSY) if run is not None else self._services.access.check_lists(requester)
         if denial is not None:
             await self.reply(requester, target, self.describe_denial(requester, denial))
             return
@@ -146,7 +151,10 @@ class AnswerService:
         if (denial := await self.check_regenerate(requester, message)) is not None:
             return denial
         found = self._find_question(message)
-        assert found is not None, "check_regenerate found it, and nothing was awaited since"
+        if found is None:
+            return Denial(DenialReason.EXPIRED)
+        if self._services.access.pseudonym(requester) in self._runs:
+            return Denial(DenialReason.BUSY)
         key, asked = found
 
         async def build_prompt() -> BuiltPrompt:
@@ -178,7 +186,10 @@ class AnswerService:
             return Denial(DenialReason.NOT_OWNER)
         if owner in self._runs:
             return Denial(DenialReason.BUSY)
-        return self._services.access.check(requester)
+        try:
+            return await self._services.access.check(requester)
+        except sqlite3.Error:
+            return None  # the run itself reports it
 
     def was_asked(self, message: MessageKey) -> bool:
         """Whether the message is a question that was or is being answered, so that its edit asks again."""
@@ -256,7 +267,7 @@ class AnswerService:
         deleted. It may raise TryLater, or ChatGone if the chat is unreachable. Notes that can't be decrypted are
         dropped without an explanation.
         """
-        for unfinished in self.storage.unfinished_answers(self._services.platform):
+        for unfinished in await self._unfinished_answers():
             try:
                 note = json.loads(self._services.pseudonyms.unseal(unfinished.note))
             except ValueError:
@@ -274,6 +285,14 @@ class AnswerService:
                     pass
                 break
             self.storage.finish_answer(unfinished.id)
+
+    async def _unfinished_answers(self) -> list[UnfinishedAnswer]:
+        while True:
+            try:
+                return await self.storage.unfinished_answers(self._services.platform)
+            except sqlite3.Error as error:
+                _log.warning("The database can't be read (%s). Trying again.", error)
+                await asyncio.sleep(_STORAGE_RETRY_S)
 
     async def run_housekeeping(self) -> None:
         """Delete expired conversations even if no questions arrive. Runs until canceled."""
@@ -293,18 +312,25 @@ class AnswerService:
             for run in runs:
                 run.abandon()
         await self._services.client.aclose()
-        self.storage.close()
+        await asyncio.to_thread(self.storage.close)
 
     async def _run(self, run: AnswerRun) -> None:
         owner = run.scope.owner
         self._runs[owner] = run
         try:
-            await run.run()
+            denial = await run.run()
+        except sqlite3.Error as error:
+            _log.error("A question couldn't be counted: the database can't be used (%s).", error)
+            text = self.texts(run.requester)("error.internal_error")
+        else:
+            text = self.describe_denial(run.requester, denial) if denial is not None else ""
         finally:
             # Also after a failure, for example of the database, the person may ask again.
             if self._runs.get(owner) is run:
                 del self._runs[owner]
             run.done.set()
+        if text:
+            await self.reply(run.requester, run.target, text)
 
     async def _find_run(self, message: MessageKey) -> AnswerRun | None:
         """The running answer that the message belongs to."""

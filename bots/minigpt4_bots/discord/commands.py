@@ -121,7 +121,7 @@ async def upload_commands(tree: app_commands.CommandTree[discord.Client], storag
     payload = [await command.get_translated_payload(tree, translator) for command in dict.fromkeys(commands)]
     content = json.dumps([tree.client.application_id, payload], sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()
-    if storage.fact(_FACT) == digest:
+    if await storage.fact(_FACT) == digest:
         return
     try:
         await tree.sync()

@@ -35,6 +35,7 @@ _FACT = "telegram commands"
 _GUEST = "guest"
 """The location of a question whose chat can't be written to after a restart."""
 _DOWNLOAD_TIMEOUT_S = 30.0
+_SEEN_UPDATES = 2000
 _ALBUM_WITHIN_S = 5.0
 """The longest wait for the messages of an album, from the first one on."""
 
@@ -57,6 +58,8 @@ class TelegramBot:
         self._has_drafts = settings.drafts
         self._draft_id = secrets.randbelow(2**30) + 1
         self._last_error = ""
+        self._seen: dict[int, None] = {}
+        """Ids of the last updates, the oldest first."""
 
     async def start(self) -> None:
         """Explain unfinished answers and publish the commands, in the background."""
@@ -92,7 +95,12 @@ class TelegramBot:
     # Updates
 
     async def on_update(self, update: Update) -> None:
-        """Handle one update; returns at once."""
+        """Handle one update; returns at once. Telegram repeats what wasn't acknowledged in time."""
+        if update.update_id in self._seen:
+            return
+        self._seen[update.update_id] = None
+        if len(self._seen) > _SEEN_UPDATES:
+            del self._seen[next(iter(self._seen))]
         if self._last_error:
             self._last_error = ""
             _log.info("Updates arrive again.")
@@ -245,7 +253,7 @@ class TelegramBot:
         }
         content = json.dumps({language: [one.to_dict() for one in commands] for language, commands in lists.items()})
         digest = hashlib.sha256(f"{self._bot.id} {content}".encode()).hexdigest()
-        if self._service.storage.fact(_FACT) == digest:
+        if await self._service.storage.fact(_FACT) == digest:
             return
         try:
             for language, commands in lists.items():

@@ -1,5 +1,6 @@
 """Runs the Telegram bot by polling or as a webhook, until it is stopped."""
 
+import json
 import logging
 import secrets
 from pathlib import Path
@@ -9,7 +10,9 @@ from urllib.parse import urlsplit
 from telegram import Update
 from telegram.error import InvalidToken
 from telegram.ext import Application, ApplicationBuilder, CallbackContext, TypeHandler
+from telegram.ext._utils import webhookhandler
 from telegram.request import HTTPXRequest
+from tornado.web import HTTPError
 
 from minigpt4_bots.core.answer_service import AnswerService
 from minigpt4_bots.core.settings import BotSettings
@@ -79,12 +82,28 @@ def _make_request(url: str, **options: Any) -> HTTPXRequest:
     return make_http_client(lambda **arguments: HTTPXRequest(**options, httpx_kwargs=arguments), url)
 
 
+class _WebhookHandler(webhookhandler.TelegramHandler):
+    """Refuses what is no update with status 400. The library answers 500 or logs the content, with a traceback."""
+
+    async def post(self) -> None:
+        """Receive an update."""
+        self._validate_post()
+        try:
+            update = json.loads(self.request.body)
+        except (ValueError, RecursionError):
+            update = None
+        if not isinstance(update, dict) or type(update.get("update_id")) is not int:
+            raise HTTPError(400)
+        await super().post()
+
+
 def _receive_updates(application: "Application[Any, Any, Any, Any, Any, Any]", settings: BotSettings) -> None:
     webhook = settings.telegram.webhook
     updates = list(TelegramBot.updates)
     if webhook.url is None:
         application.run_polling(allowed_updates=updates, bootstrap_retries=-1)
         return
+    webhookhandler.TelegramHandler = _WebhookHandler  # type: ignore[misc]  # the library has no setting for it
     secret = webhook.secret.get_secret_value() if webhook.secret else secrets.token_urlsafe(32)
     application.run_webhook(
         listen=webhook.listen,

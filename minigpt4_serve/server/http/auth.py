@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4_serve.durations import describe_wait
-from minigpt4_serve.errors import AuthenticationFailed, MiniGPT4Error, RateLimited
+from minigpt4_serve.errors import AuthenticationFailed, MiniGPT4Error, Overloaded, RateLimited
 from minigpt4_serve.server.http.error_handlers import error_response
 from minigpt4_serve.server.keys.key_ring import ApiKey, KeyRing
 from minigpt4_serve.server.keys.quotas import Quotas, QuotaStatus
@@ -32,13 +32,15 @@ class QuotaReservation:
     """A request that counts against the quotas of its key.
 
     Attributes:
+        key: the key.
         headers: the response's ``x-ratelimit-*`` headers.
     """
 
     def __init__(self, key: ApiKey, quotas: Quotas) -> None:
-        self._key = key
+        self.key = key
         self._quotas = quotas
         self._name = uuid.uuid4().hex
+        self._keeps_images = False
         self.headers: dict[str, str] = {}
 
     @staticmethod
@@ -46,27 +48,30 @@ class QuotaReservation:
         """The reservation of a request in progress; None on a server without keys."""
         return scope.get(_SCOPE_KEY)
 
-    @property
-    def key_id(self) -> str:
-        """The id of its key."""
-        return self._key.id
-
     async def reserve(self) -> None:
         """Count the request. Raises ``RateLimited``."""
-        self._apply(await self._quotas.reserve(self._key, self._name))
+        self._apply(await self._quotas.reserve(self.key, self._name))
 
     async def consume(self, images: int) -> None:
         """Count images, before they are decoded. Raises ``RateLimited``."""
         if images:
-            self._apply(await self._quotas.consume(self._key, self._name, images))
+            self._apply(await self._quotas.consume(self.key, self._name, images))
+
+    def keep_images(self) -> None:
+        """From now on the images count, even if the request fails: an engine may have decoded them."""
+        self._keeps_images = True
 
     def release(self, status: int) -> None:
-        """End the request; the images of a failed one don't count.
+        """End the request.
+
+        The images of a failed one don't count if none was decoded (a full queue refuses before that), or if the server
+        is at fault.
 
         Args:
             status: of the HTTP response; 0 if the client disconnected before it.
         """
-        self._quotas.release(self._key, self._name, refund=status >= 400)
+        refund = status >= 400 and (not self._keeps_images or status == Overloaded.status or status >= 500)
+        self._quotas.release(self.key, self._name, refund=refund)
 
     def _apply(self, status: QuotaStatus) -> None:
         self.headers = status.headers
@@ -78,7 +83,7 @@ class QuotaReservation:
 def read_key_id(scope: Scope) -> str:
     """The id of the key of a request that counts against quotas; empty on a server without keys."""
     reservation = QuotaReservation.from_scope(scope)
-    return "" if reservation is None else reservation.key_id
+    return "" if reservation is None else reservation.key.id
 
 
 class RequireKey:

@@ -1,7 +1,9 @@
 """OpenAI chat requests → prompts and sampling parameters, and the engine that answers them."""
 
+import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from minigpt4_serve.errors import ContextLengthExceeded, InvalidRequest
@@ -18,6 +20,7 @@ from minigpt4_serve.settings import ServeSettings
 
 __all__ = ["ChatService", "PreparedChat"]
 
+_HEALTH_S = 1.0  # that a result of the health check serves everyone who asks
 _DEFAULT_MAX_TOKENS = 300  # the original demo's answer length
 _SAMPLING_PARAMS = [field.name for field in fields(SamplingParams)]
 
@@ -56,6 +59,8 @@ class ChatService:
         self._defaults = defaults
         self._images = ImageReader(settings)
         self._preparing = 0
+        self._health: asyncio.Task[None] | None = None
+        self._health_since = 0.0
 
     @property
     def name(self) -> str:
@@ -70,8 +75,11 @@ class ChatService:
         """Raise ``Overloaded`` if a new request is certain to be refused, before any work is done for it."""
         await self.engine.check_capacity(self._preparing)
 
-    async def prepare(self, request: ChatCompletionRequest) -> PreparedChat:
+    async def prepare(self, request: ChatCompletionRequest, *, cache_salt: str = "") -> PreparedChat:
         """Validate the images, apply the model's template, fit the context.
+
+        Args:
+            cache_salt: requests share cached images and prompts only with those of the same salt.
 
         Raises:
             InvalidRequest, InvalidImage, PayloadTooLarge, ContextLengthExceeded: ``param`` names the field at fault.
@@ -88,12 +96,13 @@ class ChatService:
         self._preparing += 1
         try:
             images = await self._images.read(references)
-            return self.prepare_turns(turns, images, self.sampling(request))
+            images = [replace(image, digest=_salted(image.digest, cache_salt)) for image in images]
+            return self.prepare_turns(turns, images, self.sampling(request), cache_salt=cache_salt)
         finally:
             self._preparing -= 1
 
     def prepare_turns(
-        self, turns: Sequence[Turn], images: Sequence[EncodedImage], sampling: SamplingParams
+        self, turns: Sequence[Turn], images: Sequence[EncodedImage], sampling: SamplingParams, *, cache_salt: str = ""
     ) -> PreparedChat:
         """Turns and their validated images, in reading order, as a prompt that leaves room for the answer.
 
@@ -112,7 +121,7 @@ class ChatService:
                 "are reserved for the answer."
             )
             raise
-        prompt = Prompt(tuple(encoded.token_ids), tuple(images))
+        prompt = Prompt(tuple(encoded.token_ids), tuple(images), cache_salt)
         return PreparedChat(prompt, sampling, dropped + encoded.dropped_messages)
 
     def _shorten(self, turns: Sequence[Turn]) -> tuple[list[Turn], int]:
@@ -171,11 +180,21 @@ class ChatService:
         return await self.engine.replicas()
 
     async def check_health(self) -> None:
-        """Raise ``EngineFailed`` unless the engine answers."""
-        await self.engine.check_health()
+        """Raise ``EngineFailed`` unless the engine answers, or answered within the last second."""
+        now = asyncio.get_running_loop().time()
+        if self._health is None or (self._health.done() and now - self._health_since > _HEALTH_S):
+            self._health = asyncio.create_task(self.engine.check_health())
+            self._health.add_done_callback(lambda task: task.cancelled() or task.exception())  # who asked may be gone
+            self._health_since = now
+        await asyncio.shield(self._health)
 
     async def warm_up(self) -> None:
         """Generate one short answer, so that the first request doesn't pay for lazy initialization."""
         sampling = SamplingParams(max_tokens=2, temperature=0.0)
         async for _ in self.stream(self.prepare_turns([Turn("user", "Hello")], [], sampling), request_id="warm-up"):
             pass
+
+
+def _salted(digest: str, salt: str) -> str:
+    """The digest that an image is cached under: without the salt no one can find it there."""
+    return hashlib.sha256(f"{salt} {digest}".encode()).hexdigest() if salt else digest

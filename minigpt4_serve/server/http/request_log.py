@@ -20,10 +20,11 @@ from minigpt4_serve.errors import MiniGPT4Error
 from minigpt4_serve.protocol import Timings, Usage
 from minigpt4_serve.server.http.error_handlers import ERROR_HEADER, INTERNAL, error_response
 from minigpt4_serve.server.http.request_context import RequestContext, current
+from minigpt4_serve.server.logs import REQUEST_LOGGER
 
 __all__ = ["Meter", "RequestLogMiddleware"]
 
-_log = logging.getLogger("minigpt4_serve.requests")
+_log = logging.getLogger(REQUEST_LOGGER)
 
 
 class Meter(Protocol):

@@ -20,6 +20,7 @@ from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
 from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey, read_key_id
+from minigpt4_serve.server.http.body_budget import LimitBodies, release_body
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
@@ -116,6 +117,7 @@ def create_app(
     if metrics is not None:
         add_metrics(app, metrics)
     app.add_middleware(AnswerHeadRequests)
+    app.add_middleware(LimitBodies, total=max(settings.max_bodies_bytes, 2 * settings.max_body_bytes))
     open_paths = _OPEN_PATHS | (add_page(app) if settings.page else frozenset())
     app.add_middleware(
         RequireKey,
@@ -278,7 +280,10 @@ async def _answer(
     if reservation is not None:
         await reservation.consume(chat_request.num_images)
     async with before(deadline):
-        chat = await service.prepare(chat_request)
+        chat = await service.prepare(chat_request, cache_salt=_cache_salt(reservation, service.settings))
+    release_body(request.scope)
+    if reservation is not None:
+        reservation.keep_images()
     # Not the request's own id: a client may give the same one to two requests.
     answer_id = uuid.uuid4().hex
     formatter = make_formatter(chat, answer_id)
@@ -298,6 +303,16 @@ async def _answer(
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
     events = stream_events(formatter, first, deltas, deadline, answer_id)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+def _cache_salt(reservation: QuotaReservation | None, settings: ServeSettings) -> str:
+    """Keys with the same salt share caches: those of a group, or each one with itself."""
+    if reservation is None:
+        return ""
+    for number, group in enumerate(settings.cache_groups):
+        if reservation.key.name in group or "*" in group:
+            return f"group {number}"
+    return f"key {reservation.key.id}"
 
 
 def _json(body: ResponseModel, headers: dict[str, str] | None = None) -> Response:

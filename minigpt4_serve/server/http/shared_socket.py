@@ -4,7 +4,8 @@ The process that starts the server binds the socket and keeps it open. Connectio
 process is replaced, so none is refused; and there is no proxy in front, which would cost more than the answer.
 
 Each HTTP process stays connected to the owner of the socket. The owner shuts its end of these connections down when the
-server stops, and an HTTP process closes its own when its answers are finished: neither side needs to poll.
+server stops. An HTTP process then sends the number of its answers in progress, and closes its own end when they are
+finished: neither side needs to poll.
 """
 
 import errno
@@ -12,15 +13,17 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from minigpt4_serve.errors import InvalidRequest
 
-__all__ = ["SharedSocket", "receive_socket"]
+__all__ = ["SharedSocket", "check_address", "receive_socket", "report_answers"]
 
 _BACKLOG = 2048
 _CONNECT_TIMEOUT_S = 30.0
+_REPORT_BYTES = 20
 
 
 class SharedSocket:
@@ -34,15 +37,7 @@ class SharedSocket:
     """
 
     def __init__(self, host: str, port: int, path: Path) -> None:
-        try:
-            self._listening = socket.create_server(
-                (host, port),
-                family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-                backlog=_BACKLOG,
-                dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
-            )
-        except OSError as error:
-            raise InvalidRequest(_explain(error, host, port)) from None
+        self._listening = _listen(host, port)
         self.path = str(path)
         self._sharing = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sharing.bind(self.path)
@@ -70,8 +65,11 @@ class SharedSocket:
                 else:
                     self._receivers.append(receiver)
 
-    def drain(self, timeout_s: float) -> bool:
+    def drain(self, timeout_s: float, on_answers: Callable[[int], None] = lambda count: None) -> bool:
         """Close the socket and wait until every process that received it has closed its connection or ended.
+
+        Args:
+            on_answers: called once with the number of answers that they finish, if there are any.
 
         Returns:
             False if some process still has it after ``timeout_s``.
@@ -85,14 +83,24 @@ class SharedSocket:
         with suppress(OSError):
             Path(self.path).unlink(missing_ok=True)
         deadline = time.monotonic() + timeout_s
+        unreported = set(receivers)
+        answers = 0
         with selectors.DefaultSelector() as selector:
             for receiver in receivers:
                 with suppress(OSError):  # it has ended: end of file can be read at once
                     receiver.shutdown(socket.SHUT_WR)
                 selector.register(receiver, selectors.EVENT_READ)
             while selector.get_map() and (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(left):  # receivers send nothing: this is the end of file
-                    selector.unregister(key.fileobj)
+                for key, _ in selector.select(left):
+                    assert isinstance(key.fileobj, socket.socket)
+                    if report := _read_report(key.fileobj):
+                        answers += report
+                    else:
+                        selector.unregister(key.fileobj)
+                    unreported.discard(key.fileobj)
+                if answers and not unreported:
+                    on_answers(answers)
+                    answers = 0
             drained = not selector.get_map()
         for receiver in receivers:
             receiver.close()
@@ -101,6 +109,46 @@ class SharedSocket:
     def close(self) -> None:
         """Close the socket without waiting. Its port is free when all receivers have ended. Safe to call twice."""
         self.drain(0)
+
+
+def _read_report(receiver: socket.socket) -> int:
+    """The number of answers that the process is finishing; 0 once it has closed its connection or ended."""
+    try:
+        return int(receiver.recv(_REPORT_BYTES) or 0)
+    except OSError:
+        return 0
+
+
+def report_answers(owner: socket.socket, count: int) -> None:
+    """Send the number of answers in progress to a stopping owner; none is not sent.
+
+    Args:
+        owner: as ``receive_socket`` returns it.
+    """
+    if count:
+        with suppress(OSError):  # the owner has ended
+            owner.send(b"%d" % count)
+
+
+def check_address(host: str, port: int) -> None:
+    """Check that a server can listen there.
+
+    Raises:
+        InvalidRequest: the port is taken, or the address isn't this machine's.
+    """
+    _listen(host, port).close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=_BACKLOG,
+            dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+        )
+    except OSError as error:
+        raise InvalidRequest(_explain(error, host, port)) from None
 
 
 def _close_if_ended(receiver: socket.socket) -> bool:

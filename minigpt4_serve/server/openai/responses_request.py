@@ -24,6 +24,9 @@ from minigpt4_serve.server.openai.chat_request import (
 
 __all__ = ["ResponsesRequest", "parse_responses_request"]
 
+Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+"""OpenAI's limits: it is sent back, several times in a stream."""
+
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -170,7 +173,7 @@ class ResponsesRequest(AnswerRules):
     text: TextOptions = Field(default_factory=TextOptions)
     include: list[str] = []
     truncation: Literal["auto", "disabled"] = "auto"
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    metadata: Metadata = Field(default_factory=dict, max_length=16)
     store: bool = True
     previous_response_id: str | None = None
 

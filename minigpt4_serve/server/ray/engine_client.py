@@ -6,8 +6,8 @@ three times; a stream that has begun ends with ``EngineFailed``.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class RayEngineClient:
         self._folder = folder
         self._handle = handle
         self._settings = settings
-        self._in_progress = 0  # requests of this process
+        self._in_progress = 0  # requests of this process that wait for an engine
 
     async def check_health(self) -> None:
         """See ``EngineClient``."""
@@ -118,22 +118,32 @@ class RayEngineClient:
                                 held.append(delta)
                             else:
                                 begun = begun or delta.queue_position is None
-                                yield delta
+                                with self._not_waiting():
+                                    yield delta
                 except (MiniGPT4Error, *_CALL_ERRORS, RuntimeError) as error:
                     if begun or attempt == _MAX_ATTEMPTS or not self._can_retry(error, attempt):
                         failure = _to_minigpt4_error(error) or error
                         raise failure from (None if failure is error else error)
                     await _prepare_retry(error, attempt)
                 else:
-                    for delta in held:
-                        yield delta
-                    return
+                    break
                 finally:
                     # Closes the replica's generator at once; no effect if it has ended.
                     with suppress(Exception):
                         batches.cancel()  # type: ignore[no-untyped-call]
         finally:
             self._in_progress -= 1
+        for delta in held:
+            yield delta
+
+    @contextmanager
+    def _not_waiting(self) -> Iterator[None]:
+        """Don't count a request while its client has to read: the engine may be done with it."""
+        self._in_progress -= 1
+        try:
+            yield
+        finally:
+            self._in_progress += 1
 
     def _can_retry(self, error: Exception, attempt: int) -> bool:
         """Whether another attempt may succeed."""

@@ -1,12 +1,16 @@
 """A server on this machine: a local Ray cluster with one application, its socket and its log."""
 
+import atexit
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import ray
@@ -14,19 +18,18 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from minigpt4_serve.errors import EngineFailed, MiniGPT4Error
-from minigpt4_serve.model_folder import check_model_type
 from minigpt4_serve.process_tree import descendants, kill_descendants
 from minigpt4_serve.server.http.shared_socket import SharedSocket
-from minigpt4_serve.server.keys.key_ring import KeyRing
-from minigpt4_serve.server.logs import LogReceiver, configure_logging
+from minigpt4_serve.server.logs import LogReceiver, configure_logging, resolve_log_format
 from minigpt4_serve.server.private_folder import PrivateFolder, is_full
 from minigpt4_serve.server.ray.app import build_application
 from minigpt4_serve.server.ray.loopback import keep_on_loopback
-from minigpt4_serve.server.ray.ray_token import protect_token
+from minigpt4_serve.server.ray.ray_token import provide_token, withdraw_token
 from minigpt4_serve.server.ray.startup_errors import clear_startup_error, read_startup_error
+from minigpt4_serve.server.start_checks import check_start
 from minigpt4_serve.settings import ServeSettings
 
-__all__ = ["LocalServer", "check_settings"]
+__all__ = ["LocalServer"]
 
 _NAME = "minigpt4"
 _STATUS_CHECK_S = 0.2
@@ -35,18 +38,6 @@ _MAX_ATTEMPTS = 3
 _VITAL = frozenset({"raylet", "gcs_server"})  # Ray's names; Serve restarts its controller and all replicas itself
 
 _log = logging.getLogger(__name__)
-
-
-def check_settings(settings: ServeSettings) -> None:
-    """Check what is cheap to check before a process is started or replaced; replicas check the rest.
-
-    Raises:
-        InvalidRequest: the keys file holds no key.
-        WeightsError: there is no model.
-    """
-    check_model_type(settings.model.path)
-    if settings.keys_file is not None:
-        KeyRing(settings.keys_file, settings.api_key)
 
 
 class LocalServer:
@@ -69,12 +60,12 @@ class LocalServer:
         """Start a local cluster with the application and return when it answers.
 
         Raises:
-            InvalidRequest: the port is taken, or the keys file holds no key.
+            InvalidRequest: the port is taken, the keys file holds no key, or the model doesn't fit into memory.
             WeightsError: there is no model.
             EngineFailed: the application didn't start, or not within ``start_timeout_s``.
         """
         settings = self._settings
-        check_settings(settings)
+        check_start(settings)
         configure_logging(settings.log_level, settings.log_format)
         # Serve's messages are for its own developers; progress and errors are reported by this process.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -110,7 +101,9 @@ class LocalServer:
         clear_startup_error()
         socket_path = self._socket.path if self._socket is not None else None
         log_path = self._logs.path if self._logs is not None else None
-        application = build_application(settings, socket_path, log_path)
+        # Replicas can't determine it: their lines go to this process's stderr.
+        log_format = resolve_log_format(settings.log_format)
+        application = build_application(settings.model_copy(update={"log_format": log_format}), socket_path, log_path)
         target = serve.RunTarget(application, name=_NAME, route_prefix="/")
         try:
             # Ray itself checks only once a second whether the application runs.
@@ -146,10 +139,13 @@ class LocalServer:
                 _log.error("the disk of %s is full; an engine that is lost now can't be replaced", self._folder.path)
             self._was_full = full
 
-    def stop(self) -> None:
+    def stop(self, *, on_answers: Callable[[int], None] = lambda count: None) -> None:
         """Stop the application and the local cluster. Answers in progress are finished first (``scale.drain_s``).
 
         If the start failed or the cluster is lost there are none.
+
+        Args:
+            on_answers: called with the number of answers in progress, if there are any.
         """
         if self._socket is None:
             if ray.is_initialized():
@@ -159,16 +155,16 @@ class LocalServer:
         else:
             # HTTP processes stop after their last answer. Then the engines have nothing to do, and Ray's own way of
             # stopping an application, replica by replica, would only take time.
-            self._socket.drain(self._settings.scale.drain_s + _OVERDUE_S)
+            self._socket.drain(self._settings.scale.drain_s + _OVERDUE_S, on_answers)
         ray.shutdown()
+        _leave_stdout_alone()
         if self._logs is not None:
             self._logs.close()
         if self._folder is not None:
+            withdraw_token(self._folder.path)
             self._folder.close(keep=self._failed and (self._folder.path / "ray").exists())
 
     def _open_sockets(self, folder: PrivateFolder) -> None:
-        if is_full(folder.path):
-            raise EngineFailed(f"The disk of {folder.path} is full: free space there, or set TMPDIR to another folder.")
         if not hasattr(socket, "AF_UNIX"):  # Windows
             return
         try:
@@ -178,6 +174,12 @@ class LocalServer:
             raise EngineFailed(
                 f"No sockets can be made in {folder.path}: set RAY_TMPDIR to a folder on a local disk."
             ) from error
+
+
+def _leave_stdout_alone() -> None:
+    """Undo what colorama, which Ray initializes, does at exit: it writes a control sequence to stdout."""
+    if (colorama := sys.modules.get("colorama.initialise")) is not None:  # words: allow
+        atexit.unregister(colorama.reset_all)
 
 
 @contextmanager
@@ -223,6 +225,12 @@ def _wait_until_running() -> None:
         time.sleep(_STATUS_CHECK_S)
 
 
+def _replace_unwritable_home(folder: Path) -> None:
+    """Let Triton keep the kernels that it compiles for GPUs in ``folder`` if it can't write to the home folder."""
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 - Path raises where there is no home
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+
+
 def _start_cluster(metrics_port: int | None, folder: PrivateFolder) -> None:
     """Start a local Ray cluster, on loopback only, with its files in ``folder``.
 
@@ -231,7 +239,8 @@ def _start_cluster(metrics_port: int | None, folder: PrivateFolder) -> None:
     Raises:
         EngineFailed: no attempt succeeded.
     """
-    protect_token()
+    provide_token(folder.path)
+    _replace_unwritable_home(folder.path)
     keep_on_loopback()
     before = descendants()
     for attempt in range(1, _MAX_ATTEMPTS + 1):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineReplica", "Ingress"]
 
+_RESPONSE_GRACE_S = 3.0  # for an answer that ends with an error at its deadline
 _NICENESS = 10  # of an engine on CPUs: a tenth of an HTTP process's share
 
 
@@ -141,6 +142,7 @@ class Ingress:
         )
         if socket_path is not None:
             _favor_latency()
+            from minigpt4_serve.server.http.limited_protocol import TransportLimits
             from minigpt4_serve.server.http.server import HttpServer
 
             self._server = HttpServer(
@@ -148,6 +150,7 @@ class Ingress:
                 socket_path,
                 drain_s=settings.scale.drain_s,
                 keep_alive_s=settings.keep_alive_s,
+                limits=TransportLimits(response_s=settings.max_request_s + _RESPONSE_GRACE_S),
             )
             self._server.start()
 

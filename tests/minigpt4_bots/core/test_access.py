@@ -56,67 +56,67 @@ def make_access_control(folder: Path, clock: Clock | None = None, **changes: Any
         ({"private_chats": False}, ANNA, True),
     ],
 )
-def test_lists(tmp_path: Path, lists: dict[str, Any], requester: Requester, allowed: bool) -> None:
+async def test_lists(tmp_path: Path, lists: dict[str, Any], requester: Requester, allowed: bool) -> None:
     access = make_access_control(tmp_path, access=AccessSettings.model_validate(lists))
     assert access.is_allowed(requester) is allowed
-    assert (access.check(requester) is None) is allowed
+    assert (await access.check(requester) is None) is allowed
 
 
-def test_the_minute_limit_denies_with_the_wait(tmp_path: Path) -> None:
+async def test_the_minute_limit_denies_with_the_wait(tmp_path: Path) -> None:
     clock = Clock()
     access = make_access_control(tmp_path, clock, limits=LimitSettings(user_per_minute=2))
     for _ in range(2):
-        assert access.check(ANNA) is None
-        access.count_question(ANNA)
+        assert await access.check(ANNA) is None
+        await access.count_question(ANNA)
         clock.now += 10
-    assert access.check(ANNA) == Denial(DenialReason.USER_PER_MINUTE, 40.0)
-    assert access.check(replace(ANNA, user="2")) is None
+    assert await access.check(ANNA) == Denial(DenialReason.USER_PER_MINUTE, 40.0)
+    assert await access.check(replace(ANNA, user="2")) is None
     clock.now += 41
-    assert access.check(ANNA) is None
+    assert await access.check(ANNA) is None
 
 
-def test_chats_have_limits_of_their_own(tmp_path: Path) -> None:
+async def test_chats_have_limits_of_their_own(tmp_path: Path) -> None:
     access = make_access_control(tmp_path, limits=LimitSettings(chat_per_minute=1, chat_per_day=None))
-    access.count_question(ANNA)
-    denial = access.check(replace(ANNA, user="2"))
+    await access.count_question(ANNA)
+    denial = await access.check(replace(ANNA, user="2"))
     assert denial is not None
     assert denial.reason is DenialReason.CHAT_PER_MINUTE
-    assert access.check(replace(ANNA, chat="200")) is None
+    assert await access.check(replace(ANNA, chat="200")) is None
 
 
-def test_a_day_ends_at_midnight_utc(tmp_path: Path) -> None:
+async def test_a_day_ends_at_midnight_utc(tmp_path: Path) -> None:
     clock = Clock(86400.0 * 100 + 80_000)
     access = make_access_control(tmp_path, clock, limits=LimitSettings(user_per_minute=None, user_per_day=1))
-    access.count_question(ANNA)
-    assert access.check(ANNA) == Denial(DenialReason.USER_PER_DAY, 6400.0)
+    await access.count_question(ANNA)
+    assert await access.check(ANNA) == Denial(DenialReason.USER_PER_DAY, 6400.0)
     clock.now += 6401
-    assert access.check(ANNA) is None
+    assert await access.check(ANNA) is None
 
 
-def test_a_limit_of_zero_allows_nothing(tmp_path: Path) -> None:
-    denial = make_access_control(tmp_path, limits=LimitSettings(user_per_minute=0)).check(ANNA)
+async def test_a_limit_of_zero_allows_nothing(tmp_path: Path) -> None:
+    denial = await make_access_control(tmp_path, limits=LimitSettings(user_per_minute=0)).check(ANNA)
     assert denial is not None
 
 
-def test_admins_have_no_limits_and_failures_do_not_count(tmp_path: Path) -> None:
+async def test_admins_have_no_limits_and_failures_do_not_count(tmp_path: Path) -> None:
     access = make_access_control(
         tmp_path, limits=LimitSettings(user_per_day=1), access=AccessSettings(admins=frozenset({"9"}))
     )
     for _ in range(3):
-        access.count_question(replace(ANNA, user="9"))
-    assert access.check(replace(ANNA, user="9")) is None
-    access.withdraw_question(access.count_question(ANNA))
-    assert access.check(ANNA) is None
+        await access.count_question(replace(ANNA, user="9"))
+    assert await access.check(replace(ANNA, user="9")) is None
+    access.withdraw_question(await access.count_question(ANNA))
+    assert await access.check(ANNA) is None
 
 
-def test_counters_survive_a_restart_and_are_shared(tmp_path: Path) -> None:
+async def test_counters_survive_a_restart_and_are_shared(tmp_path: Path) -> None:
     limits = LimitSettings(user_per_day=2)
     one = make_access_control(tmp_path, limits=limits)
     other = make_access_control(tmp_path, limits=limits)
-    one.count_question(ANNA)
-    other.count_question(ANNA)
-    assert one.check(ANNA) is not None
-    assert make_access_control(tmp_path, limits=limits).check(ANNA) is not None
+    await one.count_question(ANNA)
+    await other.count_question(ANNA)
+    assert await one.check(ANNA) is not None
+    assert await make_access_control(tmp_path, limits=limits).check(ANNA) is not None
 
 
 def test_lists_are_reloaded_when_the_file_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,11 +140,11 @@ def test_ids_may_be_numbers_or_words() -> None:
     assert IdLists.model_validate({"users": [1, "2", -100]}).users == {"1", "2", "-100"}
 
 
-def test_the_database_holds_no_ids(tmp_path: Path) -> None:
+async def test_the_database_holds_no_ids(tmp_path: Path) -> None:
     access = make_access_control(tmp_path)
     requester = replace(ANNA, user="555123456", chat="-100987654")
-    access.count_question(requester)
-    stored = b"".join(file.read_bytes() for file in tmp_path.glob("bots.sqlite3*"))
+    await access.count_question(requester)
+    stored = b"".join(file.read_bytes() for file in tmp_path.glob("bots.sqlite3*"))  # noqa: ASYNC240
     assert b"asked" in stored  # the table of questions
     with sqlite3.connect(tmp_path / "bots.sqlite3") as connection:
         assert connection.execute("SELECT count(*) FROM asked").fetchone() == (1,)

@@ -23,6 +23,7 @@ from minigpt4_bots.core.question import Attachment, DownloadFailed, FileTooLarge
 from minigpt4_bots.core.send_queue import Priority, Rate
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.core.streaming import Buttons
+from minigpt4_bots.core.texts import Texts
 from sealed_notes import seal_as_0_1_0
 from waiting import wait_until
 
@@ -113,7 +114,7 @@ async def test_a_picture_with_a_question_is_answered(scene: Scene) -> None:
     assert scene.chat.texts == ["I see 1 picture(s). You asked: How many?"]
     assert [content.buttons for content in scene.chat.shown.values()] == [Buttons.REGENERATE]
     assert scene.vision.requests[-1].images == [RED]
-    assert scene.bot.storage.unfinished_answers("test") == []
+    assert await scene.bot.storage.unfinished_answers("test") == []
 
 
 @pytest.mark.parametrize(("language", "asked"), [("en", "What is in this picture?"), ("zh-CN", "这张图片里有什么？")])
@@ -422,6 +423,32 @@ async def test_stop_aborts_the_request(scene: Scene) -> None:
     assert scene.vision.active == 0
 
 
+@pytest.mark.parametrize("outcome", [RED, b"not an image", OSError("gone")], ids=["image", "damaged", "lost"])
+async def test_a_stop_while_images_are_read_keeps_the_question(scene: Scene, outcome: bytes | OSError) -> None:
+    arrived = asyncio.Event()
+
+    async def load(_: int) -> bytes:
+        await arrived.wait()
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    asking = asyncio.create_task(scene.ask("Early", Attachment(load)))
+    await wait_until(lambda: scene.chat.shown)
+    assert await scene.bot.stop_message(ANNA, MessageKey("chat", "b1")) is StopOutcome.STOPPED
+    await wait_until(lambda: scene.last == "⏹ Stopped.")
+    arrived.set()
+    await asking
+    assert scene.chat.texts == ["⏹ Stopped."]
+    assert scene.vision.requests == []
+    denial = await scene.bot.regenerate(ANNA, MessageKey("chat", "b1"), scene.chat)
+    if outcome == RED:
+        assert denial is None
+        assert scene.last == "I see 1 picture(s). You asked: Early"
+    else:
+        assert denial == Denial(DenialReason.EXPIRED)
+
+
 async def test_buttons_work_before_their_message_id_is_known(scene: Scene) -> None:
     scene.vision.on("Slow", Reply(["Part", Gate()]))
     scene.chat.ids_arrive = asyncio.Event()
@@ -458,20 +485,37 @@ async def test_one_answer_at_a_time_for_each_person(scene: Scene) -> None:
     await asking
 
 
-@pytest.mark.parametrize("call", ["record_question", "begin_answer", "update_answer", "finish_answer"])
+@pytest.mark.parametrize("call", ["record_question", "begin_answer", "user_times"])
 async def test_database_errors_do_not_lock_the_person_out(
     scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
     with monkeypatch.context() as failing_storage:
         failing_storage.setattr(scene.bot.storage, call, fail)
-        with pytest.raises(sqlite3.OperationalError):
-            await scene.ask("In trouble", make_attachment(RED))
+        await scene.ask("In trouble", make_attachment(RED))
+        assert scene.last == Texts()("error.internal_error")
     async with asyncio.timeout(60):
         await scene.ask("Afterwards", make_attachment(RED))
     assert scene.last.endswith("Afterwards")
+
+
+async def test_a_stop_before_the_count_stops(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = asyncio.Event()
+    count = scene.bot.storage.record_question
+
+    async def count_late(**question: Any) -> int:
+        await counting.wait()
+        return await count(**question)
+
+    monkeypatch.setattr(scene.bot.storage, "record_question", count_late)
+    asking = asyncio.create_task(scene.ask("What is it?", make_attachment(RED)))
+    await wait_until(lambda: scene.bot.stop(ANNA) is StopOutcome.STOPPED)
+    counting.set()
+    await asking
+    assert scene.chat.texts == []
+    assert await scene.bot.storage.unfinished_answers("test") == []
 
 
 async def test_one_notice_at_a_time_is_queued_per_person(scene: Scene) -> None:
@@ -580,7 +624,7 @@ async def test_unexplained_answers_are_left_for_the_next_start(scene: Scene) -> 
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert len(scene.bot.storage.unfinished_answers("test")) == 1
+    assert len(await scene.bot.storage.unfinished_answers("test")) == 1
 
 
 async def test_close_explains_interrupted_answers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,14 +641,14 @@ async def test_notes_sealed_by_0_1_0_are_dropped_and_counters_kept(vision: OpenA
     async with scene_with(vision, tmp_path, limits={"user_per_day": 2}) as scene:
         await scene.ask("Yesterday's version", make_attachment(RED))
         old = seal_as_0_1_0((tmp_path / "db.key").read_bytes(), '{"place": "", "message": null, "language": "en"}')
-        scene.bot.storage.begin_answer(platform="test", user="u", note=old)
+        await scene.bot.storage.begin_answer(platform="test", user="u", note=old)
         again = scene.build()
 
         async def explain(*_: object) -> None:
             raise AssertionError("a note that can't be read was explained")
 
         await again.explain_unfinished(explain)
-        assert again.storage.unfinished_answers("test") == []
+        assert await again.storage.unfinished_answers("test") == []
         await again.ask(scene.question("Second", make_attachment(RED)), scene.chat)
         await again.ask(scene.question("Third", make_attachment(RED)), scene.chat)
         assert "all your questions for today" in scene.last

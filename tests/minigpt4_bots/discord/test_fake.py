@@ -49,7 +49,11 @@ async def library(world: FakeDiscord, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     client = Library()
     await client.login(world.token)
     running = asyncio.create_task(client.connect())
-    await client.wait_until_ready()
+    ready = asyncio.create_task(client.wait_until_ready())
+    await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        ready.cancel()
+        running.result()  # raises what kept it from connecting
     await client.tree.sync()
     yield client
     await client.close()

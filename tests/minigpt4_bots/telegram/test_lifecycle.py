@@ -78,8 +78,17 @@ async def test_updates_by_webhook_need_the_secret(stage: Scene) -> None:
         question = stage.telegram.message(anna, anna, "Forged?", **stage.telegram.photo(RED))
         for wrong in (None, "", "a-secret_2"):
             assert await stage.telegram.push({"update_id": 9000, "message": question}, wrong) == 403
+        for no_update in (b"", b"{", b"\xff", b"5", b"[]", b"{}", b"[" * 100_000, b'{"update_id": "x"}'):
+            assert await stage.telegram.push(no_update, "a-secret_1") == 400
         await stage.works("Still there?")
         assert stage.vision.about("Forged?") == []
+        assert "Traceback" not in bot.printed
+        question = stage.telegram.message(anna, anna, "Repeated?", **stage.telegram.photo(RED))
+        for _ in range(3):
+            assert await stage.telegram.push({"update_id": 9001, "message": question}, "a-secret_1") == 200
+        await stage.answer(anna)
+        await stage.works("Once?")
+        assert len(stage.vision.about("Repeated?")) == 1
         assert "a-secret_1" not in bot.printed
         assert await bot.terminate() == 0
     # Polling removes the webhook.
