@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 evaluate = typer.Typer(
-    help="Measure a model: benchmarks, hallucination, calibration; compare two runs.",
+    help="Run benchmarks on a model; compare two runs.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -48,22 +48,24 @@ ImagesOption = Annotated[
     Path | None, typer.Option("--images", metavar="DIR", help="The images, if they aren't in the data folder.")
 ]
 LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Ask only the first questions of each split.", show_default="all")
+    int | None, typer.Option("--limit", metavar="N", min=1, help="Ask only the first questions of each split.", show_default="all")
 ]
-InFlightOption = Annotated[int, typer.Option("--in-flight", min=1, max=1024, help="Requests at the same time.")]
+InFlightOption = Annotated[int, typer.Option("--in-flight", metavar="N", min=1, max=1024, help="Requests at the same time.")]
 PromptOption = Annotated[
     str | None,
-    typer.Option("--prompt", help="Replaces the task's prompt; {} is the question.", show_default="as published"),
+    typer.Option(
+        "--prompt", metavar="TEXT", help="Replaces the task's prompt; {} is the question.", show_default="as published"
+    ),
 ]
 FieldOption = Annotated[
     list[str] | None,
-    typer.Option("--option", metavar="NAME=VALUE", help="A field of every request, its value as JSON or text."),
+    typer.Option("--option", metavar="FIELD", help="NAME=VALUE sets a field of every request, as JSON or text."),
 ]
 SheetOption = Annotated[bool, typer.Option("--sheet", help="Write sheet.html, in which people rate the answers.")]
 
 
 def _add_task(name: str) -> None:
-    @evaluate.command(name, help=f"{TASKS[name].title}. {TASKS[name].rule}")
+    @evaluate.command(name, help=f"Benchmark: {TASKS[name].title}.\n\n{TASKS[name].rule}")
     def run_task(
         data: DataOption,
         output: OutputOption,
@@ -99,7 +101,10 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", show_default=False, help="That of another run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say which of two runs of the same task is better, with paired bootstrap intervals."""
+    """Say which of two runs of a task is better.
+
+    Differences have paired bootstrap intervals.
+    """
     from minigpt4_serve.evaluation.comparison import compare_runs
 
     found = compare_runs(first, second)

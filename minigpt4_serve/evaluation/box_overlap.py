@@ -10,6 +10,7 @@ from collections.abc import Sequence
 __all__ = ["iou", "is_located", "read_box"]
 
 _BOX = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
+_INTEGER = re.compile(r"\d+")
 _THRESHOLD = 0.5
 
 Corners = tuple[float, float, float, float]
@@ -17,12 +18,14 @@ Corners = tuple[float, float, float, float]
 
 
 def read_box(answer: str, width: float, height: float) -> Corners | None:
-    """The first box of an answer in v2's notation, whose integers are percent, in pixels of an image of this size.
+    """The box of an answer in v2's notation, whose integers are percent, in pixels of an image of this size.
 
-    None if there is none. Spaces and ``<unk>`` are ignored, as in the original.
+    None unless the answer has exactly four integers, those of its box: the original gives no point for several boxes.
+    Spaces and ``<unk>`` are ignored, as in the original.
     """
-    found = _BOX.search(answer.replace("<unk>", "").replace(" ", ""))
-    if found is None:
+    text = answer.replace("<unk>", "").replace(" ", "")
+    found = _BOX.search(text)
+    if found is None or len(_INTEGER.findall(text)) > len(found.groups()):
         return None
     left, top, right, bottom = (int(number) / 100 for number in found.groups())
     return left * width, top * height, right * width, bottom * height
@@ -38,7 +41,7 @@ def iou(first: Corners, second: Corners) -> float:
 
 
 def is_located(answer: str, bbox: Sequence[float], width: float, height: float) -> bool:
-    """Whether the answer's first box overlaps the true one with an IoU of at least 0.5.
+    """Whether the answer's box overlaps the true one with an IoU of at least 0.5.
 
     Args:
         bbox: left, top, width, height in pixels, as COCO writes boxes.

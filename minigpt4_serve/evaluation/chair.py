@@ -12,7 +12,9 @@ from pathlib import Path
 
 __all__ = ["ObjectNames", "count_objects", "read_synonyms"]
 
-_WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+_WORD = re.compile(r"\w+(?:-\w+|['’](?!s\b)\w+)*")
+"""A possessive's ``s`` is a word of its own: the man's kite names a man."""
+
 _ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
 _QUALIFIED = {f"{age} {animal}": animal for animal in _ANIMALS for age in ("baby", "adult")}
 _QUALIFIED |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
@@ -87,7 +89,9 @@ class ObjectNames:
 
     def _singular(self, word: str) -> str:
         """The singular; names decide where endings don't: ``taxis`` is a plural, ``bus`` is not."""
-        candidates = (word, word.removesuffix("s"), word.removesuffix("es"))
+        candidates = [word, word.removesuffix("s")]
+        if not word.endswith("ies"):  # skies are no skis
+            candidates.append(word.removesuffix("es"))
         return next((name for name in candidates if name in self._objects), None) or _singular(word)
 
 

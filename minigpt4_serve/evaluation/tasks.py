@@ -136,7 +136,7 @@ _EXACT = _scored(lambda question, answer: _plain(answer) == question.truth.lower
 _SOFT = (
     "Agreement with people's ten answers, min(matches / 3, 1) averaged over sets of nine; the official normalization."
 )
-_IOU = "The first box overlaps the true one with IoU ≥ 0.5, pixels counted inclusively as in the original."
+_IOU = "The answer's one box overlaps the true one with IoU ≥ 0.5, pixels counted inclusively as in the original."
 
 
 def _referring(title: str, name: str, splits: tuple[str, ...]) -> Task:
@@ -145,10 +145,18 @@ def _referring(title: str, name: str, splits: tuple[str, ...]) -> Task:
 
 TASKS: Mapping[str, Task] = {
     "okvqa": Task(
-        "OK-VQA", _SOFT, layouts.read_okvqa, _scored(lambda q, a: soft_accuracy(_plain(a), q.truth)), _ACCURACY
+        "OK-VQA",
+        _SOFT,
+        layouts.read_okvqa,
+        _scored(lambda question, answer: soft_accuracy(_plain(answer), question.truth, ignore_case=True)),
+        _ACCURACY,
     ),
     "vqav2": Task(
-        "VQAv2", _SOFT, layouts.read_vqav2, _scored(lambda q, a: soft_accuracy(_plain(a), q.truth)), _ACCURACY
+        "VQAv2",
+        _SOFT,
+        layouts.read_vqav2,
+        _scored(lambda question, answer: soft_accuracy(_plain(answer), question.truth)),
+        _ACCURACY,
     ),
     "vizwiz": Task(
         "VizWiz",

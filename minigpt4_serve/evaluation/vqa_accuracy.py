@@ -48,17 +48,21 @@ def normalize_answer(text: str) -> str:
     return " ".join(_MISSPELLED.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def soft_accuracy(answer: str, answers: Sequence[str]) -> float:
+def soft_accuracy(answer: str, answers: Sequence[str], *, ignore_case: bool = False) -> float:
     """The share of people that agree, 0 … 1: the mean of min(matches / 3, 1) over all sets that lack one person.
 
     Args:
         answers: of people, usually ten. Nothing is normalized if all are equal.
+        ignore_case: compare in lower case, as the copy of ``vqaEval.py`` in the original's repository does.
     """
     given = _one_line(answer)
     people = [_one_line(text) for text in answers]
     if len(set(people)) > 1:
         given = normalize_answer(given)
         people = [normalize_answer(text) for text in people]
+    if ignore_case:
+        given = given.lower()
+        people = [text.lower() for text in people]
     matches = sum(text == given for text in people)
     shares = [min((matches - (text == given)) / 3, 1.0) for text in people]
     return sum(shares) / len(shares) if shares else 0.0

@@ -35,6 +35,11 @@ def test_soft_accuracy_is_the_official_one(answer: str, people: list[str], accur
     assert soft_accuracy(answer, people) == pytest.approx(accuracy)
 
 
+def test_the_originals_copy_of_soft_accuracy_ignores_case() -> None:
+    assert soft_accuracy("yes", ["Yes"] * 10, ignore_case=True) == 1
+    assert soft_accuracy("yes", ["Yes"] * 10) == 0
+
+
 # Recorded from processPunctuation and processDigitArticle of the same file.
 @pytest.mark.parametrize(
     ("text", "normalized"),
@@ -93,13 +98,15 @@ def test_iou_counts_edges_as_the_original(first: tuple[float, ...], second: tupl
     assert iou(second, first) == pytest.approx(overlap)
 
 
+# By the original's eval_ref.py, in which answers with other than four integers are worth nothing.
 @pytest.mark.parametrize(
     ("answer", "located"),
     [
         ("{<25><25><75><75>}", True),
         ("<p>the disc</p> {<25><25><75><75>}", True),
         ("{<25> <25> <75><75>}<unk>", True),
-        ("{<25><25><75><75>}<delim>{<0><0><1><1>}", True),
+        ("{<25><25><75><75>}<delim>{<0><0><1><1>}", False),
+        ("<p>2 discs</p> {<25><25><75><75>}", False),
         ("{<0><0><50><50>}", False),
         ("at 25 25 75 75", False),
         ("{<25><25><75>", False),
@@ -203,6 +210,9 @@ def test_undefined_pope_figures_are_none() -> None:
         ),
         ("Wolves and puppies with teddy bears.", ["dog", "teddy bear"]),
         ("A passenger jet above an adult bird on train tracks.", ["airplane", "bird"]),
+        ("The man's kite is high in clear blue skies.", ["person", "kite"]),
+        ("A woman's umbrella, a child's bike and two skis.", ["person", "umbrella", "person", "bicycle", "skis"]),
+        ("It is 12 o'clock on the cat's clock.", ["cat", "clock"]),
     ],
 )
 def test_captions_name_the_official_objects(caption: str, objects: list[str]) -> None:
