@@ -130,6 +130,9 @@ class _RemoteSubject:
         # Only minigpt4-serve states a context length; other servers may refuse fields that OpenAI's API lacks.
         return card.name, dict(_NO_PENALTY) if card.context_length is not None else {}
 
+    def load(self) -> None:
+        """The server has loaded it."""
+
     def ask(self, messages: "Sequence[Mapping[str, Any]]", **fields: Any) -> "AsyncGenerator[Event]":
         return self._client.answer(messages, **fields)
 
@@ -154,17 +157,17 @@ class _LocalSubject:
         """See ``_RemoteSubject``."""
         return self._settings.model_names[0], dict(_NO_PENALTY)
 
-    def ask(self, messages: "Sequence[dict[str, Any]]", **fields: Any) -> "AsyncGenerator[Event]":
-        if self._model is None:
-            self._model = self._load()
-        return self._model.events(messages, fields)
-
-    def _load(self) -> "LocalModel":
+    def load(self) -> None:
+        """Load the model, before the timings of questions begin."""
         from minigpt4_serve.cli.console import Step
         from minigpt4_serve.cli.sources import LocalModel
 
         with Step("loading the model"):
-            return LocalModel(self._settings)
+            self._model = LocalModel(self._settings)
+
+    def ask(self, messages: "Sequence[dict[str, Any]]", **fields: Any) -> "AsyncGenerator[Event]":
+        assert self._model is not None
+        return self._model.events(messages, fields)
 
     def describe(self, error: MiniGPT4Error) -> str:
         return error.message
@@ -204,6 +207,8 @@ async def _measure(
         answered = {key for key, record in read_answers(output).items() if record.error is None}
         missing = [question for question in questions if question.id not in answered]
         typer.echo(f"• {len(questions)} questions, {len(questions) - len(missing)} are answered already", err=True)
+        if missing:
+            subject.load()
         started = time.perf_counter()
         progress = _Progress(len(missing))
         with AnswerLog(output) as log, _rewording(subject):
