@@ -48,9 +48,12 @@ ImagesOption = Annotated[
     Path | None, typer.Option("--images", metavar="DIR", help="The images, if they aren't in the data folder.")
 ]
 LimitOption = Annotated[
-    int | None, typer.Option("--limit", metavar="N", min=1, help="Ask only the first questions of each split.", show_default="all")
+    int | None,
+    typer.Option("--limit", metavar="N", min=1, help="Ask only the first questions of each split.", show_default="all"),
 ]
-InFlightOption = Annotated[int, typer.Option("--in-flight", metavar="N", min=1, max=1024, help="Requests at the same time.")]
+InFlightOption = Annotated[
+    int, typer.Option("--in-flight", metavar="N", min=1, max=1024, help="Requests at the same time.")
+]
 PromptOption = Annotated[
     str | None,
     typer.Option(
@@ -260,7 +263,8 @@ class _Progress:
     def advance(self, record: "AnswerRecord") -> None:
         """Count one answer, or one failure."""
         self._done += 1
-        self._failed += record.error is not None
+        if record.error is not None:
+            self._failed += 1
         finished = self._done == self._total
         shown = finished or self._in_place or self._done % max(1, self._total // _PROGRESS_STEPS) == 0
         if not shown:

@@ -57,7 +57,7 @@ class ObjectNames:
         self._pairs = {name: name for name in self._objects if name.count(" ") == 1}
         self._pairs |= {pair: pair for pair in _PAIRS} | _QUALIFIED
 
-    def object_of(self, name: str) -> str | None:
+    def find_object(self, name: str) -> str | None:
         """The object that ``name`` stands for; None if it is none of them."""
         return self._objects.get(name)
 

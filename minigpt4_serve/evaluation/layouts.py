@@ -304,7 +304,7 @@ def read_chair(data: DataFolder) -> list[Question]:
                 images[int(record["id"])] = path
         for record in content["annotations"]:
             category = categories[record["category_id"]]
-            objects.setdefault(int(record["image_id"]), set()).add(names.object_of(category) or category)
+            objects.setdefault(int(record["image_id"]), set()).add(names.find_object(category) or category)
     for file in _annotation_files(data, "captions"):
         for record in _records(file, "annotations"):
             if int(record["image_id"]) in images:

@@ -2,9 +2,9 @@
 
 import json
 import re
-import runpy
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ def _run(line: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line.replace("http://127.0.0.1:8000", server), comments=True)
     if words[:2] == ["python", "-m"]:
         monkeypatch.setattr(sys, "argv", [words[2], *words[3:], "--each", "1"])
-        runpy.run_module(words[2], run_name="__main__")
+        import_module(words[2]).main()
         return
     assert words[0] == "minigpt4", line
     app(words[1:], standalone_mode=False)  # main would end this process after a model has run in it
