@@ -104,9 +104,7 @@ def _check_numbers(container: Container, limits: ImageLimits) -> None:
     if container.width * container.height > limits.max_pixels:
         raise InvalidImage(_pixels_sentence(container.width, container.height, limits))
     if container.frames > limits.max_frames:
-        raise InvalidImage(
-            f"The picture is an animation of more than {limits.max_frames} frames; send one of its frames."
-        )
+        raise InvalidImage(f"The picture's file has more than {limits.max_frames} frames or pages; send one of them.")
     if container.scans > _MAX_SCANS:
         raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans; save it as a baseline JPEG.")
     if container.scans * container.width * container.height > _MAX_SCANNED_PIXELS:

@@ -72,6 +72,9 @@ def test_truncated_images_are_damaged(kind: str) -> None:
         ("", InvalidRequest),
         ("data:image/png;base64", InvalidRequest),
         ("data:image/png,rawbytes", InvalidRequest),
+        ("data:image/png;base64a,AAAA", InvalidRequest),
+        ("data:image/png;name=base64,AAAA", InvalidRequest),
+        ('data:image/png;name="a, b;base64,AAAA', InvalidRequest),  # the quote is never closed
         ("data:image/png;base64,***", InvalidImage),
         ("data:image/png;base64,AAAAA", InvalidImage),
         ("data:image/png;base64,AA=A", InvalidImage),
@@ -148,6 +151,11 @@ def _wrapped(data: bytes, line_break: bytes) -> str:
         lambda data: "data:image/png; base64," + base64.b64encode(data).decode(),
         lambda data: "DATA:;BASE64," + base64.b64encode(data).decode(),
         lambda data: "data:image/png;charset=utf-8;base64," + base64.b64encode(data).decode(),
+        lambda data: _url(data, "image/png;base64;charset=utf-8").replace(";base64,", ","),
+        lambda data: "data:base64," + base64.b64encode(data).decode(),
+        lambda data: "data:image/png%3Bbase64," + base64.b64encode(data).decode(),
+        lambda data: "data:image%2Fpng%3bBase64," + quote(base64.b64encode(data).decode(), safe=""),
+        lambda data: _url(data, 'image/png;name="a,b;base64,c.png"'),
     ],
 )
 @pytest.mark.parametrize("extra", [b"", b"\xff", b"\xff\xfe"])

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from drawing import draw, encode
 from pydantic import SecretStr
 from serving_app import few_steps, serving
 
-from minigpt4_serve.errors import InvalidRequest, RateLimited
+from minigpt4_serve.errors import EngineFailed, InvalidRequest, MiniGPT4Error, Overloaded, RateLimited
+from minigpt4_serve.protocol import Delta
 from minigpt4_serve.server.http.auth import QuotaReservation
 from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.http.routes import create_app
@@ -173,8 +174,10 @@ async def test_a_long_wait_for_a_quota_is_given_in_hours() -> None:
         (408, True, 2),
         (0, True, 2),  # the client disconnected
         (429, True, 0),  # a full queue refuses before it decodes
-        (500, True, 0),  # the server's fault
-        (503, True, 0),
+        (500, False, 0),
+        (503, False, 0),
+        (500, True, 2),  # an engine that failed may have decoded them
+        (503, True, 2),
     ],
 )
 async def test_images_that_were_decoded_count(status: int, handed_over: bool, counted: int) -> None:
@@ -188,6 +191,68 @@ async def test_images_that_were_decoded_count(status: int, handed_over: bool, co
     reservation.release(status)
     following = QuotaReservation(key, quotas)
     await following.reserve()
+    assert following.headers["x-ratelimit-remaining-images"] == str(5 - counted)
+
+
+def _with_image(data: bytes, **fields: Any) -> dict[str, Any]:
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}], **fields}
+
+
+RED = encode(draw("red"))
+OUTCOMES: dict[str, tuple[dict[str, Any], Exception | None, int, int]] = {
+    # request, what the engine raises, status, images that count
+    "an answer": (_with_image(RED, max_tokens=2), None, 200, 1),
+    "damaged header": (_with_image(RED[:20]), None, 400, 0),
+    "damaged pixels": (_with_image(RED[:-30]), None, 400, 1),
+    "not an image": (_with_image(b"hello"), None, 400, 0),
+    "wrong value": (_with_image(RED, temperature="hot"), None, 400, 0),
+    "a schema that is refused": (
+        _with_image(RED, response_format={"type": "json_schema", "json_schema": {}}),
+        None,
+        400,
+        0,
+    ),
+    "a wrong model": (_with_image(RED, model="other"), None, 404, 0),
+    "full queue": (_with_image(RED), Overloaded.queue_full(1.0), 429, 0),
+    "engine lost": (_with_image(RED), EngineFailed("lost"), 503, 1),
+    "an engine's error": (_with_image(RED), MiniGPT4Error("failed"), 500, 1),
+    "unexpected error": (_with_image(RED), ZeroDivisionError(), 500, 1),
+    "streamed, engine lost": (_with_image(RED, stream=True), EngineFailed("lost"), 503, 1),
+    "streamed, unexpected error": (_with_image(RED, stream=True), ZeroDivisionError(), 500, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def outcome_keys(keyed: Keyed) -> dict[str, str]:
+    """A key with five images a day for each outcome."""
+    client, file, _ = keyed
+    keys = {outcome: add_key(file, outcome, KeyLimits(images_per_day=5)) for outcome in OUTCOMES}
+    *_, last = keys.values()
+    while client.get("/v1/models", headers=_bearer(last)).status_code != 200:
+        time.sleep(0.1)
+    return keys
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_images_count_once_an_engine_has_them(
+    keyed: Keyed, outcome_keys: dict[str, str], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _, service = keyed
+    asked, raised, status, counted = OUTCOMES[outcome]
+    key = outcome_keys[outcome]
+
+    async def fail(*_: Any, **__: Any) -> AsyncGenerator[Delta]:
+        assert raised is not None
+        raise raised
+        yield
+
+    with monkeypatch.context() as patched:
+        if raised is not None:
+            patched.setattr(service.engine, "generate", fail)
+        answer = client.post(CHAT, json=asked, headers=_bearer(key))
+        assert answer.status_code == status, answer.text
+    following = client.post(CHAT, json=HELLO, headers=_bearer(key))
     assert following.headers["x-ratelimit-remaining-images"] == str(5 - counted)
 
 
