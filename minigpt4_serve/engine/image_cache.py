@@ -18,8 +18,11 @@ from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.images import DecodedImage, EncodedImage, ImageLimits
 from minigpt4_serve.images.decoding import load_container
 from minigpt4_serve.images.validation import open_container
+from minigpt4_serve.memory import return_free_memory
 
 __all__ = ["ImageCache", "ImageEntry", "MemoryBudget"]
+
+_LARGE = 32 * 2**20  # bytes to decode an image, from which on freed memory is returned to the system
 
 
 @dataclass(eq=False)
@@ -133,7 +136,11 @@ class ImageCache:
     def _decode(self, data: bytes) -> torch.Tensor:
         found, container = open_container(data)
         with self._memory.reserve(container.decode_bytes):
-            return self._to_tensor(load_container(found, container))
+            try:
+                return self._to_tensor(load_container(found, container))
+            finally:
+                if container.decode_bytes >= _LARGE:
+                    return_free_memory()
 
     def put(self, entry: ImageEntry, features: torch.Tensor) -> None:
         """Store an encoded image's features, evicting the least recently used ones if there are too many."""

@@ -25,6 +25,7 @@ from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
 from minigpt4_serve.server.http.head_requests import AnswerHeadRequests
+from minigpt4_serve.server.http.json_bodies import read_json_body
 from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
 from minigpt4_serve.server.http.page import add_page
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
@@ -200,7 +201,8 @@ def _answer_routes(service: ChatService) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """One answer, whole or streamed as server-sent events."""
         await service.check_capacity()
-        chat_request = parse_chat_request(await _read_body(request, service.settings))
+        body = await _read_body(request, service.settings)
+        chat_request = parse_chat_request(await read_json_body(body, "messages"))
         name = chat_request.model or service.name
 
         def make_formatter(chat: PreparedChat, answer_id: str) -> ResponseFormatter:
@@ -221,7 +223,8 @@ def _answer_routes(service: ChatService) -> APIRouter:
         """The same in the shape of OpenAI's newer API. Responses are kept for a while, to be referred to."""
         await service.check_capacity()
         history = recent.of_key(read_key_id(request.scope))
-        responses_request = parse_responses_request(await _read_body(request, service.settings), history)
+        body = await _read_body(request, service.settings)
+        responses_request = parse_responses_request(await read_json_body(body, "input"), history)
         chat_request = responses_request.as_chat()
         name = responses_request.model or service.name
 
