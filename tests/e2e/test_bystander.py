@@ -197,12 +197,20 @@ def _at_the_pixel_limit() -> list[bytes]:
 
 
 _TEXT_BYTES = 57 * 10**6
-LARGE_JSON = {
-    "escapes": b"\\u0041" * (_TEXT_BYTES // 6),
-    "escaped line breaks": b"\\n" * (_TEXT_BYTES // 2),
-    "text": b"hello wo" * (_TEXT_BYTES // 8),
-    "an image's base64 with escaped slashes": b"data:image/png;base64," + b"AAA\\/" * (_TEXT_BYTES // 5),
+LARGE_TEXTS = {
+    "escapes": b"\\u0041",
+    "escaped line breaks": b"\\n",
+    "text": b"hello wo",
+    "an image's base64 with escaped slashes": b"AAA\\/",
 }
+
+
+def _large(unit: bytes) -> bytes:
+    begin = b"data:image/png;base64," if unit.startswith(b"AAA") else b""
+    part = {"type": "image_url", "image_url": {"url": "TEXT"}}
+    return _chat([part] if begin else "TEXT").replace(b"TEXT", begin + unit * (_TEXT_BYTES // len(unit)))
+
+
 SCHEMAS: list[dict[str, Any]] = [
     {"type": "integer", "multipleOf": 999983},
     {"type": "integer", "multipleOf": 9999991},
@@ -233,10 +241,7 @@ ONE_AT_A_TIME: dict[str, Attack] = {
         for kind in ("MPF", "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
     },
     "images at the pixel limit": lambda one: one.ask(*_at_the_pixel_limit()),
-    **{
-        f"57 MB of JSON: {name}": lambda one, text=text: one.ask(_chat("TEXT").replace(b"TEXT", text))
-        for name, text in LARGE_JSON.items()
-    },
+    **{f"57 MB of JSON: {name}": lambda one, unit=unit: one.ask(_large(unit)) for name, unit in LARGE_TEXTS.items()},
     "57 MB of JSON: one name": lambda one: one.ask(_chat("a", x=1).replace(b"x", b"x" * _TEXT_BYTES)),
     "schemas": lambda one: one.ask(*map(_schema, SCHEMAS)),
     "texts for expressions": lambda one: one.ask(*map(_chat, TEXTS)),
