@@ -307,7 +307,7 @@ class Bystander:
         try:
             yield
         finally:
-            printed, _ = await process.communicate()
+            printed, _ = await process.communicate(b"")
             self.requests += json.loads(printed)
 
     def slowest(self, since: float, until: float) -> float:

@@ -1,6 +1,7 @@
 """The image cache: one decode for equal images, eviction of features, and canceled callers."""
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from drawing import draw, encode
+from PIL import Image
 
+from minigpt4_serve.engine import image_cache
 from minigpt4_serve.engine.image_cache import ImageCache, MemoryBudget
 from minigpt4_serve.errors import EngineFailed, InvalidImage
 from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
@@ -206,4 +209,25 @@ async def test_the_cache_decodes_within_its_budget() -> None:
     cache = ImageCache(to_tensor, max_bytes=300, decode_threads=4, decode_bytes=2 * one)
     await cache.resolve([make_image(color) for color in ("red", "green", "blue", "white", "black", "yellow")])
     assert 1 <= most <= 2
+    cache.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+async def test_memory_of_large_images_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    returned = 0
+
+    def count() -> None:
+        nonlocal returned
+        returned += 1
+
+    monkeypatch.setattr(image_cache, "return_free_memory", count)
+    cache = ImageCache(lambda _: torch.ones(3, 2, 2), max_bytes=300, decode_threads=1)
+    await cache.resolve([make_image("red")])
+    assert returned == 0
+    large = encode(Image.new("RGB", (4000, 4000)), compress_level=1)
+    await cache.resolve([EncodedImage("large", large)])
+    assert returned == 1
+    with pytest.raises(InvalidImage):
+        await cache.resolve([EncodedImage("damaged", large[:-5000])])
+    assert returned == 2
     cache.close()
