@@ -280,6 +280,29 @@ async def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
     assert server.app.bodies == [30_000] * 10
 
 
+@pytest.mark.parametrize("request_", [b"GET / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\na"])
+async def test_pipelined_requests_have_a_limit(serve: Serve, request_: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    complete = LimitedProtocol.on_message_complete
+
+    def count(protocol: LimitedProtocol) -> None:
+        nonlocal most
+        complete(protocol)
+        most = max(most, len(protocol.pipeline))
+
+    monkeypatch.setattr(LimitedProtocol, "on_message_complete", count)
+    server = await serve()
+    async with server.connected() as client:
+        with suppress(ConnectionError):
+            await client.send(b"GET /slow HTTP/1.1\r\n\r\n" + request_ * 10_000)
+        await client.end()
+        assert most <= limited_protocol._MOST_PIPELINED
+        server.app.gate.set()
+    async with server.connected() as other:
+        await other.get("/")
+        assert await other.answer() == b"ok"
+
+
 SLOW = {
     "nothing": b"",
     "half an address": b"GET /",

@@ -26,6 +26,7 @@ __all__ = ["ConnectionTable", "LimitedProtocol", "TransportLimits", "find_connec
 _log = logging.getLogger(__name__)
 
 _PIECE = 16 * 2**10  # bytes given to the parser at a time; framing is counted to this precision behind the headers
+_MOST_PIPELINED = 32  # requests that wait for another one's response on their connection; each takes some kilobytes
 _BULK = 16 * 2**10  # bytes received at once, from which on a connection waits for its turn to be read again
 _READ_IN_A_TURN = 4  # such connections; the event loop reads up to 256 KiB of each
 _CHECK_S = 0.5  # between looks at all connections
@@ -305,6 +306,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._table.mark_busy(self)
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self._refused = True
+            self._table.close(self, "too many pipelined requests")
+            return
         if len(self.headers) > self._limits.header_fields:
             self._refuse_headers()
             return
