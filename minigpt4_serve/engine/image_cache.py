@@ -22,7 +22,7 @@ from minigpt4_serve.memory import return_free_memory
 
 __all__ = ["ImageCache", "ImageEntry", "MemoryBudget"]
 
-_LARGE = 32 * 2**20  # bytes to decode an image, from which on freed memory is returned to the system
+_LARGE = 64 * 2**20  # bytes to decode an image: 16 million pixels of most formats
 
 
 @dataclass(eq=False)
@@ -71,7 +71,8 @@ class ImageCache:
     Args:
         to_tensor: an image as pixels ``[3, side, side]``.
         max_bytes: of all cached features; the latest is kept in any case.
-        decode_threads: images decoded and resized at the same time.
+        decode_threads: images decoded and resized at the same time, besides one of more than 64 MiB: such take a second
+            or more, for which others' images don't wait.
         decode_bytes: memory of all images that are being decoded; one that needs more is decoded alone.
 
     Attributes:
@@ -98,6 +99,7 @@ class ImageCache:
         self._lock = threading.Lock()  # event loops look up, the engine thread stores
         self._memory = MemoryBudget(decode_bytes)
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="minigpt4-decode")
+        self._large_pool = ThreadPoolExecutor(1, thread_name_prefix="minigpt4-decode-large")
 
     async def resolve(self, images: Sequence[EncodedImage]) -> list[ImageEntry]:
         """Entries of these images, decoded or already encoded. Equal images share one entry and one decode.
@@ -121,7 +123,8 @@ class ImageCache:
         entry = self._alive.get(image.digest)
         if entry is None:
             try:
-                pixels = self._pool.submit(self._decode, image.data)
+                pool = self._large_pool if image.decode_bytes >= _LARGE else self._pool
+                pixels = pool.submit(self._decode, image.data)
             except RuntimeError as error:
                 raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.") from error
             self.decodes += 1
@@ -157,3 +160,4 @@ class ImageCache:
     def close(self) -> None:
         """Accept no more images. Decodes in progress finish, because a caller may await them."""
         self._pool.shutdown(wait=False)
+        self._large_pool.shutdown(wait=False)

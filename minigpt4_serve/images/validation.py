@@ -54,10 +54,16 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A valid image, still encoded. ``digest`` is the SHA-256 of ``data`` in hexadecimal, the key in caches."""
+    """A valid image, still encoded.
+
+    Attributes:
+        digest: the SHA-256 of ``data`` in hexadecimal, the key in caches.
+        decode_bytes: memory that decoding takes at its peak; 0 if unknown.
+    """
 
     digest: str
     data: bytes
+    decode_bytes: int = 0
 
 
 def validate_image(data: bytes, limits: ImageLimits, *, param: str | None = None) -> EncodedImage:
@@ -82,7 +88,7 @@ def validate_image(data: bytes, limits: ImageLimits, *, param: str | None = None
     except InvalidImage as error:
         error.param = param
         raise
-    return EncodedImage(hashlib.sha256(data).hexdigest(), data)
+    return EncodedImage(hashlib.sha256(data).hexdigest(), data, container.decode_bytes)
 
 
 def open_container(data: bytes, max_frames: int = 1) -> tuple[ImageFormat, Container]:
