@@ -3,7 +3,7 @@
 import base64
 import binascii
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 from minigpt4_serve.errors import InvalidImage, InvalidRequest
 from minigpt4_serve.images.decoding import encode_portable
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["decode_base64", "image_url_part", "is_data_url", "parse_data_url", "to_data_url"]
 
 _MAX_HEADER = 1024
+# What percent-encoding makes of base64's characters and of blanks. Decoding any escape takes a second per megabyte.
+_ESCAPES = [(escape, bytes.fromhex(escape[1:].decode())) for escape in b"%2B %2F %3D %2D %5F %0A %0D %20 %09".split()]
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -33,7 +35,10 @@ def decode_base64(text: str) -> bytes:
         return binascii.a2b_base64(text, strict_mode=True)  # as most programs write it: no copies of megabytes
     except ValueError:
         pass
-    encoded = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
+    encoded = text.encode("ascii")
+    if b"%" in encoded:
+        for escape, character in _ESCAPES:
+            encoded = encoded.replace(escape, character).replace(escape.lower(), character)
     compact = encoded.translate(_URL_SAFE, b" \t\r\n\f\v").rstrip(b"=")
     return binascii.a2b_base64(compact + b"=" * (-len(compact) % 4), strict_mode=True)
 
@@ -53,7 +58,7 @@ def parse_data_url(url: str, limits: ImageLimits, *, param: str | None = None) -
             "Pictures must be sent as data: URLs (data:image/png;base64,…); addresses are not fetched here.",
             param=param,
         )
-    _, _, declared = unquote(header).partition(":")
+    _, _, declared = unquote(header[:_MAX_HEADER]).partition(":")
     if not any(parameter.strip().lower() == "base64" for parameter in declared.split(";")):
         raise InvalidRequest("The data: URL must be base64-encoded (data:image/png;base64,…).", param=param)
     try:

@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 from drawing import draw, encode
 from pydantic import SecretStr
 from serving_app import few_steps, serving
+from starlette.types import Message
 
 from minigpt4_serve.errors import EngineFailed, InvalidRequest, MiniGPT4Error, Overloaded, RateLimited
 from minigpt4_serve.protocol import Delta
@@ -92,6 +94,30 @@ def test_the_docs_load_nothing_from_other_servers(keyed: Keyed) -> None:
     for file in files:
         assert file.startswith("/docs/files/")
         assert client.get(file).status_code == 200
+
+
+async def test_files_of_the_docs_come_from_memory_in_parts(keyed: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, service = keyed
+    app = create_app(service)
+    parts: list[bytes] = []
+
+    async def no_thread(*_: object, **__: object) -> None:
+        raise AssertionError("a thread reads a file")
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        parts.append(message.get("body", b""))
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", no_thread)
+    host = [(b"host", b"localhost")]
+    path = "/docs/files/swagger-ui-bundle.js"
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": host, "app": app}
+    await app({**scope, "client": ("127.0.0.1", 1), "root_path": "", "http_version": "1.1"}, receive, send)
+    assert sum(map(len, parts)) > 10**6
+    assert max(map(len, parts)) <= 2**16
 
 
 def test_a_refused_request_is_not_read(keyed: Keyed) -> None:

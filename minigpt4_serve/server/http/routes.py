@@ -27,7 +27,7 @@ from minigpt4_serve.server.http.error_handlers import add_error_handlers
 from minigpt4_serve.server.http.head_requests import AnswerHeadRequests
 from minigpt4_serve.server.http.json_bodies import read_json_body
 from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
-from minigpt4_serve.server.http.page import add_page
+from minigpt4_serve.server.http.page import add_page, keep_in_memory
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
 from minigpt4_serve.server.keys.key_ring import KeyRing
 from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
@@ -52,10 +52,8 @@ MakeFormatter = Callable[[PreparedChat, str], ResponseFormatter]
 """(prepared chat, unique id of the answer) → what formats the answer."""
 
 _DOCS_FILES = "/docs/files"
-_OPEN_PATHS = frozenset(
-    {"/docs", "/openapi.json"}
-    | {f"{_DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
-)
+_DOCS_NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+_OPEN_PATHS = frozenset({"/docs", "/openapi.json"} | {f"{_DOCS_FILES}/{name}" for name in _DOCS_NAMES})
 """A browser that opens ``/docs`` sends no key; the files hold no secrets."""
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "No engine answers."}}
@@ -111,6 +109,7 @@ def create_app(
         static_url=_DOCS_FILES,
         generate_unique_id_function=lambda route: route.name,  # generated clients' names of methods and classes
     )
+    keep_in_memory(app, _DOCS_FILES, _DOCS_NAMES)
     add_error_handlers(app)
     app.include_router(_model_routes(service))
     app.include_router(_answer_routes(service))
