@@ -20,7 +20,7 @@ from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
 from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey, read_key_id
-from minigpt4_serve.server.http.body_budget import LimitBodies, release_body
+from minigpt4_serve.server.http.body_budget import LimitBodies, count_as_body, release_body
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
@@ -224,6 +224,7 @@ def _answer_routes(service: ChatService) -> APIRouter:
         history = recent.of_key(read_key_id(request.scope))
         body = await _read_body(request, service.settings)
         responses_request = parse_responses_request(await read_json_body(body, "input"), history)
+        count_as_body(request.scope, history.bytes_found)
         chat_request = responses_request.as_chat()
         name = responses_request.model or service.name
 
