@@ -25,8 +25,8 @@ async def run_image_work(work: Callable[[], _T], *, size: int = 0, timeout_s: fl
     """The result of ``work``. If the caller is canceled, work that hasn't begun never begins.
 
     Args:
-        size: of the encoded image, in bytes or characters. Those of more than 2 MiB are worked on one at a time: many of
-            them delay no others.
+        size: of the encoded image, in bytes or characters. Images of more than 2 MiB are worked on one at a time, so
+            that many of them delay no others.
 
     Raises:
         Overloaded: no result within ``timeout_s``, waiting included.
