@@ -2,7 +2,7 @@
 
 Attackers come from 127.0.0.2, the bystander from 127.0.0.1, as strangers do. Each row of ``ATTACKS`` makes its requests
 before the bystander begins to ask. The bystander's slowest request and the growth of all processes' memory are printed
-for each, and as a table at the end (``pytest -m slow -s``).
+for each, and as a table at the end (``pytest -m nightly -s``).
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from processes import Server, serving
 from minigpt4_serve.process_tree import descendants
 from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.e2e]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray, pytest.mark.e2e]
 
 MIB = 2**20
 ATTACK_S = 6.0
