@@ -18,8 +18,11 @@ from minigpt4_serve.errors import EngineFailed
 from minigpt4_serve.images import DecodedImage, EncodedImage, ImageLimits
 from minigpt4_serve.images.decoding import load_container
 from minigpt4_serve.images.validation import open_container
+from minigpt4_serve.memory import return_free_memory
 
 __all__ = ["ImageCache", "ImageEntry", "MemoryBudget"]
+
+_LARGE = 64 * 2**20  # bytes to decode an image: 16 million pixels of most formats
 
 
 @dataclass(eq=False)
@@ -68,7 +71,8 @@ class ImageCache:
     Args:
         to_tensor: an image as pixels ``[3, side, side]``.
         max_bytes: of all cached features; the latest is kept in any case.
-        decode_threads: images decoded and resized at the same time.
+        decode_threads: images decoded and resized at the same time, besides one of more than 64 MiB: such take a second
+            or more, for which others' images don't wait.
         decode_bytes: memory of all images that are being decoded; one that needs more is decoded alone.
 
     Attributes:
@@ -95,6 +99,7 @@ class ImageCache:
         self._lock = threading.Lock()  # event loops look up, the engine thread stores
         self._memory = MemoryBudget(decode_bytes)
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="minigpt4-decode")
+        self._large_pool = ThreadPoolExecutor(1, thread_name_prefix="minigpt4-decode-large")
 
     async def resolve(self, images: Sequence[EncodedImage]) -> list[ImageEntry]:
         """Entries of these images, decoded or already encoded. Equal images share one entry and one decode.
@@ -118,7 +123,8 @@ class ImageCache:
         entry = self._alive.get(image.digest)
         if entry is None:
             try:
-                pixels = self._pool.submit(self._decode, image.data)
+                pool = self._large_pool if image.decode_bytes >= _LARGE else self._pool
+                pixels = pool.submit(self._decode, image.data)
             except RuntimeError as error:
                 raise EngineFailed("The engine has stopped and is being replaced; try again in a moment.") from error
             self.decodes += 1
@@ -133,7 +139,11 @@ class ImageCache:
     def _decode(self, data: bytes) -> torch.Tensor:
         found, container = open_container(data)
         with self._memory.reserve(container.decode_bytes):
-            return self._to_tensor(load_container(found, container))
+            try:
+                return self._to_tensor(load_container(found, container))
+            finally:
+                if container.decode_bytes >= _LARGE:
+                    return_free_memory()
 
     def put(self, entry: ImageEntry, features: torch.Tensor) -> None:
         """Store an encoded image's features, evicting the least recently used ones if there are too many."""
@@ -150,3 +160,4 @@ class ImageCache:
     def close(self) -> None:
         """Accept no more images. Decodes in progress finish, because a caller may await them."""
         self._pool.shutdown(wait=False)
+        self._large_pool.shutdown(wait=False)

@@ -101,8 +101,8 @@ IMAGE_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixe
 # Formats that people send and that aren't read: (offset, signature, name).
 _UNSUPPORTED = (
     (0, b"%PDF", "PDF"),
-    (0, b"<svg", "SVG"),
-    (0, b"<?xml", "SVG or XML"),
+    (0, b"PK\3\4", "ZIP"),
+    (0, b"\x1f\x8b", "GZIP"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
@@ -115,6 +115,10 @@ _UNSUPPORTED = (
     (0, b"\x1aE\xdf\xa3", "WEBM or MKV"),
     (4, b"ftypcrx", "CR3"),
 )
+_MAX_HEAD = 4096
+_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_ASIDES = (("<!--", "-->"), ("<?", "?>"), ("<!", ">"))  # comment, XML declaration, document type
+_MARKUP = {"<svg": "SVG", "<html": "HTML", "<head": "HTML", "<body": "HTML"}
 
 
 def find_format(data: bytes) -> ImageFormat | None:
@@ -130,7 +134,25 @@ def name_unsupported(data: bytes) -> str | None:
     for offset, signature, name in _UNSUPPORTED:
         if data.startswith(signature, offset):
             return name
-    return "MP4 or MOV" if data[4:8] == b"ftyp" else None
+    return "MP4 or MOV" if data[4:8] == b"ftyp" else _name_text(data[:_MAX_HEAD])
+
+
+def _name_text(head: bytes) -> str | None:
+    """The format of a file that begins with text: after a byte order mark, blanks, and markup that shows nothing."""
+    encoding = "latin-1"
+    for mark, marked in _BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            head = head.removeprefix(mark)
+            encoding = marked
+    text = head.decode(encoding, errors="ignore").lstrip().lower()
+    for begin, name in (("%pdf", "PDF"), ("%!ps", "PostScript")):
+        if text.startswith(begin):
+            return name
+    kind = None
+    while aside := next(((begin, end) for begin, end in _ASIDES if text.startswith(begin)), None):
+        kind = "HTML" if text.startswith("<!doctype html") else kind or "SVG or XML"
+        text = text.partition(aside[1])[2].lstrip()
+    return next((name for begin, name in _MARKUP.items() if text.startswith(begin)), kind)
 
 
 def format_names() -> str:

@@ -15,18 +15,24 @@ from minigpt4_serve.errors import Overloaded
 __all__ = ["run_image_work"]
 
 _THREADS = 2  # most of the work holds Python's global lock
+_LARGE = 2 * 2**20
 _TIMEOUT_S = 30.0
 
 _T = TypeVar("_T")
 
 
-async def run_image_work(work: Callable[[], _T], *, timeout_s: float = _TIMEOUT_S) -> _T:
+async def run_image_work(work: Callable[[], _T], *, size: int = 0, timeout_s: float = _TIMEOUT_S) -> _T:
     """The result of ``work``. If the caller is canceled, work that hasn't begun never begins.
+
+    Args:
+        size: of the encoded image, in bytes or characters. Images of more than 2 MiB are worked on one at a time, so
+            that many of them delay no others.
 
     Raises:
         Overloaded: no result within ``timeout_s``, waiting included.
     """
-    future = asyncio.wrap_future(_pool().submit(work))
+    pool = _large_pool() if size > _LARGE else _pool()
+    future = asyncio.wrap_future(pool.submit(work))
     try:
         async with asyncio.timeout(timeout_s):
             return await future
@@ -39,3 +45,8 @@ async def run_image_work(work: Callable[[], _T], *, timeout_s: float = _TIMEOUT_
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="minigpt4-images")
+
+
+@functools.cache
+def _large_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="minigpt4-images-large")

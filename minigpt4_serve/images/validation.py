@@ -54,10 +54,16 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A valid image, still encoded. ``digest`` is the SHA-256 of ``data`` in hexadecimal, the key in caches."""
+    """A valid image, still encoded.
+
+    Attributes:
+        digest: the SHA-256 of ``data`` in hexadecimal, the key in caches.
+        decode_bytes: memory that decoding takes at its peak; 0 if unknown.
+    """
 
     digest: str
     data: bytes
+    decode_bytes: int = 0
 
 
 def validate_image(data: bytes, limits: ImageLimits, *, param: str | None = None) -> EncodedImage:
@@ -82,7 +88,7 @@ def validate_image(data: bytes, limits: ImageLimits, *, param: str | None = None
     except InvalidImage as error:
         error.param = param
         raise
-    return EncodedImage(hashlib.sha256(data).hexdigest(), data)
+    return EncodedImage(hashlib.sha256(data).hexdigest(), data, container.decode_bytes)
 
 
 def open_container(data: bytes, max_frames: int = 1) -> tuple[ImageFormat, Container]:
@@ -104,9 +110,7 @@ def _check_numbers(container: Container, limits: ImageLimits) -> None:
     if container.width * container.height > limits.max_pixels:
         raise InvalidImage(_pixels_sentence(container.width, container.height, limits))
     if container.frames > limits.max_frames:
-        raise InvalidImage(
-            f"The picture is an animation of more than {limits.max_frames} frames; send one of its frames."
-        )
+        raise InvalidImage(f"The picture's file has more than {limits.max_frames} frames or pages; send one of them.")
     if container.scans > _MAX_SCANS:
         raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans; save it as a baseline JPEG.")
     if container.scans * container.width * container.height > _MAX_SCANNED_PIXELS:

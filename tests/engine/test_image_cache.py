@@ -1,6 +1,7 @@
 """The image cache: one decode for equal images, eviction of features, and canceled callers."""
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import pytest
 import torch
 from drawing import draw, encode
 
+from minigpt4_serve.engine import image_cache
 from minigpt4_serve.engine.image_cache import ImageCache, MemoryBudget
 from minigpt4_serve.errors import EngineFailed, InvalidImage
-from minigpt4_serve.images import EncodedImage, ImageLimits, validate_image
+from minigpt4_serve.images import DecodedImage, EncodedImage, ImageLimits, validate_image
 from minigpt4_serve.images.validation import open_container
 
 
@@ -206,4 +208,44 @@ async def test_the_cache_decodes_within_its_budget() -> None:
     cache = ImageCache(to_tensor, max_bytes=300, decode_threads=4, decode_bytes=2 * one)
     await cache.resolve([make_image(color) for color in ("red", "green", "blue", "white", "black", "yellow")])
     assert 1 <= most <= 2
+    cache.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+async def test_memory_of_large_images_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    returned = 0
+
+    def count() -> None:
+        nonlocal returned
+        returned += 1
+
+    monkeypatch.setattr(image_cache, "return_free_memory", count)
+    cache = ImageCache(lambda _: torch.ones(3, 2, 2), max_bytes=300, decode_threads=1)
+    await cache.resolve([make_image("red")])
+    assert returned == 0
+    monkeypatch.setattr(image_cache, "_LARGE", open_container(make_image("red").data)[1].decode_bytes)
+    await cache.resolve([make_image("green")])
+    assert returned == 1
+    with pytest.raises(InvalidImage):
+        await cache.resolve([EncodedImage("damaged", make_image("blue").data[:-30])])
+    assert returned == 2
+    cache.close()
+
+
+async def test_images_do_not_wait_for_large_ones() -> None:
+    gate = threading.Event()
+
+    def to_tensor(image: DecodedImage) -> torch.Tensor:
+        if image.size[0] == 65:
+            assert gate.wait(60)
+        return torch.ones(3, 2, 2)
+
+    cache = ImageCache(to_tensor, max_bytes=300, decode_threads=1)
+    data = encode(draw("red", (65, 48)))
+    large = [EncodedImage(f"{n}", data, decode_bytes=image_cache._LARGE) for n in range(3)]
+    decoding = [asyncio.create_task(cache.resolve([image])) for image in large]
+    await asyncio.sleep(0.1)
+    await cache.resolve([make_image("red")])
+    gate.set()
+    await asyncio.gather(*decoding)
     cache.close()

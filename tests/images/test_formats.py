@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from minigpt4_serve.images import (
     to_data_url,
     validate_image,
 )
+from minigpt4_serve.images.validation import open_container
 
 try:
     import pillow_heif
@@ -171,6 +173,25 @@ def test_unknown_formats_are_rejected(name: str) -> None:
         (UNKNOWN["JPEG 2000"], "JPEG 2000"),
         (b"\0\0\0\x18ftypmp42", "MP4 or MOV"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"PK\3\4\x14\0", "ZIP"),
+        (b"\x1f\x8b\x08\0", "GZIP"),
+        (b"\xef\xbb\xbf%PDF-1.4", "PDF"),
+        (b"\r\n\n %PDF-1.4", "PDF"),
+        (b"\n%!PS-Adobe", "PostScript"),
+        (b"\xef\xbb\xbf<svg/>", "SVG"),
+        (b" \n\t<SVG width='1'>", "SVG"),
+        (b"<!-- made by hand -->\n<svg:svg/>", "SVG"),
+        (
+            b"<?xml version='1.0'?>\n<!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN'>\n<!-- a --><!-- b -->\n<svg/>",
+            "SVG",
+        ),
+        ("\ufeff<?xml version='1.0'?><svg/>".encode("utf-16-le"), "SVG"),
+        ("\ufeff<svg/>".encode("utf-16-be"), "SVG"),
+        (b"<?xml version='1.0'?><rss/>", "SVG or XML"),
+        (b"<!--" + b"-" * 5000, "SVG or XML"),
+        (b"<!doctype html>\n<title>", "HTML"),
+        (b"\n\n<HTML lang='en'>", "HTML"),
+        (b"<!-- saved -->\n<!DOCTYPE html>\n<html>", "HTML"),
     ],
 )
 def test_the_refusal_names_a_known_format(data: bytes, name: str) -> None:
@@ -202,6 +223,87 @@ def test_images_are_turned_upright(sample: Sample, orientation: int) -> None:
     upright = decode_image(validate_image(data, LIMITS).data)
     assert upright.size == expected.size
     assert upright.tobytes() == expected.tobytes()
+
+
+def _exif(kind: int, packed: bytes, order: str = "<", count: int = 1) -> bytes:
+    """EXIF data with an orientation of a type."""
+    begin = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(f"{order}HHI", 0x0112, kind, count) + packed.ljust(4, b"\0")
+    return begin + struct.pack(f"{order}IH", 8, 1) + entry + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed", "order", "turned"),
+    [
+        (1, b"\6", "<", True),  # BYTE
+        (1, b"\6", ">", True),
+        (3, b"\6\0", "<", True),  # SHORT
+        (3, b"\0\6", ">", True),
+        (4, b"\6\0\0\0", "<", True),  # LONG
+        (4, b"\0\0\0\6", ">", True),
+        (4, b"\6\0\1\0", "<", False),  # 65,542
+        (2, b"6\0", "<", False),  # ASCII
+        (5, b"\6\0\0\0", "<", False),  # RATIONAL, an offset
+        (7, b"\6", "<", False),  # UNDEFINED
+    ],
+)
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_the_orientation_may_have_any_integer_type(
+    kind: int, packed: bytes, order: str, turned: bool, file_format: str
+) -> None:
+    data = encode(draw(), file_format, exif=b"Exif\0\0" + _exif(kind, packed, order))
+    assert decode_image(validate_image(data, LIMITS).data).size == ((48, 64) if turned else (64, 48))
+
+
+def _tiff_with(*entries: tuple[int, int, int, int], ahead: bool) -> bytes:
+    """A TIFF of 64 × 48 pixels with more entries (tag, type, count, value), ahead of or behind the others."""
+    data = encode(draw(), "TIFF")
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    own = data[directory + 2 : directory + 2 + 12 * count]
+    added = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    both = added + own if ahead else own + added
+    moved = len(data) + len(data) % 2
+    directories = struct.pack("<H", count + len(entries)) + both + bytes(4)
+    return data[:4] + struct.pack("<I", moved) + data[8:] + bytes(len(data) % 2) + directories
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [(256, 4, 1, 30_000), (257, 4, 1, 30_000)],  # size
+        [(256, 3, 1, 1), (257, 3, 1, 1)],
+        [(256, 9, 1, 30_000)],  # SLONG: an integer that isn't checked
+        [(256, 4, 0, 30_000)],  # no value
+        [(259, 3, 1, 34712)],  # JPEG 2000 compression
+        [(259, 8, 1, 34712)],
+        [(322, 4, 1, 60_000), (323, 4, 1, 60_000)],  # tiles
+        [(322, 9, 1, 60_000), (323, 9, 1, 60_000)],
+    ],
+)
+def test_duplicate_tags_of_a_tiff_cannot_hide_values(
+    entries: list[tuple[int, int, int, int]], ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[int, int]] = []
+    open_image = Image.open
+
+    def record(*args: Any, **kwargs: Any) -> Image.Image:
+        image = open_image(*args, **kwargs)
+        opened.append(image.size)
+        return image
+
+    monkeypatch.setattr(Image, "open", record)
+    data = _tiff_with(*entries, ahead=ahead)
+    try:
+        _, container = open_container(data)
+        validate_image(data, ImageLimits())
+    except InvalidImage:
+        assert not opened or opened == [(container.width, container.height)]
+        return
+    assert opened == [(container.width, container.height)]
+    if not ahead and entries[0][0] != 322:
+        assert opened == [(64, 48)], "the first entry counts"
 
 
 @each_sample

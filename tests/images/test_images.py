@@ -1,7 +1,9 @@
 import base64
+import contextlib
 import io
 import random
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,14 @@ from drawing import draw, encode
 from PIL import Image
 
 from minigpt4_serve.errors import InvalidImage, InvalidRequest, MiniGPT4Error, PayloadTooLarge
-from minigpt4_serve.images import IMAGE_FORMATS, ImageLimits, decode_image, parse_data_url, validate_image
+from minigpt4_serve.images import (
+    IMAGE_FORMATS,
+    ImageLimits,
+    decode_base64,
+    decode_image,
+    parse_data_url,
+    validate_image,
+)
 
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=1_000_000)
 
@@ -72,6 +81,11 @@ def test_truncated_images_are_damaged(kind: str) -> None:
         ("", InvalidRequest),
         ("data:image/png;base64", InvalidRequest),
         ("data:image/png,rawbytes", InvalidRequest),
+        ("data:image/png;base64a,AAAA", InvalidRequest),
+        ("data:" + "%41" * 100_000 + ";base64,AAAA", InvalidRequest),
+        ("data:image/png;base64," + "%41%42%43%44" * 10, InvalidImage),
+        ("data:image/png;name=base64,AAAA", InvalidRequest),
+        ('data:image/png;name="a, b;base64,AAAA', InvalidRequest),  # the quote is never closed
         ("data:image/png;base64,***", InvalidImage),
         ("data:image/png;base64,AAAAA", InvalidImage),
         ("data:image/png;base64,AA=A", InvalidImage),
@@ -148,12 +162,30 @@ def _wrapped(data: bytes, line_break: bytes) -> str:
         lambda data: "data:image/png; base64," + base64.b64encode(data).decode(),
         lambda data: "DATA:;BASE64," + base64.b64encode(data).decode(),
         lambda data: "data:image/png;charset=utf-8;base64," + base64.b64encode(data).decode(),
+        lambda data: _url(data, "image/png;base64;charset=utf-8").replace(";base64,", ","),
+        lambda data: "data:base64," + base64.b64encode(data).decode(),
+        lambda data: "data:image/png%3Bbase64," + base64.b64encode(data).decode(),
+        lambda data: "data:image%2Fpng%3bBase64," + quote(base64.b64encode(data).decode(), safe=""),
+        lambda data: _url(data, 'image/png;name="a,b;base64,c.png"'),
     ],
 )
 @pytest.mark.parametrize("extra", [b"", b"\xff", b"\xff\xfe"])
 def test_base64_is_read_as_many_libraries_write_it(write: Callable[[bytes], str], extra: bytes) -> None:
     data = encode(draw("red")) + b"\xfb\xff\xbf" + extra  # with both special characters, and all kinds of padding
     assert parse_data_url(write(data), LIMITS).data == data
+
+
+@pytest.mark.parametrize("escape", ["%41", "%2B", "%2f", "%0A", "%%", "A%3D"])
+def test_escapes_take_memory_in_proportion(escape: str) -> None:
+    text = escape * 300_000
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ValueError):
+            decode_base64(text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(text)
 
 
 def _photo(**options: Any) -> bytes:

@@ -32,6 +32,14 @@ async def test_work_runs_in_threads_of_its_own() -> None:
     assert (await run_image_work(lambda: threading.current_thread().name)).startswith("minigpt4-images")
 
 
+async def test_small_images_do_not_wait_for_large_ones(gate: threading.Event) -> None:
+    large = [asyncio.ensure_future(run_image_work(lambda: gate.wait(120), size=20 * 2**20)) for _ in range(8)]
+    await asyncio.sleep(0)
+    assert await run_image_work(lambda: "checked", size=20_000) == "checked"
+    gate.set()
+    assert all(await asyncio.gather(*large))
+
+
 async def test_errors_of_the_work_reach_the_caller() -> None:
     def fail() -> None:
         raise InvalidImage("no")

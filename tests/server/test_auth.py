@@ -6,18 +6,21 @@ import copy
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 from drawing import draw, encode
 from pydantic import SecretStr
 from serving_app import few_steps, serving
+from starlette.types import Message
 
-from minigpt4_serve.errors import InvalidRequest, RateLimited
+from minigpt4_serve.errors import EngineFailed, InvalidRequest, MiniGPT4Error, Overloaded, RateLimited
+from minigpt4_serve.protocol import Delta
 from minigpt4_serve.server.http.auth import QuotaReservation
 from minigpt4_serve.server.http.chat_service import ChatService
 from minigpt4_serve.server.http.routes import create_app
@@ -91,6 +94,30 @@ def test_the_docs_load_nothing_from_other_servers(keyed: Keyed) -> None:
     for file in files:
         assert file.startswith("/docs/files/")
         assert client.get(file).status_code == 200
+
+
+async def test_files_of_the_docs_come_from_memory_in_parts(keyed: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, service = keyed
+    app = create_app(service)
+    parts: list[bytes] = []
+
+    async def no_thread(*_: object, **__: object) -> None:
+        raise AssertionError("a thread reads a file")
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        parts.append(message.get("body", b""))
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", no_thread)
+    host = [(b"host", b"localhost")]
+    path = "/docs/files/swagger-ui-bundle.js"
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": host, "app": app}
+    await app({**scope, "client": ("127.0.0.1", 1), "root_path": "", "http_version": "1.1"}, receive, send)
+    assert sum(map(len, parts)) > 10**6
+    assert max(map(len, parts)) <= 2**16
 
 
 def test_a_refused_request_is_not_read(keyed: Keyed) -> None:
@@ -173,8 +200,10 @@ async def test_a_long_wait_for_a_quota_is_given_in_hours() -> None:
         (408, True, 2),
         (0, True, 2),  # the client disconnected
         (429, True, 0),  # a full queue refuses before it decodes
-        (500, True, 0),  # the server's fault
-        (503, True, 0),
+        (500, False, 0),
+        (503, False, 0),
+        (500, True, 2),  # an engine that failed may have decoded them
+        (503, True, 2),
     ],
 )
 async def test_images_that_were_decoded_count(status: int, handed_over: bool, counted: int) -> None:
@@ -188,6 +217,68 @@ async def test_images_that_were_decoded_count(status: int, handed_over: bool, co
     reservation.release(status)
     following = QuotaReservation(key, quotas)
     await following.reserve()
+    assert following.headers["x-ratelimit-remaining-images"] == str(5 - counted)
+
+
+def _with_image(data: bytes, **fields: Any) -> dict[str, Any]:
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}], **fields}
+
+
+RED = encode(draw("red"))
+OUTCOMES: dict[str, tuple[dict[str, Any], Exception | None, int, int]] = {
+    # request, what the engine raises, status, images that count
+    "an answer": (_with_image(RED, max_tokens=2), None, 200, 1),
+    "damaged header": (_with_image(RED[:20]), None, 400, 0),
+    "damaged pixels": (_with_image(RED[:-30]), None, 400, 1),
+    "not an image": (_with_image(b"hello"), None, 400, 0),
+    "wrong value": (_with_image(RED, temperature="hot"), None, 400, 0),
+    "a schema that is refused": (
+        _with_image(RED, response_format={"type": "json_schema", "json_schema": {}}),
+        None,
+        400,
+        0,
+    ),
+    "a wrong model": (_with_image(RED, model="other"), None, 404, 0),
+    "full queue": (_with_image(RED), Overloaded.queue_full(1.0), 429, 0),
+    "engine lost": (_with_image(RED), EngineFailed("lost"), 503, 1),
+    "an engine's error": (_with_image(RED), MiniGPT4Error("failed"), 500, 1),
+    "unexpected error": (_with_image(RED), ZeroDivisionError(), 500, 1),
+    "streamed, engine lost": (_with_image(RED, stream=True), EngineFailed("lost"), 503, 1),
+    "streamed, unexpected error": (_with_image(RED, stream=True), ZeroDivisionError(), 500, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def outcome_keys(keyed: Keyed) -> dict[str, str]:
+    """A key with five images a day for each outcome."""
+    client, file, _ = keyed
+    keys = {outcome: add_key(file, outcome, KeyLimits(images_per_day=5)) for outcome in OUTCOMES}
+    *_, last = keys.values()
+    while client.get("/v1/models", headers=_bearer(last)).status_code != 200:
+        time.sleep(0.1)
+    return keys
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_images_count_once_an_engine_has_them(
+    keyed: Keyed, outcome_keys: dict[str, str], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _, service = keyed
+    asked, raised, status, counted = OUTCOMES[outcome]
+    key = outcome_keys[outcome]
+
+    async def fail(*_: Any, **__: Any) -> AsyncGenerator[Delta]:
+        assert raised is not None
+        raise raised
+        yield
+
+    with monkeypatch.context() as patched:
+        if raised is not None:
+            patched.setattr(service.engine, "generate", fail)
+        answer = client.post(CHAT, json=asked, headers=_bearer(key))
+        assert answer.status_code == status, answer.text
+    following = client.post(CHAT, json=HELLO, headers=_bearer(key))
     assert following.headers["x-ratelimit-remaining-images"] == str(5 - counted)
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from waiting import wait_until
 
+from minigpt4_serve.server.http import limited_protocol
 from minigpt4_serve.server.http.limited_protocol import (
     ConnectionTable,
     LimitedProtocol,
@@ -181,6 +183,45 @@ TOO_LONG = {
 }
 
 
+async def test_connections_that_send_much_take_turns(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = KIB**2
+    turn = 0
+    turns: Counter[int] = Counter()
+    out_of_turn = 0
+    take_turn = limited_protocol._Flow.take_turn
+    data_received = LimitedProtocol.data_received
+
+    def count_turn(flow: limited_protocol._Flow) -> None:
+        turns[turn] += 1
+        take_turn(flow)
+
+    def count_data(protocol: LimitedProtocol, data: bytes) -> None:
+        nonlocal out_of_turn
+        out_of_turn += protocol.flow.awaits_turn
+        data_received(protocol, data)
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(limited_protocol._Flow, "take_turn", count_turn)
+    monkeypatch.setattr(LimitedProtocol, "data_received", count_data)
+    server = await serve()
+    counting = asyncio.create_task(count_turns())
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.connected()) for _ in range(30)]
+        head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
+        await asyncio.gather(*(client.send(head + bytes(size)) for client in clients))
+        assert [await client.answer() for client in clients] == [b"ok"] * 30
+    counting.cancel()
+    assert server.app.bodies == [size] * 30
+    assert sum(turns.values()) >= 30 * 4, "asyncio reads at most 256 KiB at once"
+    assert max(turns.values()) <= limited_protocol._READ_IN_A_TURN
+    assert not out_of_turn
+
+
 @pytest.mark.parametrize("case", TOO_LONG)
 async def test_what_has_no_end_is_refused_early(serve: Serve, case: str) -> None:
     start, piece, status = TOO_LONG[case]
@@ -237,6 +278,29 @@ async def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
         for _ in range(10):
             assert await client.answer() == b"ok"
     assert server.app.bodies == [30_000] * 10
+
+
+@pytest.mark.parametrize("request_", [b"GET / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\na"])
+async def test_pipelined_requests_have_a_limit(serve: Serve, request_: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    complete = LimitedProtocol.on_message_complete
+
+    def count(protocol: LimitedProtocol) -> None:
+        nonlocal most
+        complete(protocol)
+        most = max(most, len(protocol.pipeline))
+
+    monkeypatch.setattr(LimitedProtocol, "on_message_complete", count)
+    server = await serve()
+    async with server.connected() as client:
+        with suppress(ConnectionError):
+            await client.send(b"GET /slow HTTP/1.1\r\n\r\n" + request_ * 10_000)
+        await client.end()
+        assert most <= limited_protocol._MOST_PIPELINED
+        server.app.gate.set()
+    async with server.connected() as other:
+        await other.get("/")
+        assert await other.answer() == b"ok"
 
 
 SLOW = {

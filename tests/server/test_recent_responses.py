@@ -10,6 +10,7 @@ import pytest
 from serving_app import serving
 
 from minigpt4_serve.errors import InvalidRequest
+from minigpt4_serve.server.http import body_budget
 from minigpt4_serve.server.keys.key_ring import KeyLimits, add_key
 from minigpt4_serve.server.openai import recent_responses
 from minigpt4_serve.server.openai.recent_responses import ResponseHistory
@@ -122,6 +123,28 @@ def test_a_conversation_continues_by_reference(served: httpx.Client, stream: boo
     for answer in (by_id, by_reference):
         assert answer["output"][0]["content"] == written_out["output"][0]["content"]
         assert answer["usage"]["input_tokens"] == written_out["usage"]["input_tokens"]
+
+
+@pytest.mark.parametrize("reference", ["previous_response_id", "item_reference"])
+def test_what_is_referred_to_counts_as_a_body(
+    served: httpx.Client, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    add = body_budget._CountedBody.add
+
+    def count(body: body_budget._CountedBody, size: int) -> None:
+        counted.append(size)
+        add(body, size)
+
+    monkeypatch.setattr(body_budget._CountedBody, "add", count)
+    long = {"role": "user", "content": "One " * 50_000, "id": "msg_long"}
+    kept = _ask(served, input=[long, {"role": "assistant", "content": "a"}, {"role": "user", "content": "Two"}]).json()
+    counted.clear()
+    refers = {"previous_response_id": kept["id"]} if reference == "previous_response_id" else {}
+    items = [{"role": "user", "content": "Three"}]
+    answer = _ask(served, input=items if refers else [{"type": "item_reference", "id": "msg_long"}, *items], **refers)
+    assert answer.status_code == 200, answer.text
+    assert sum(counted) > 200_000
 
 
 def test_unknown_references_are_named(served: httpx.Client) -> None:

@@ -228,10 +228,15 @@ def _is_hidden(message: discord.Message) -> bool:
 
 def _trusted_url(proxy_url: str | None, url: str | None) -> str | None:
     """The URL of Discord's proxy, or the original URL if Discord's CDN serves it, or None."""
-    if proxy_url:
-        return proxy_url
-    if not url:
-        return None
-    # With the setting `discord.api_base`, that server counts as the CDN, too.
-    is_api_server = URL(url).is_absolute() and URL(url).origin() == URL(Route.BASE).origin()
-    return url if is_api_server or f".{URL(url).host}".endswith(_CDN_DOMAINS) else None
+    return next((one for one in (proxy_url, url) if one and _is_discords(one)), None)
+
+
+def _is_discords(address: str) -> bool:
+    """Whether Discord's server has this address; with the setting `discord.api_base`, that server counts, too."""
+    try:
+        url = URL(address)
+        if url.is_absolute() and url.origin() == URL(Route.BASE).origin():
+            return True
+    except ValueError:  # no URL
+        return False
+    return url.scheme == "https" and url.user is None and f".{url.host}".endswith(_CDN_DOMAINS)

@@ -10,7 +10,7 @@ import struct
 __all__ = ["exif_orientation", "xmp_orientation"]
 
 _TAG = 0x0112
-_SHORT = 3
+_INTEGERS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG as struct names them; EXIF 2.3 demands SHORT, not all write it
 _XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])[\"'<]")
 _MAX_XMP = 2**16
 
@@ -28,9 +28,12 @@ def exif_orientation(exif: bytes) -> int | None:
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, directory)
         for at in range(directory + 2, min(directory + 2 + count * 12, len(tiff) - 11), 12):
-            tag, kind, values, value = struct.unpack_from(f"{order}HHIH", tiff, at)
+            tag, kind, values = struct.unpack_from(f"{order}HHI", tiff, at)
             if tag == _TAG:
-                return value if kind == _SHORT and values == 1 and 1 <= value <= 8 else None
+                if kind not in _INTEGERS or values != 1:
+                    return None
+                (value,) = struct.unpack_from(f"{order}{_INTEGERS[kind]}", tiff, at + 8)
+                return value if 1 <= value <= 8 else None
     except struct.error:
         pass
     return None

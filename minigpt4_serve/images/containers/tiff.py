@@ -26,6 +26,8 @@ _KEPT = frozenset(
         *(347, 529, 530, 531, 532),  # JPEG tables; YCbCr
     }
 )
+_CHECKED = frozenset({_WIDTH, _HEIGHT, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT})
+_INTEGERS = {1: "B", 3: "H", 4: "I"}  # type → as struct names it
 _KINDS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # type → bytes
 _MAX_TAG_BYTES = 2**19  # of one tag: offsets of 131,072 strips
 _MAX_TILE_PIXELS = 2**24
@@ -36,29 +38,33 @@ _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32946, 32773})
 
 
 def read_tiff(data: bytes, max_frames: int) -> Container:
-    """The first page.
+    """The first page. Of several entries of one tag only the first counts, as in libtiff.
 
     Raises:
-        InvalidImage: no size, an unknown compression, or a tag of more than half a megabyte.
+        InvalidImage: no size, a size that isn't an integer, an unknown compression, or a tag of more than half a
+            megabyte.
     """
     order = "<" if data[:2] == b"II" else ">"
     (directory,) = struct.unpack_from(f"{order}I", data, 4)
+    seen: set[int] = set()
     entries: dict[int, bytes] = {}
     numbers: dict[int, int] = {}  # the first value of each tag
     (count,) = struct.unpack_from(f"{order}H", data, directory)
     for at in range(directory + 2, directory + 2 + count * 12, 12):
         tag, kind, values = struct.unpack_from(f"{order}HHI", data, at)
-        if tag not in _KEPT and tag != _ORIENTATION:
+        if tag in seen or (tag not in _KEPT and tag != _ORIENTATION):
             continue
+        seen.add(tag)
         size = _KINDS.get(kind, 1) * values
         if size > _MAX_TAG_BYTES:
             raise damaged()
         where = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, at + 8)[0]
-        if values and kind in (1, 3, 4):
-            letter = {1: "B", 3: "H", 4: "I"}[kind]
-            (numbers[tag],) = struct.unpack_from(f"{order}{letter}", data, where)
+        if values and kind in _INTEGERS:
+            (numbers[tag],) = struct.unpack_from(f"{order}{_INTEGERS[kind]}", data, where)
+        elif tag in _CHECKED:  # a decoder may see a number where nothing was checked
+            raise damaged()
         if tag in _KEPT:
-            entries.setdefault(tag, data[at : at + 12])
+            entries[tag] = data[at : at + 12]
     compression = numbers.get(_COMPRESSION, 1)
     if compression not in _COMPRESSIONS:
         raise InvalidImage("This TIFF's compression is not supported; save it as a PNG.")

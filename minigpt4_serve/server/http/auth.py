@@ -64,13 +64,13 @@ class QuotaReservation:
     def release(self, status: int) -> None:
         """End the request.
 
-        The images of a failed one don't count if none was decoded (a full queue refuses before that), or if the server
-        is at fault.
+        The images of a failed one don't count if none was decoded; a full queue refuses before that. An engine that
+        failed may have decoded them: a request that makes it fail isn't free.
 
         Args:
             status: of the HTTP response; 0 if the client disconnected before it.
         """
-        refund = status >= 400 and (not self._keeps_images or status == Overloaded.status or status >= 500)
+        refund = status >= 400 and (not self._keeps_images or status == Overloaded.status)
         self._quotas.release(self.key, self._name, refund=refund)
 
     def _apply(self, status: QuotaStatus) -> None:

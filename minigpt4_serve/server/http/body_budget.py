@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from minigpt4_serve.errors import Overloaded
 from minigpt4_serve.server.http.auth import read_key_id
 
-__all__ = ["BodyBudget", "LimitBodies", "release_body"]
+__all__ = ["BodyBudget", "LimitBodies", "count_as_body", "release_body"]
 
 _FREE = 64 * 2**10  # bytes of each body that aren't counted: questions without images are always received
 _RETRY_AFTER_S = 2.0
@@ -99,6 +99,13 @@ class LimitBodies:
             await self._app(scope, count, send)
         finally:
             body.release()
+
+
+def count_as_body(scope: Scope, size: int) -> None:
+    """Count bytes that the request refers to as if its body held them. Raises ``Overloaded``."""
+    body = scope.get(_SCOPE_KEY)
+    if body is not None:
+        body.add(size)
 
 
 def release_body(scope: Scope) -> None:

@@ -46,11 +46,13 @@ class ImageReader:
         for url, param in references:
             if is_data_url(url):
                 # Decoding and hashing megabytes on the event loop would delay all other streams.
-                images.append(await run_image_work(partial(parse_data_url, url, self._limits, param=param)))
+                check = partial(parse_data_url, url, self._limits, param=param)
+                images.append(await run_image_work(check, size=len(url)))
                 continue
             data = await self._fetch(url, left, param)
             left -= len(data)
-            images.append(await run_image_work(partial(validate_image, data, self._limits, param=param)))
+            check = partial(validate_image, data, self._limits, param=param)
+            images.append(await run_image_work(check, size=len(data)))
         return images
 
     async def _fetch(self, url: str, left: int, param: str) -> bytes:

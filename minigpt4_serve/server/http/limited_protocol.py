@@ -9,13 +9,14 @@ import asyncio
 import ipaddress
 import json
 import logging
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from minigpt4_serve.server.http.auth import PROBE_PATHS
@@ -25,6 +26,9 @@ __all__ = ["ConnectionTable", "LimitedProtocol", "TransportLimits", "find_connec
 _log = logging.getLogger(__name__)
 
 _PIECE = 16 * 2**10  # bytes given to the parser at a time; framing is counted to this precision behind the headers
+_MOST_PIPELINED = 32  # requests that wait for another one's response on their connection; each takes some kilobytes
+_BULK = 16 * 2**10  # bytes received at once, from which on a connection waits for its turn to be read again
+_READ_IN_A_TURN = 4  # such connections; the event loop reads up to 256 KiB of each
 _CHECK_S = 0.5  # between looks at all connections
 _MIN_PROGRESS = 16 * 2**10  # bytes that a reader who is behind takes within ``write_s``
 _MOST_CONNECTIONS = 4096
@@ -88,6 +92,8 @@ class ConnectionTable:
         self._pending = 0
         self._closed: Counter[str] = Counter()  # by reason, since the last log line
         self._timer: asyncio.TimerHandle | None = None
+        self._to_read: deque[LimitedProtocol] = deque()
+        self._turn: asyncio.Handle | None = None
 
     def __len__(self) -> int:
         """The number of open connections."""
@@ -141,6 +147,17 @@ class ConnectionTable:
         while self._pending > self.limits.pending_bytes and self._close_oldest(self._busiest(), "headers in flight"):
             pass
 
+    def read_later(self, connection: "LimitedProtocol") -> None:
+        """Read from a connection again when it's its turn: bodies that arrive on many delay no other request."""
+        self._to_read.append(connection)
+        if self._turn is None:
+            self._turn = connection.loop.call_soon(self._next_turn, connection.loop)
+
+    def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        for _ in range(min(_READ_IN_A_TURN, len(self._to_read))):
+            self._to_read.popleft().flow.take_turn()
+        self._turn = loop.call_soon(self._next_turn, loop) if self._to_read else None
+
     def close(self, connection: "LimitedProtocol", reason: str) -> None:
         """Disconnect at once; the reason is for the log."""
         self._closed[reason] += 1
@@ -171,6 +188,29 @@ class ConnectionTable:
             _log.warning("connections were closed (%s)", reasons)
             self._closed.clear()
         self._timer = loop.call_later(_CHECK_S, self._check, loop) if self._open else None
+
+
+class _Flow(FlowControl):
+    """Flow control of a connection that may wait for its turn to be read, see ``ConnectionTable.read_later``."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self.awaits_turn = False
+
+    def wait_for_turn(self) -> None:
+        self.awaits_turn = True
+        self._transport.pause_reading()
+
+    def take_turn(self) -> None:
+        self.awaits_turn = False
+        if not self.read_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def resume_reading(self) -> None:
+        if self.awaits_turn:
+            self.read_paused = False
+        else:
+            super().resume_reading()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -206,6 +246,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See ``asyncio.Protocol``."""
         super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
         self.network = _network(self.client[0] if self.client else "")
         self._headers_since = self.loop.time()
         self._table.add(self)
@@ -217,6 +258,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass the bytes on to the parser, in pieces, until they exceed a limit."""
+        if len(data) >= _BULK and not self.flow.awaits_turn:
+            self.flow.wait_for_turn()
+            self._table.read_later(self)
         limit = self._limits.header_bytes
         if self._in_headers and self._headers_since is None:
             self._headers_since = self.loop.time()
@@ -262,6 +306,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._table.mark_busy(self)
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self._refused = True
+            self._table.close(self, "too many pipelined requests")
+            return
         if len(self.headers) > self._limits.header_fields:
             self._refuse_headers()
             return

@@ -7,7 +7,7 @@ load scripts, styles and images from this server only, runs no inline scripts, a
 import gzip
 import hashlib
 import mimetypes
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,12 +15,15 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
-__all__ = ["PageFile", "add_page", "read_page"]
+__all__ = ["PageFile", "add_page", "keep_in_memory", "read_page"]
 
 _FOLDER = Path(__file__).parents[2] / "page"
 _MODULES = "<!-- modules -->"
+_SLICE = 64 * 2**10
 _COMPRESSED = ("text/", "application/")
 
 _PAGE_POLICY = (
@@ -89,6 +92,27 @@ def add_page(app: FastAPI) -> frozenset[str]:
     return frozenset(files)
 
 
+def keep_in_memory(app: FastAPI, path: str, names: Collection[str]) -> None:
+    """Serve some files of the static files at ``path`` from memory, and no others.
+
+    Anyone may ask for them, and from the disk a file of a megabyte takes dozens of turns of a thread.
+    """
+    (mount,) = [route for route in app.router.routes if isinstance(route, Mount) and route.path == path]
+    assert isinstance(mount.app, StaticFiles)
+    assert mount.app.directory is not None
+    folder = Path(mount.app.directory)
+    files = {name: _make_file(name, (folder / name).read_bytes(), {}) for name in names}
+    app.router.routes.remove(mount)
+
+    async def answer(request: Request) -> Response:
+        file = files.get(request.path_params["file"])
+        if file is None:
+            raise HTTPException(404)
+        return _respond(request, file)
+
+    app.add_api_route(f"{path}/{{file}}", answer, methods=["GET", "HEAD"], include_in_schema=False)
+
+
 @cache
 def read_page() -> dict[str, PageFile]:
     """All files of the page by their path on the server; read once for each process."""
@@ -125,4 +149,14 @@ def _respond(request: Request, file: PageFile) -> Response:
         return Response(status_code=304, headers=headers)
     if zipped:
         headers["content-encoding"] = "gzip"
-    return Response(file.compressed if zipped else file.data, media_type=file.media_type, headers=headers)
+    data = file.compressed if zipped and file.compressed is not None else file.data
+    if len(data) <= _SLICE:
+        return Response(data, media_type=file.media_type, headers=headers)
+    headers["content-length"] = str(len(data))
+    return StreamingResponse(_slices(data), media_type=file.media_type, headers=headers)
+
+
+async def _slices(data: bytes) -> AsyncIterator[bytes]:
+    """Parts of a file: a connection whose client doesn't read holds only one of them."""
+    for begin in range(0, len(data), _SLICE):
+        yield data[begin : begin + _SLICE]

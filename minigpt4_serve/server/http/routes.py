@@ -20,13 +20,14 @@ from minigpt4_serve import __version__
 from minigpt4_serve.errors import DeadlineExceeded, EngineFailed, MiniGPT4Error, ModelNotFound, PayloadTooLarge
 from minigpt4_serve.server.http.answers import collect_answer, next_delta, stream_events, unless_disconnected
 from minigpt4_serve.server.http.auth import PROBE_PATHS, QuotaReservation, RequireKey, read_key_id
-from minigpt4_serve.server.http.body_budget import LimitBodies, release_body
+from minigpt4_serve.server.http.body_budget import LimitBodies, count_as_body, release_body
 from minigpt4_serve.server.http.chat_service import ChatService, PreparedChat
 from minigpt4_serve.server.http.deadline import before
 from minigpt4_serve.server.http.error_handlers import add_error_handlers
 from minigpt4_serve.server.http.head_requests import AnswerHeadRequests
+from minigpt4_serve.server.http.json_bodies import read_json_body
 from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
-from minigpt4_serve.server.http.page import add_page
+from minigpt4_serve.server.http.page import add_page, keep_in_memory
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
 from minigpt4_serve.server.keys.key_ring import KeyRing
 from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
@@ -51,10 +52,8 @@ MakeFormatter = Callable[[PreparedChat, str], ResponseFormatter]
 """(prepared chat, unique id of the answer) → what formats the answer."""
 
 _DOCS_FILES = "/docs/files"
-_OPEN_PATHS = frozenset(
-    {"/docs", "/openapi.json"}
-    | {f"{_DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
-)
+_DOCS_NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+_OPEN_PATHS = frozenset({"/docs", "/openapi.json"} | {f"{_DOCS_FILES}/{name}" for name in _DOCS_NAMES})
 """A browser that opens ``/docs`` sends no key; the files hold no secrets."""
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "No engine answers."}}
@@ -110,6 +109,7 @@ def create_app(
         static_url=_DOCS_FILES,
         generate_unique_id_function=lambda route: route.name,  # generated clients' names of methods and classes
     )
+    keep_in_memory(app, _DOCS_FILES, _DOCS_NAMES)
     add_error_handlers(app)
     app.include_router(_model_routes(service))
     app.include_router(_answer_routes(service))
@@ -200,7 +200,8 @@ def _answer_routes(service: ChatService) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """One answer, whole or streamed as server-sent events."""
         await service.check_capacity()
-        chat_request = parse_chat_request(await _read_body(request, service.settings))
+        body = await _read_body(request, service.settings)
+        chat_request = parse_chat_request(await read_json_body(body, "messages"))
         name = chat_request.model or service.name
 
         def make_formatter(chat: PreparedChat, answer_id: str) -> ResponseFormatter:
@@ -221,7 +222,9 @@ def _answer_routes(service: ChatService) -> APIRouter:
         """The same in the shape of OpenAI's newer API. Responses are kept for a while, to be referred to."""
         await service.check_capacity()
         history = recent.of_key(read_key_id(request.scope))
-        responses_request = parse_responses_request(await _read_body(request, service.settings), history)
+        body = await _read_body(request, service.settings)
+        responses_request = parse_responses_request(await read_json_body(body, "input"), history)
+        count_as_body(request.scope, history.bytes_found)
         chat_request = responses_request.as_chat()
         name = responses_request.model or service.name
 

@@ -34,6 +34,7 @@ __all__ = [
     "Wire",
     "parse_chat_request",
     "parse_request",
+    "read_json_object",
 ]
 
 _MAX_MESSAGES = 1024
@@ -367,8 +368,11 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 Request = TypeVar("Request", bound=AnswerRules)
 
 
-def parse_chat_request(body: bytes | bytearray) -> ChatCompletionRequest:
+def parse_chat_request(body: bytes | bytearray | dict[str, Any]) -> ChatCompletionRequest:
     """The request in ``body``.
+
+    Args:
+        body: as sent, or as ``read_json_object`` read it.
 
     Raises:
         InvalidRequest: not JSON, a wrong value, or an unsupported feature. ``param`` names the field.
@@ -380,23 +384,14 @@ def parse_chat_request(body: bytes | bytearray) -> ChatCompletionRequest:
     return request
 
 
-def parse_request(
-    body: bytes | bytearray,
-    kind: type[Request],
-    refused: Mapping[str, tuple[Any, ...]],
-    content: str,
-    expand: Callable[[dict[str, Any]], object] = bool,
-) -> Request:
-    """The request in ``body``, of any API.
+def read_json_object(body: bytes | bytearray, content: str) -> dict[str, Any]:
+    """The JSON object in the body of a request.
 
     Args:
-        kind: its type.
-        refused: fields that can't be honored, besides ``REFUSED``, → their values that request nothing.
         content: the required field, for error messages.
-        expand: replaces references in the JSON object, before it is validated.
 
     Raises:
-        InvalidRequest: as ``parse_chat_request``.
+        InvalidRequest: not a JSON object, or one of too many values.
     """
     values = body.count(b",") + body.count(b"[") + body.count(b"{")
     if values > _MAX_VALUES:
@@ -408,6 +403,29 @@ def parse_request(
         raise InvalidRequest(f"The request body is not valid JSON. Send a JSON object with '{content}'.") from None
     if not isinstance(data, dict):
         raise InvalidRequest(f"The request body must be a JSON object with '{content}'.")
+    return data
+
+
+def parse_request(
+    body: bytes | bytearray | dict[str, Any],
+    kind: type[Request],
+    refused: Mapping[str, tuple[Any, ...]],
+    content: str,
+    expand: Callable[[dict[str, Any]], object] = bool,
+) -> Request:
+    """The request in ``body``, of any API.
+
+    Args:
+        body: as sent, or as ``read_json_object`` read it.
+        kind: its type.
+        refused: fields that can't be honored, besides ``REFUSED``, → their values that request nothing.
+        content: see ``read_json_object``.
+        expand: replaces references in the JSON object, before it is validated.
+
+    Raises:
+        InvalidRequest: as ``parse_chat_request``.
+    """
+    data = body if isinstance(body, dict) else read_json_object(body, content)
     for name, harmless in {**REFUSED, **refused}.items():
         if _look_up(data, name.split(".")) not in harmless:
             raise InvalidRequest(f"This server can't honor '{name}'; leave it out.", param=name)

@@ -114,9 +114,14 @@ class ResponseHistory:
 
 
 class KeyResponses:
-    """The recent responses of one key."""
+    """The recent responses of one key, for one request.
+
+    Attributes:
+        bytes_found: of the items that the request refers to.
+    """
 
     def __init__(self, recent: ResponseHistory, key: str) -> None:
+        self.bytes_found = 0
         self._recent = recent
         self._key = key
 
@@ -136,6 +141,7 @@ class KeyResponses:
                     param="previous_response_id",
                 )
             parts.append(entry.items)
+            self.bytes_found += entry.size
             current = entry.previous
         return [item for items in reversed(parts) for item in items]
 
@@ -146,6 +152,7 @@ class KeyResponses:
             raise InvalidRequest(
                 "There is no such item: only those of recent responses are kept. Send the item itself.", param=param
             )
+        self.bytes_found += _size(item)
         return item
 
     def keep(self, response: Response, items: Sequence[dict[str, Any]]) -> None:

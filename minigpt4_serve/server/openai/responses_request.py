@@ -307,8 +307,11 @@ def _without_earlier(param: str | None, num_earlier: int) -> str | None:
     return f"input[{int(match[1]) - num_earlier}]{param[match.end() :]}"
 
 
-def parse_responses_request(body: bytes | bytearray, history: History) -> ResponsesRequest:
+def parse_responses_request(body: bytes | bytearray | dict[str, Any], history: History) -> ResponsesRequest:
     """The request in ``body``, with the items of earlier responses that it refers to.
+
+    Args:
+        body: as sent, or as ``read_json_object`` read it.
 
     Raises:
         InvalidRequest: not JSON, a wrong value, or an unsupported feature. ``param`` names the field.

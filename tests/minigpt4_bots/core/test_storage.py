@@ -21,6 +21,7 @@ async def test_unfinished_answers_are_found_again(tmp_path: Path) -> None:
     await storage.begin_answer(platform="discord", user="u", note=b"3")
     storage.update_answer(second, b"2b")
     storage.finish_answer(first)
+    storage.close()
     again = await Storage(tmp_path / "db").unfinished_answers("telegram")
     assert [(one.id, one.note) for one in again] == [(second, b"2b")]
 
