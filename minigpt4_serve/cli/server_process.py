@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from minigpt4_serve.server.ray.local_server import LocalServer
     from minigpt4_serve.settings import ServeSettings
 
-__all__ = ["HangUps", "StopSignal", "handle_stop_signals", "server_url", "start_server", "stop_server"]
-
+__all__ = [
+    "HangUps",
+    "StopSignal",
+    "handle_stop_signals",
+    "running_server",
+    "server_url",
+    "start_server",
+    "stop_server",
+]
 
 _CHECK_S = 2.0
 
@@ -35,8 +42,23 @@ def server_url(settings: "ServeSettings") -> str:
     return f"http://{host}:{settings.port}"
 
 
+@contextmanager
+def running_server(settings: "ServeSettings") -> Iterator["LocalServer"]:
+    """Run a server during the block, and stop it however the block ends. In it stop signals raise ``StopSignal``.
+
+    Raises:
+        MiniGPT4Error: as ``start_server``.
+    """
+    server = start_server(settings)
+    try:
+        handle_stop_signals()
+        yield server
+    finally:
+        stop_server(server)
+
+
 def start_server(settings: "ServeSettings") -> "LocalServer":
-    """Start a server and return when it answers. From then on stop signals raise ``StopSignal``.
+    """Start a server and return when it answers.
 
     While it starts there is no answer to finish: a signal ends this process and all that it started at once.
 
@@ -58,19 +80,21 @@ def start_server(settings: "ServeSettings") -> "LocalServer":
 
         server = LocalServer(settings)
         server.start(on_progress=begin)
-    handle_stop_signals()
     return server
 
 
 def stop_server(server: "LocalServer") -> None:
     """Finish the running answers, then stop; a second signal kills all processes at once."""
     _set_handlers(_kill_all)
-    typer.echo("Stopping …")
-    server.stop(on_answers=_show_answers)
+    try:
+        typer.echo("Stopping …")
+    finally:  # also if the reader of the output is gone
+        server.stop(on_answers=_show_answers)
 
 
 def _show_answers(count: int) -> None:
-    typer.echo(f"Finishing {count} {'answer' if count == 1 else 'answers'}; Ctrl-C again stops at once.")
+    with suppress(OSError):  # the reader of the output is gone; the answers are finished nevertheless
+        typer.echo(f"Finishing {count} {'answer' if count == 1 else 'answers'}; Ctrl-C again stops at once.")
 
 
 def handle_stop_signals() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import typer
 from processes import free_port
 from ray import serve
 from typer.testing import CliRunner
@@ -249,7 +250,7 @@ def test_options_that_may_be_given_several_times(monkeypatch: pytest.MonkeyPatch
         started.append(settings)
         raise EngineFailed("enough")
 
-    monkeypatch.setattr(serve_command, "start_server", start)
+    monkeypatch.setattr(server_process, "start_server", start)
     for options in (
         ["--model-name", "a", "--model-name", "gpt-4o", "--allow-host", "x.example", "--allow-host", "y.example"],
         [],
@@ -288,6 +289,37 @@ def test_a_stop_says_how_many_answers_it_finishes(count: int, capsys: pytest.Cap
     server_process.stop_server(Stopping())  # type: ignore[arg-type]
     words = "1 answer" if count == 1 else "3 answers"
     assert capsys.readouterr().out == f"Stopping …\nFinishing {words}; Ctrl-C again stops at once.\n"
+
+
+class Running:
+    """A server that counts how often it is stopped, with one answer to finish."""
+
+    stops = 0
+
+    def stop(self, *, on_answers: Callable[[int], None]) -> None:
+        on_answers(1)
+        self.stops += 1
+
+
+def test_a_server_stops_though_its_output_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    server = Running()
+    monkeypatch.setattr(server_process, "start_server", lambda _: server)
+    monkeypatch.setattr(typer, "echo", closed)
+    settings = read_serve_settings(None, {})
+    with pytest.raises(BrokenPipeError):
+        serve_command.run_server(settings, None, {}, on_ready=closed)
+    assert server.stops == 1
+
+
+def test_a_demo_that_cannot_ask_stops_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Running()
+    monkeypatch.setattr(server_process, "start_server", lambda _: server)
+    monkeypatch.setenv("SSL_CERT_FILE", "/dev/null/none")
+    assert CliRunner().invoke(app, ["demo"]).exit_code != 0
+    assert server.stops == 1
 
 
 def test_nothing_of_ray_is_written_to_stdout_at_exit() -> None:
