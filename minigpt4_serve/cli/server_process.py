@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _CHECK_S = 2.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal(SystemExit):
@@ -60,7 +61,8 @@ def running_server(settings: "ServeSettings") -> Iterator["LocalServer"]:
 def start_server(settings: "ServeSettings") -> "LocalServer":
     """Start a server and return when it answers.
 
-    While it starts there is no answer to finish: a signal ends this process and all that it started at once.
+    While it starts there is no answer to finish: a signal ends this process and all that it started at once, SIGHUP of
+    a closed terminal included.
 
     Raises:
         MiniGPT4Error: the server can't start; what can be checked at once is checked before Ray is imported.
@@ -68,7 +70,7 @@ def start_server(settings: "ServeSettings") -> "LocalServer":
     from minigpt4_serve.server.start_checks import check_start
 
     check_start(settings)
-    _set_handlers(_kill_all)
+    _set_handlers(_kill_all, (*_STOP_SIGNALS, signal.SIGHUP))
     with ExitStack() as step:
 
         def begin(what: str) -> None:
@@ -102,9 +104,12 @@ def handle_stop_signals() -> None:
     _set_handlers(_raise_stop_signal)
 
 
-def _set_handlers(handler: Callable[[int, FrameType | None], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) != signal.SIG_IGN:  # shells make background processes ignore Ctrl-C
+def _set_handlers(
+    handler: Callable[[int, FrameType | None], None], numbers: Iterable[signal.Signals] = _STOP_SIGNALS
+) -> None:
+    for number in numbers:
+        # Shells make background processes ignore Ctrl-C, nohup makes its command ignore SIGHUP.
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 

@@ -175,9 +175,13 @@ def test_stop_signal_ends_a_roll_over(monkeypatch: pytest.MonkeyPatch) -> None:
         _roll_over()
 
 
-def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_start_kills_what_was_started(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Ray installs a SIGTERM handler of its own; ours is back before the application is deployed."""
     calls: list[str] = []
+    signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
 
     def init(*_: object, **__: object) -> None:
         signal.signal(signal.SIGTERM, lambda *_: calls.append("Ray's handler"))
@@ -190,11 +194,11 @@ def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.Mo
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "start", lambda **_: None)
-    monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), number))
     monkeypatch.setattr(LocalServer, "stop", lambda _: calls.append("stop"))
     with pytest.raises(SystemExit) as stopped:
         server_process.start_server(read_serve_settings(None, {"port": free_port()}))
-    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.code == 128 + number
     assert calls[0] == "killed"
     assert "Ray's handler" not in calls
 
