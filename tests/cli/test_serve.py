@@ -17,7 +17,7 @@ from ray import serve
 from typer.testing import CliRunner
 
 from minigpt4_serve import process_tree, serving_memory
-from minigpt4_serve.cli import app, server_process
+from minigpt4_serve.cli import app, server_process, sources
 from minigpt4_serve.cli import serve as serve_command
 from minigpt4_serve.errors import EngineFailed, InvalidRequest
 from minigpt4_serve.server.ray import local_server
@@ -319,10 +319,13 @@ def test_a_server_stops_though_its_output_is_closed(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_demo_that_cannot_ask_stops_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise InvalidRequest("The environment variable SSL_CERT_FILE can't be used.")
+
     server = Running()
     monkeypatch.setattr(server_process, "start_server", lambda _: server)
-    monkeypatch.setenv("SSL_CERT_FILE", "/dev/null/none")
-    assert CliRunner().invoke(app, ["demo"]).exit_code != 0
+    monkeypatch.setattr(sources, "RemoteModel", refuse)
+    assert isinstance(CliRunner().invoke(app, ["demo"]).exception, InvalidRequest)
     assert server.stops == 1
 
 
