@@ -1,14 +1,14 @@
 """``minigpt4 demo``: the real server with the embedded model, and a short chat with it."""
 
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from minigpt4_serve.cli.console import Answer, print_answer
-from minigpt4_serve.cli.server_process import HangUps, StopSignal, server_url, start_server, stop_server
+from minigpt4_serve.cli.server_process import HangUps, StopSignal, running_server, server_url
 from minigpt4_serve.settings import TINY_MODEL
 
 __all__ = ["demo"]
@@ -30,9 +30,7 @@ def demo(
 
     picture = TINY_MODEL / "example.png"
     settings = ServeSettings(port=port, log_level="warning")
-    server = start_server(settings)
-    source = RemoteModel(server_url(settings))
-    try:
+    with running_server(settings) as server, closing(RemoteModel(server_url(settings))) as source:
         typer.echo(f"\nThe picture: {picture}\n")
         messages: list[dict[str, Any]] = []
         for question in _QUESTIONS:
@@ -46,9 +44,6 @@ def demo(
         if keep:
             with suppress(StopSignal):
                 HangUps(server).wait()
-    finally:
-        source.close()
-        stop_server(server)
 
 
 def _next_steps(picture: Path, url: str, keep: bool) -> str:

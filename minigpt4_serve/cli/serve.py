@@ -1,13 +1,14 @@
 """``minigpt4 serve``: runs the server until a signal stops it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minigpt4_serve.cli.console import Step
-from minigpt4_serve.cli.server_process import HangUps, StopSignal, server_url, start_server, stop_server
+from minigpt4_serve.cli.server_process import HangUps, StopSignal, running_server, server_url
 from minigpt4_serve.errors import InvalidRequest, MiniGPT4Error
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ __all__ = [
 
 _RESTART_REQUIRED = ("host", "port", "metrics_port")
 """Settings that can't be changed while the server runs."""
-
 
 ModelOption = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="The model's folder.", show_default="the embedded model")
@@ -122,17 +122,12 @@ def run_server(
     Raises:
         MiniGPT4Error: the server can't start.
     """
-    server = start_server(settings)
-    try:
+    with suppress(StopSignal), running_server(settings) as server:
         hang_ups = HangUps(server)
         on_ready(server_url(settings))
         while True:
             hang_ups.wait()
             _roll_over(server, settings, config, overrides)
-    except StopSignal:
-        pass
-    finally:
-        stop_server(server)
 
 
 def _roll_over(server: "LocalServer", running: "ServeSettings", config: Path | None, overrides: dict[str, Any]) -> None:

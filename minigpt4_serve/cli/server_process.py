@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,18 @@ if TYPE_CHECKING:
     from minigpt4_serve.server.ray.local_server import LocalServer
     from minigpt4_serve.settings import ServeSettings
 
-__all__ = ["HangUps", "StopSignal", "handle_stop_signals", "server_url", "start_server", "stop_server"]
-
+__all__ = [
+    "HangUps",
+    "StopSignal",
+    "handle_stop_signals",
+    "running_server",
+    "server_url",
+    "start_server",
+    "stop_server",
+]
 
 _CHECK_S = 2.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal(SystemExit):
@@ -35,10 +43,26 @@ def server_url(settings: "ServeSettings") -> str:
     return f"http://{host}:{settings.port}"
 
 
-def start_server(settings: "ServeSettings") -> "LocalServer":
-    """Start a server and return when it answers. From then on stop signals raise ``StopSignal``.
+@contextmanager
+def running_server(settings: "ServeSettings") -> Iterator["LocalServer"]:
+    """Run a server during the block, and stop it however the block ends. In it stop signals raise ``StopSignal``.
 
-    While it starts there is no answer to finish: a signal ends this process and all that it started at once.
+    Raises:
+        MiniGPT4Error: as ``start_server``.
+    """
+    server = start_server(settings)
+    try:
+        handle_stop_signals()
+        yield server
+    finally:
+        stop_server(server)
+
+
+def start_server(settings: "ServeSettings") -> "LocalServer":
+    """Start a server and return when it answers.
+
+    While it starts there is no answer to finish: a signal ends this process and all that it started at once, SIGHUP of
+    a closed terminal included.
 
     Raises:
         MiniGPT4Error: the server can't start; what can be checked at once is checked before Ray is imported.
@@ -46,7 +70,7 @@ def start_server(settings: "ServeSettings") -> "LocalServer":
     from minigpt4_serve.server.start_checks import check_start
 
     check_start(settings)
-    _set_handlers(_kill_all)
+    _set_handlers(_kill_all, (*_STOP_SIGNALS, signal.SIGHUP))
     with ExitStack() as step:
 
         def begin(what: str) -> None:
@@ -58,19 +82,21 @@ def start_server(settings: "ServeSettings") -> "LocalServer":
 
         server = LocalServer(settings)
         server.start(on_progress=begin)
-    handle_stop_signals()
     return server
 
 
 def stop_server(server: "LocalServer") -> None:
     """Finish the running answers, then stop; a second signal kills all processes at once."""
     _set_handlers(_kill_all)
-    typer.echo("Stopping …")
-    server.stop(on_answers=_show_answers)
+    try:
+        typer.echo("Stopping …")
+    finally:  # also if the reader of the output is gone
+        server.stop(on_answers=_show_answers)
 
 
 def _show_answers(count: int) -> None:
-    typer.echo(f"Finishing {count} {'answer' if count == 1 else 'answers'}; Ctrl-C again stops at once.")
+    with suppress(OSError):  # the reader of the output is gone; the answers are finished nevertheless
+        typer.echo(f"Finishing {count} {'answer' if count == 1 else 'answers'}; Ctrl-C again stops at once.")
 
 
 def handle_stop_signals() -> None:
@@ -78,9 +104,12 @@ def handle_stop_signals() -> None:
     _set_handlers(_raise_stop_signal)
 
 
-def _set_handlers(handler: Callable[[int, FrameType | None], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) != signal.SIG_IGN:  # shells make background processes ignore Ctrl-C
+def _set_handlers(
+    handler: Callable[[int, FrameType | None], None], numbers: Iterable[signal.Signals] = _STOP_SIGNALS
+) -> None:
+    for number in numbers:
+        # Shells make background processes ignore Ctrl-C, nohup makes its command ignore SIGHUP.
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 

@@ -72,7 +72,9 @@ def _is_status(value: Any) -> bool:
 
 def render(now: Status, before: Status | None = None) -> Table:
     """One row per engine, and a row of totals for several engines. Rates require an earlier status."""
-    table = Table(title=f"{now['model']}: {len(now['engines'])} engines", title_justify="left", title_style="bold")
+    count = len(now["engines"])
+    engines = "1 engine" if count == 1 else f"{count} engines"
+    table = Table(title=f"{now['model']}: {engines}", title_justify="left", title_style="bold")
     table.add_column("engine")
     for name in ("running", "waiting", "KV cache", "tokens/s", "requests/s", "prompt cached", "pictures cached"):
         table.add_column(name, justify="right")
@@ -80,7 +82,7 @@ def render(now: Status, before: Status | None = None) -> Table:
     seconds = now["at"] - before["at"] if before is not None else 0.0
     for engine in now["engines"]:
         table.add_row(engine["name"], *_cells(engine, earlier.get(engine["name"]), seconds))
-    if len(now["engines"]) > 1:
+    if count > 1:
         table.add_section()
         comparable = all(engine["name"] in earlier for engine in now["engines"])
         past = _sum([earlier[engine["name"]] for engine in now["engines"]]) if comparable else None

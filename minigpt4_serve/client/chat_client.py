@@ -15,19 +15,19 @@ from pydantic import SecretStr
 
 from minigpt4_serve.client.address import server_address
 from minigpt4_serve.client.connection import check_key, make_http_client
-from minigpt4_serve.client.events import Completed, Event, Queued, Retrying, TextDelta
+from minigpt4_serve.client.events import Event, Retrying
 from minigpt4_serve.client.failures import to_minigpt4_error
 from minigpt4_serve.client.models import ModelCard, fetch_card
 from minigpt4_serve.client.retries import RetryBudget
 from minigpt4_serve.client.stream import read_response
 from minigpt4_serve.errors import MiniGPT4Error, ModelNotFound, ServerUnreachable, StreamInterrupted
 
-__all__ = ["ChatClient", "Completed", "Event", "ModelCard", "Queued", "Retrying", "TextDelta"]
+__all__ = ["ChatClient"]
 
 _CARD_LIFETIME_S = 60.0
 _CONNECT_TIMEOUT_S = 10.0
 _STANDARD = frozenset({"max_tokens", "seed", "stop", "stream_options", "temperature", "top_p"})
-"""Options that the OpenAI client has parameters for; the others are minigpt4-serve's own."""
+"""Options that are passed as parameters of the OpenAI client, all others in ``extra_body``."""
 _FAILED = (openai.OpenAIError, ValueError)
 """Exceptions of a request; ValueError: the response isn't JSON."""
 

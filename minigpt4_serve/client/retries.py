@@ -20,8 +20,7 @@ class RetryBudget:
 
     A busy server (429), or one that asks for a wait, is retried until the total is spent. One that can't be reached or
     fails behind its proxy (502, 503, 504), or whose connection breaks before the answer's first word, is retried twice.
-    Without ``Retry-After`` the wait is 0.5 s and doubles with
-    each try. Other errors, timeouts included, are final.
+    Without ``Retry-After`` the wait is 0.5 s and doubles with each try. Other errors, timeouts included, are final.
 
     Args:
         total_s: all waits together, in seconds.

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
-from minigpt4_serve.client.chat_client import ChatClient, Event, ModelCard
+from minigpt4_serve.client.chat_client import ChatClient
+from minigpt4_serve.client.events import Event
+from minigpt4_serve.client.models import ModelCard
 
 __all__ = ["SyncChatClient", "iterate", "wait_for"]
 

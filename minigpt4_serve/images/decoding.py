@@ -105,7 +105,7 @@ def decode_image(data: bytes) -> Image.Image:
     conversion would clip it.
 
     Raises:
-        InvalidImage: the data is damaged.
+        InvalidImage: unsupported format, or the data is damaged.
     """
     decoded = decode_pixels(data)
     return decoded.crop((0, 0, *decoded.size))
@@ -115,14 +115,14 @@ def decode_pixels(data: bytes) -> DecodedImage:
     """An image's pixels as stored; the first frame of an animation.
 
     Raises:
-        InvalidImage: the data is damaged.
+        InvalidImage: unsupported format, or the data is damaged.
     """
     found, container = open_container(data)
     return load_container(found, container)
 
 
 def load_container(found: ImageFormat, container: Container) -> DecodedImage:
-    """As ``decode_pixels``, for a container that has been read."""
+    """The pixels of a container that has been read, see ``decode_pixels``."""
     try:
         with ignored_pillow_warnings():
             image = _load(found, container)
@@ -145,7 +145,7 @@ def _load(found: ImageFormat, container: Container) -> Image.Image:
         image = open_image(found, container)
         image.load()
         return image
-    # Decoders invent what is missing before the end marker. Nothing is, if other data in its place changes no pixel.
+    # Decoders make up pixels whose data is missing before the end marker. If none is missing, filler changes no pixel.
     image, other = (
         open_image(found, replace(container, data=container.data + filler + b"\xff\xd9"))
         for filler in (b"", b"\x55" * 64)
@@ -158,7 +158,7 @@ def _load(found: ImageFormat, container: Container) -> Image.Image:
 def encode_portable(data: bytes) -> bytes:
     """A valid image in a format that every OpenAI-compatible server supports: PNG, JPEG, WEBP or GIF.
 
-    These are returned unchanged. Others are encoded again, HEIC and AVIF as a JPEG, which they resemble.
+    These are returned unchanged. Others are encoded again: HEIC and AVIF, which are lossy, as JPEG, the rest as PNG.
 
     Raises:
         InvalidImage: unsupported format, or the data is damaged.
@@ -172,7 +172,7 @@ def encode_portable(data: bytes) -> bytes:
 
 
 def to_portable(image: EncodedImage) -> EncodedImage:
-    """As ``encode_portable``."""
+    """A valid image as ``encode_portable`` encodes it; itself if its data doesn't change."""
     data = encode_portable(image.data)
     return image if data is image.data else EncodedImage(hashlib.sha256(data).hexdigest(), data)
 

@@ -14,7 +14,7 @@ from minigpt4_serve.errors import Overloaded
 
 __all__ = ["run_image_work"]
 
-_THREADS = 2  # most of the work holds Python's global lock
+_THREADS = 2  # most of the work holds the GIL
 _LARGE = 2 * 2**20
 _TIMEOUT_S = 30.0
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import ray
+import typer
 from processes import free_port
 from ray import serve
 from typer.testing import CliRunner
 
 from minigpt4_serve import process_tree, serving_memory
-from minigpt4_serve.cli import app, server_process
+from minigpt4_serve.cli import app, server_process, sources
 from minigpt4_serve.cli import serve as serve_command
 from minigpt4_serve.errors import EngineFailed, InvalidRequest
 from minigpt4_serve.server.ray import local_server
@@ -174,9 +175,13 @@ def test_stop_signal_ends_a_roll_over(monkeypatch: pytest.MonkeyPatch) -> None:
         _roll_over()
 
 
-def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_start_kills_what_was_started(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Ray installs a SIGTERM handler of its own; ours is back before the application is deployed."""
     calls: list[str] = []
+    signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
 
     def init(*_: object, **__: object) -> None:
         signal.signal(signal.SIGTERM, lambda *_: calls.append("Ray's handler"))
@@ -189,11 +194,11 @@ def test_a_signal_during_the_start_kills_what_was_started(monkeypatch: pytest.Mo
     monkeypatch.setattr("minigpt4_serve.server.ray.local_server.configure_logging", lambda *_: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "start", lambda **_: None)
-    monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(LocalServer, "deploy", lambda *_: os.kill(os.getpid(), number))
     monkeypatch.setattr(LocalServer, "stop", lambda _: calls.append("stop"))
     with pytest.raises(SystemExit) as stopped:
         server_process.start_server(read_serve_settings(None, {"port": free_port()}))
-    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.code == 128 + number
     assert calls[0] == "killed"
     assert "Ray's handler" not in calls
 
@@ -249,7 +254,7 @@ def test_options_that_may_be_given_several_times(monkeypatch: pytest.MonkeyPatch
         started.append(settings)
         raise EngineFailed("enough")
 
-    monkeypatch.setattr(serve_command, "start_server", start)
+    monkeypatch.setattr(server_process, "start_server", start)
     for options in (
         ["--model-name", "a", "--model-name", "gpt-4o", "--allow-host", "x.example", "--allow-host", "y.example"],
         [],
@@ -288,6 +293,40 @@ def test_a_stop_says_how_many_answers_it_finishes(count: int, capsys: pytest.Cap
     server_process.stop_server(Stopping())  # type: ignore[arg-type]
     words = "1 answer" if count == 1 else "3 answers"
     assert capsys.readouterr().out == f"Stopping …\nFinishing {words}; Ctrl-C again stops at once.\n"
+
+
+class Running:
+    """A server that counts how often it is stopped, with one answer to finish."""
+
+    stops = 0
+
+    def stop(self, *, on_answers: Callable[[int], None]) -> None:
+        on_answers(1)
+        self.stops += 1
+
+
+def test_a_server_stops_though_its_output_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    server = Running()
+    monkeypatch.setattr(server_process, "start_server", lambda _: server)
+    monkeypatch.setattr(typer, "echo", closed)
+    settings = read_serve_settings(None, {})
+    with pytest.raises(BrokenPipeError):
+        serve_command.run_server(settings, None, {}, on_ready=closed)
+    assert server.stops == 1
+
+
+def test_a_demo_that_cannot_ask_stops_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise InvalidRequest("The environment variable SSL_CERT_FILE can't be used.")
+
+    server = Running()
+    monkeypatch.setattr(server_process, "start_server", lambda _: server)
+    monkeypatch.setattr(sources, "RemoteModel", refuse)
+    assert isinstance(CliRunner().invoke(app, ["demo"]).exception, InvalidRequest)
+    assert server.stops == 1
 
 
 def test_nothing_of_ray_is_written_to_stdout_at_exit() -> None:

@@ -1,6 +1,7 @@
 """The table of ``minigpt4 serve --status``."""
 
 import io
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -49,7 +50,9 @@ def test_rates_are_differences_of_two_responses() -> None:
 
 def test_a_new_engine_has_no_rates() -> None:
     before = {"model": "m", "at": 10.0, "engines": [_engine("old")]}
-    assert "…" in _text({"model": "m", "at": 12.0, "engines": [_engine("new")]}, before)
+    shown = _text({"model": "m", "at": 12.0, "engines": [_engine("new")]}, before)
+    assert "…" in shown
+    assert "1 engine\n" in re.sub(" +\n", "\n", shown)
     assert "0 engines" in _text({"model": "m", "at": 12.0, "engines": []}, None)
 
 

@@ -392,6 +392,34 @@ async def test_a_response_has_an_end(serve: Serve) -> None:
     await wait_until(lambda: server.app.ended == 1)
 
 
+async def test_a_pipelined_body_is_no_part_of_its_response(serve: Serve) -> None:
+    server = await serve(response_s=LONG_S)
+    async with server.connected() as client:
+        await client.send(b"GET /slow HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+        await wait_until(lambda: any(connection.pipeline for connection in server.table._open))
+        server.app.gate.set()
+        assert await client.answer() == b"ok"
+        await _answers_after_the_body(server, client)
+
+
+async def test_a_late_body_does_not_shorten_the_next_response(serve: Serve) -> None:
+    server = await serve(response_s=LONG_S)
+    async with server.connected() as client:
+        await client.send(b"POST /unread HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+        assert await client.answer() == b"ok"
+        await client.send(b"aPOST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+        await wait_until(lambda: any(not connection.cycle.response_complete for connection in server.table._open))
+        await _answers_after_the_body(server, client)
+
+
+async def _answers_after_the_body(server: Server, client: Client) -> None:
+    """The request's time isn't up as long as its body hasn't arrived."""
+    (connection,) = server.table._open
+    connection.check(asyncio.get_running_loop().time() + 2 * LONG_S)
+    await client.send(b"a")
+    assert await client.answer() == b"ok"
+
+
 async def test_silent_connections_give_way_the_oldest_first(serve: Serve) -> None:
     server = await serve(connections=10)
     async with server.connected() as first, server.connected() as second:

@@ -69,6 +69,15 @@ def test_headers_have_openais_names(store: QuotaStore, clock: Clock) -> None:
     assert QuotaStore(clock).reserve("bob", KeyLimits(), "a", "two").headers == {}
 
 
+@pytest.mark.parametrize(("left_s", "shown"), [(59.0, "59s"), (0.9996, "1s"), (0.25, "250ms"), (0.0001, "0s")])
+def test_times_until_a_reset_are_rounded(left_s: float, shown: str, store: QuotaStore, clock: Clock) -> None:
+    limits = KeyLimits(requests_per_minute=60)
+    store.reserve("alice", limits, "a", "one")
+    clock.now += 60 - left_s
+    store.renew("a")
+    assert store.reserve("alice", limits, "a", "one").headers["x-ratelimit-reset-requests"] == shown
+
+
 def test_keys_do_not_share(store: QuotaStore) -> None:
     limits = KeyLimits(requests_per_minute=1)
     assert store.reserve("alice", limits, "a", "one").refusal is None
@@ -111,6 +120,20 @@ def test_images_per_day_are_limited(store: QuotaStore, clock: Clock) -> None:
     assert store.consume("alice", limits, "a", "three", 3).refusal is None
     clock.now += 86400
     assert store.consume("alice", limits, "a", "four", 5).refusal is None
+
+
+def test_a_refund_after_midnight_is_not_of_the_new_day(store: QuotaStore, clock: Clock) -> None:
+    limits = KeyLimits(images_per_day=5)
+    store.reserve("alice", limits, "a", "yesterday's")
+    store.consume("alice", limits, "a", "yesterday's", 4)
+    clock.now += 86400
+    store.renew("a")
+    store.reserve("alice", limits, "a", "today's")
+    store.consume("alice", limits, "a", "today's", 4)
+    store.release("alice", "yesterday's", True)
+    assert store.consume("alice", limits, "a", "another", 2).refusal is not None
+    store.release("alice", "today's", True)
+    assert store.consume("alice", limits, "a", "another", 5).refusal is None
 
 
 def test_no_limit_keeps_no_record(store: QuotaStore) -> None:

@@ -105,7 +105,7 @@ class ContinuousBatching:
         while pending:
             result = self._manager.get_result(timeout=_RESULT_TIMEOUT_S)
             if result is None:
-                raise RuntimeError("it stopped before all requests were answered")
+                raise RuntimeError(f"it stopped, or gave no result within {_RESULT_TIMEOUT_S} s")
             if result.is_finished() and result.request_id in pending:
                 pending.discard(result.request_id)
                 if result.error is not None:

@@ -18,7 +18,7 @@ from minigpt4_bots.core.send_queue import Priority
 from minigpt4_bots.core.services import BotServices
 from minigpt4_bots.core.streaming import Buttons, ChatGone, MessageTarget, StreamingMessage, TryLater, deliver
 from minigpt4_bots.core.texts import Texts
-from minigpt4_serve.client.chat_client import Completed, Queued, Retrying, TextDelta
+from minigpt4_serve.client import Completed, Queued, Retrying, TextDelta
 from minigpt4_serve.durations import describe_wait
 from minigpt4_serve.errors import MiniGPT4Error, Overloaded, RateLimited
 

@@ -20,7 +20,7 @@ from minigpt4_bots.core.privacy import Pseudonyms
 from minigpt4_bots.core.question import Attachment, DownloadFailed, FileTooLarge, Question, QuotedMessage, Unusable
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.core.texts import Texts
-from minigpt4_serve.client.chat_client import ChatClient
+from minigpt4_serve.client import ChatClient
 from minigpt4_serve.errors import InvalidImage, Overloaded, PayloadTooLarge
 from minigpt4_serve.images import IMAGE_FORMATS, EncodedImage, ImageLimits, run_image_work, to_portable, validate_image
 

@@ -12,7 +12,7 @@ from minigpt4_bots.core.send_queue import Rate, SendQueue
 from minigpt4_bots.core.settings import BotSettings
 from minigpt4_bots.core.storage import Storage
 from minigpt4_bots.core.texts import Texts, choose_language
-from minigpt4_serve.client.chat_client import ChatClient
+from minigpt4_serve.client import ChatClient
 
 __all__ = ["BotServices"]
 

@@ -42,7 +42,7 @@ class ChatService:
     """One model as a chat, for HTTP routes and the command line.
 
     Args:
-        encoder, defaults: of the model folder, see ``server.model_folder``.
+        encoder, defaults: of the model folder, see ``minigpt4_serve.model_folder``.
         engine: a running engine of the same model.
     """
 

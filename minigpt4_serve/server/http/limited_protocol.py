@@ -19,7 +19,9 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from minigpt4_serve.errors import InvalidRequest, Overloaded
 from minigpt4_serve.server.http.auth import PROBE_PATHS
+from minigpt4_serve.server.http.error_handlers import ERROR_HEADER
 
 __all__ = ["ConnectionTable", "LimitedProtocol", "TransportLimits", "find_connection_limit"]
 
@@ -29,10 +31,10 @@ _PIECE = 16 * 2**10  # bytes given to the parser at a time; framing is counted t
 _MOST_PIPELINED = 32  # requests that wait for another one's response on their connection; each takes some kilobytes
 _BULK = 16 * 2**10  # bytes received at once, from which on a connection waits for its turn to be read again
 _READ_IN_A_TURN = 4  # such connections; the event loop reads up to 256 KiB of each
-_CHECK_S = 0.5  # between looks at all connections
-_MIN_PROGRESS = 16 * 2**10  # bytes that a reader who is behind takes within ``write_s``
+_CHECK_S = 0.5  # between checks of all connections
+_MIN_PROGRESS = 16 * 2**10  # bytes that a slow reader takes at least within ``write_s``
 _MOST_CONNECTIONS = 4096
-_UNKNOWN_DESCRIPTORS = 256  # assumed open files where the system doesn't tell
+_UNKNOWN_DESCRIPTORS = 256  # assumed open files where they can't be counted
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class ConnectionTable:
             self._timer = connection.loop.call_later(_CHECK_S, self._check, connection.loop)
 
     def remove(self, connection: "LimitedProtocol") -> None:
-        """The connection is closed. Safe to call twice."""
+        """Remove a connection that is closed. Safe to call twice."""
         if connection not in self._open:
             return
         del self._open[connection]
@@ -126,12 +128,12 @@ class ConnectionTable:
         self.mark_busy(connection)
 
     def mark_silent(self, connection: "LimitedProtocol") -> None:
-        """No request is in progress on the connection."""
+        """Record that no request is in progress on the connection."""
         if connection in self._open:
             self._silent.setdefault(connection.network, {})[connection] = None
 
     def mark_busy(self, connection: "LimitedProtocol") -> None:
-        """A request's headers are complete: the connection isn't silent, and none of its bytes are pending."""
+        """Record that a request's headers are complete: the connection isn't silent, and no bytes of it are pending."""
         self._pending -= connection.pending
         connection.pending = 0
         silent = self._silent.get(connection.network)
@@ -148,7 +150,7 @@ class ConnectionTable:
             pass
 
     def read_later(self, connection: "LimitedProtocol") -> None:
-        """Read from a connection again when it's its turn: bodies that arrive on many delay no other request."""
+        """Read from a connection again at its turn: bodies that arrive on many delay no other request."""
         self._to_read.append(connection)
         if self._turn is None:
             self._turn = connection.loop.call_soon(self._next_turn, connection.loop)
@@ -344,7 +346,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_headers = True
         self._framing = 0
         self._discard_until = None
-        if not self.pipeline:
+        if not self.pipeline and not self.cycle.response_complete:
             self._complete_since = self.loop.time()
         super().on_message_complete()
 
@@ -352,7 +354,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """See ``HttpToolsProtocol``."""
         now = self.loop.time()
         continues = bool(self.pipeline)
-        self._complete_since = now if continues else None
+        arrived = continues and not self.pipeline[-1][0].more_body  # the next request, its body included
+        self._complete_since = now if arrived else None
         if not continues and not self.transport.is_closing():
             self._table.mark_silent(self)
             if self._headers_since is not None:
@@ -398,16 +401,15 @@ class LimitedProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True
             cycle.message_event.set()
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": "invalid_request_error"}
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            error |= {"type": "rate_limit_error", "code": "overloaded"}
-        body = json.dumps({"error": error}).encode()
+        busy = status == HTTPStatus.SERVICE_UNAVAILABLE
+        error = Overloaded(message, retry_after=0) if busy else InvalidRequest(message)
+        body = json.dumps(error.body()).encode()
         lines = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             "content-type: application/json",
             f"content-length: {len(body)}",
             "connection: close",
-            f"x-minigpt4-error: {error['code']}",
+            f"{ERROR_HEADER.decode()}: {error.code}",
         ]
         self.transport.write("\r\n".join((*lines, "", "")).encode() + body)
         self._table.mark_silent(self)

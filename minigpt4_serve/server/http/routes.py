@@ -27,8 +27,9 @@ from minigpt4_serve.server.http.error_handlers import add_error_handlers
 from minigpt4_serve.server.http.head_requests import AnswerHeadRequests
 from minigpt4_serve.server.http.json_bodies import read_json_body
 from minigpt4_serve.server.http.metrics_route import ReadMetrics, add_metrics
-from minigpt4_serve.server.http.page import add_page, keep_in_memory
+from minigpt4_serve.server.http.page import add_page
 from minigpt4_serve.server.http.request_log import Meter, RequestLogMiddleware
+from minigpt4_serve.server.http.static_files import keep_in_memory
 from minigpt4_serve.server.keys.key_ring import KeyRing
 from minigpt4_serve.server.keys.quotas import LocalQuotas, Quotas
 from minigpt4_serve.server.openai.chat_formatter import ChatFormatter

@@ -57,11 +57,20 @@ class Quotas(Protocol):
 
 
 @dataclass
+class _Reservation:
+    """A request in progress; ``images`` were counted on ``day``."""
+
+    holder: str
+    images: int = 0
+    day: int = 0
+
+
+@dataclass
 class _Account:
     """What one key has used."""
 
     requests: deque[float] = field(default_factory=deque)  # times within the last minute; empty without a limit
-    reservations: dict[str, tuple[str, int]] = field(default_factory=dict)  # in progress: (holder, images)
+    reservations: dict[str, _Reservation] = field(default_factory=dict)
     day: int = 0
     images: int = 0
 
@@ -102,14 +111,15 @@ class QuotaStore:
         else:
             if per_minute is not None:
                 account.requests.append(now)
-            account.reservations[reservation] = (holder, 0)
+            account.reservations[reservation] = _Reservation(holder)
         return QuotaStatus(_headers(account, limits, now), refusal)
 
     def consume(self, key_id: str, limits: KeyLimits, holder: str, reservation: str, images: int) -> QuotaStatus:
         """Count images, or refuse them and count none. A repeated call for the same reservation has no effect."""
         now = self._clock()
         account = self._account(key_id, now)
-        if account.reservations.get(reservation, ("", 0))[1]:
+        known = account.reservations.get(reservation)
+        if known is not None and known.images:
             return QuotaStatus(_headers(account, limits, now))
         per_day = limits.images_per_day
         if per_day is not None and account.images + images > per_day:
@@ -119,15 +129,15 @@ class QuotaStore:
             )
             return QuotaStatus(_headers(account, limits, now), refusal)
         account.images += images
-        account.reservations[reservation] = (holder, images)
+        account.reservations[reservation] = _Reservation(holder, images, account.day)
         return QuotaStatus(_headers(account, limits, now))
 
     def release(self, key_id: str, reservation: str, refund: bool) -> None:
         """End a request; with ``refund`` its images don't count. An unknown reservation has no effect."""
         account = self._account(key_id, self._clock())
-        _, images = account.reservations.pop(reservation, ("", 0))
-        if refund:
-            account.images = max(0, account.images - images)
+        ended = account.reservations.pop(reservation, None)
+        if ended is not None and refund and ended.day == account.day:
+            account.images -= ended.images
 
     def _account(self, key_id: str, now: float) -> _Account:
         """The key's account, after removing everything that has expired."""
@@ -146,7 +156,7 @@ class QuotaStore:
         if not lost:
             return
         for account in self._accounts.values():
-            kept = {name: held for name, held in account.reservations.items() if held[0] not in lost}
+            kept = {name: held for name, held in account.reservations.items() if held.holder not in lost}
             account.reservations = kept
         for holder in lost:
             del self._renewed[holder]
@@ -196,8 +206,9 @@ def _headers(account: _Account, limits: KeyLimits, now: float) -> dict[str, str]
 
 def _format_duration(seconds: float) -> str:
     """A duration in OpenAI's format: ``6m0s``, ``250ms``."""
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms" if seconds > 0 else "0s"
+    milliseconds = round(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds > 0 else "0s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"
