@@ -260,7 +260,7 @@ async def test_an_engine_aborts_requests_of_clients_that_left(client: httpx.Asyn
 async def test_a_killed_engine_loses_only_started_answers(cluster: Server, client: httpx.AsyncClient) -> None:
     before = {engine["name"] for engine in await _all_idle(client)}
     killed = cluster.replicas("engine")[0]
-    async with _asking(client, workers=20, first=3000) as load:
+    async with _asking(client, workers=20, first=3000, tokens=100) as load:
         # Two engines have sixteen slots: with more answers in progress, the third is answering, too.
         await wait_until(lambda: sum(outcome.started for outcome in load.running.values()) > 16, within_s=240)
         os.kill(killed, signal.SIGKILL)

@@ -24,7 +24,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("parity")
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", ["v1_vicuna", "v1_llama2", "v2"])
 def test_every_stage_equals_the_original(golden: Path, scratch: Path, variant: str, attention: str) -> None:
     rows = list(command.compare(golden, variant, attention, scratch / variant))

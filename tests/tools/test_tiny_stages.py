@@ -80,7 +80,10 @@ def _assert_equal(one: object, other: object) -> None:
 
 
 @pytest.mark.parametrize("while_saving", [False, True], ids=["between-steps", "while-saving"])
-@pytest.mark.parametrize("stage", ["vision", "language", "finetune"])
+@pytest.mark.parametrize(
+    "stage",
+    ["vision", pytest.param("language", marks=pytest.mark.slow), pytest.param("finetune", marks=pytest.mark.slow)],
+)
 def test_a_killed_stage_resumes_exactly(
     config: Path, finished: Path, tmp_path: Path, stage: str, while_saving: bool
 ) -> None:
@@ -181,7 +184,7 @@ def test_results_of_other_settings_are_refused(
     assert "was made with other settings in 'vision'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_diverging_stage_ends_with_one_sentence(
     config: Path, finished: Path, tmp_path: Path, processes: int, capfd: pytest.CaptureFixture[str]
 ) -> None:

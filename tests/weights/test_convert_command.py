@@ -253,7 +253,12 @@ def start(code: str, arguments: list[str], **options: Any) -> subprocess.Popen[s
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_leaves_nothing_that_looks_whole(files: Path, number: int, code: int) -> None:
     made = files / "made"
