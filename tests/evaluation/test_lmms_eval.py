@@ -35,7 +35,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_lmms_eval_runs_a_local_task(python: Path, tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
