@@ -1,5 +1,6 @@
 """Output of commands: growing answers on standard output, progress on standard error."""
 
+import os
 import sys
 import time
 from collections.abc import Generator
@@ -12,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from minigpt4_serve.client import Completed, Event
 
-__all__ = ["Answer", "Step", "print_answer", "show_bytes"]
+__all__ = ["Answer", "Step", "end_interrupted_line", "print_answer", "show_bytes"]
 
 
 @dataclass
@@ -70,6 +71,12 @@ def print_answer(events: "Generator[Event]", answer: Answer) -> None:
     if answer.completed and answer.completed.dropped_messages:
         dropped = answer.completed.dropped_messages
         typer.echo(f"(The chat is long: the words of its oldest {dropped} messages were left out.)", err=True)
+
+
+def end_interrupted_line() -> None:
+    """Begin a new line on a terminal, which shows ^C in the line of the step. For handlers of signals."""
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\n")
 
 
 class Step:

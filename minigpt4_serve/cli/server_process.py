@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from minigpt4_serve.cli.console import Step
+from minigpt4_serve.cli.console import Step, end_interrupted_line
 from minigpt4_serve.entry_point import EXIT_BY_SIGNAL
 from minigpt4_serve.errors import EngineFailed
 
@@ -119,8 +118,7 @@ def _raise_stop_signal(number: int, _: FrameType | None) -> None:
 
 
 def _kill_all(number: int, _: FrameType | None) -> None:
-    if sys.stderr.isatty():
-        os.write(sys.stderr.fileno(), b"\n")  # the terminal shows ^C in the line of the step
+    end_interrupted_line()
     _end(EXIT_BY_SIGNAL + number)
 
 

@@ -7,18 +7,16 @@ import asyncio
 import logging
 import os
 import signal
-import sys
-import threading
 import uuid
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import openai
 from pydantic import SecretStr
 
-from minigpt4_serve.cli.console import Step
+from minigpt4_serve.cli.console import Step, end_interrupted_line
 from minigpt4_serve.cli.options import MODEL_VARIABLE, describe_key_refusal
 from minigpt4_serve.client import Completed, Event, SyncChatClient, TextDelta
 from minigpt4_serve.client.failures import server_message
@@ -34,6 +32,7 @@ from minigpt4_serve.errors import (
 )
 from minigpt4_serve.images import ImageLimits, decode_pixels, image_url_part, validate_image
 from minigpt4_serve.settings import ModelSettings, ServeSettings
+from minigpt4_serve.signal_handlers import signal_handler
 
 if TYPE_CHECKING:
     from minigpt4_serve.protocol import Delta
@@ -73,27 +72,14 @@ def open_source(server: str | None, api_key: str | None, model: Path) -> AnswerS
     """
     if server:
         return RemoteModel(server, api_key=api_key, model=os.environ.get(MODEL_VARIABLE))
-    with Step("loading the model"), _ended_by_interrupts():
+    with Step("loading the model"), signal_handler(signal.SIGINT, _end_quietly):
         return LocalModel(ServeSettings(model=ModelSettings(path=model)))
 
 
-@contextmanager
-def _ended_by_interrupts() -> Iterator[None]:
-    """Ctrl-C ends this process at once and quietly: libraries turn an exception in their imports into others."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _: object) -> None:
-        if sys.stderr.isatty():
-            os.write(sys.stderr.fileno(), b"\n")
-        os._exit(EXIT_BY_SIGNAL + number)
-
-    handler = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+def _end_quietly(number: int, _: object) -> None:
+    """End this process at once: libraries turn an exception in their imports into others."""
+    end_interrupted_line()
+    os._exit(EXIT_BY_SIGNAL + number)
 
 
 def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:

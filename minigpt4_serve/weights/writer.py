@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 
 from minigpt4_serve.errors import InvalidRequest, WeightsError
 from minigpt4_serve.memory import gib
+from minigpt4_serve.signal_handlers import signal_handler
 from minigpt4_serve.weights.reader import LazyTensor
 
 if sys.platform != "win32":
@@ -71,7 +71,7 @@ def atomic_folder(out: Path, *, needs: int) -> Iterator[Path]:
                 f"The model takes {gib(needs)}, but {out.parent} has only {gib(free)} free: make room or choose "
                 "another disk."
             )
-        with _sigterm_as_exit(), _locked(partial):
+        with signal_handler(signal.SIGTERM, _exit_after_cleanup), _locked(partial):
             yield partial
             partial.chmod(0o755)  # mkdtemp creates it with mode 700
             partial.rename(out)
@@ -125,21 +125,8 @@ def _to_write_error(out: Path, error: OSError) -> WeightsError | InvalidRequest:
     return InvalidRequest(f"{out} can't be written ({error.strerror or 'unknown reason'}); choose another folder.")
 
 
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Raise SystemExit on SIGTERM, so that cleanup runs. Has no effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _exit_after_cleanup(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def total_bytes(tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> int:

@@ -19,7 +19,7 @@ __all__ = ["StaticFile", "add_files", "keep_in_memory", "make_file"]
 _SLICE = 64 * 2**10
 _COMPRESSED = ("text/", "application/")
 _HEADERS = {
-    # Each use asks whether the file has changed: an update never mixes files of two versions for longer than a load.
+    # Browsers revalidate a file before each use: an update never mixes files of two versions for longer than a load.
     "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

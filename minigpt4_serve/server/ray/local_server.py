@@ -28,6 +28,7 @@ from minigpt4_serve.server.ray.ray_token import provide_token, withdraw_token
 from minigpt4_serve.server.ray.startup_errors import clear_startup_error, read_startup_error
 from minigpt4_serve.server.start_checks import check_start
 from minigpt4_serve.settings import ServeSettings
+from minigpt4_serve.signal_handlers import signal_handler
 
 __all__ = ["LocalServer"]
 
@@ -74,7 +75,7 @@ class LocalServer:
             self._open_sockets(self._folder)
             on_progress("starting Ray")
             with _time_limit(settings.start_timeout_s, self._folder):
-                with _own_sigterm_handler():
+                with signal_handler(signal.SIGTERM):  # ray.init installs one of its own
                     _start_cluster(settings.metrics_port, self._folder)
                 if self._socket is not None:
                     serve.start(proxy_location="Disabled")
@@ -180,19 +181,6 @@ def _leave_stdout_alone() -> None:
     """Undo what colorama, which Ray initializes, does at exit: it writes a control sequence to stdout."""
     if (colorama := sys.modules.get("colorama.initialise")) is not None:  # words: allow
         atexit.unregister(colorama.reset_all)
-
-
-@contextmanager
-def _own_sigterm_handler() -> Iterator[None]:
-    """Restore the SIGTERM handler afterwards: ``ray.init`` installs one of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
